@@ -1,0 +1,127 @@
+//! The configuration of one domain, after all parsing: what `xlr create` hands to `xen-emu`.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What happens when a domain shuts down; the values of `on_poweroff` and its siblings in xl.cfg(5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Free everything.
+    Destroy,
+    /// Build the domain anew with a new domid.
+    Restart,
+    /// Keep the dead domain under another name and build a new one.
+    RenameRestart,
+    /// Keep the dead domain for inspection until `xlr destroy`.
+    Preserve,
+    /// Write a core, then destroy.
+    CoredumpDestroy,
+    /// Write a core, then restart.
+    CoredumpRestart,
+    /// Reset the domain in place, keeping its domid.
+    SoftReset,
+}
+
+impl Action {
+    /// Every action with its xl.cfg spelling.
+    pub const ALL: [(&'static str, Action); 7] = [
+        ("destroy", Action::Destroy),
+        ("restart", Action::Restart),
+        ("rename-restart", Action::RenameRestart),
+        ("preserve", Action::Preserve),
+        ("coredump-destroy", Action::CoredumpDestroy),
+        ("coredump-restart", Action::CoredumpRestart),
+        ("soft-reset", Action::SoftReset),
+    ];
+
+    /// The action with this xl.cfg spelling.
+    pub fn from_name(name: &str) -> Option<Action> {
+        Self::ALL.iter().find(|(n, _)| *n == name).map(|&(_, action)| action)
+    }
+
+    /// The xl.cfg spelling.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|&&(_, a)| a == self).map_or("destroy", |&(n, _)| n)
+    }
+}
+
+/// The `on_*` keys of one domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actions {
+    /// `on_poweroff`
+    pub poweroff: Action,
+    /// `on_reboot`
+    pub reboot: Action,
+    /// `on_crash`
+    pub crash: Action,
+    /// `on_watchdog`
+    pub watchdog: Action,
+    /// `on_soft_reset`
+    pub soft_reset: Action,
+}
+
+impl Default for Actions {
+    /// xl's defaults.
+    fn default() -> Self {
+        Actions {
+            poweroff: Action::Destroy,
+            reboot: Action::Restart,
+            crash: Action::Destroy,
+            watchdog: Action::Destroy,
+            soft_reset: Action::SoftReset,
+        }
+    }
+}
+
+/// One domain as it shall be built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainConfig {
+    /// Unique among the living domains; no `/`, not all digits, not empty.
+    pub name: String,
+    /// Canonical lower-case text form, 36 characters.
+    pub uuid: String,
+    /// Kernel image: ELF with a PVH note, or a bzImage that holds one. Absolute.
+    pub kernel: PathBuf,
+    /// Ramdisk, handed over as the first module. Absolute.
+    pub ramdisk: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// RAM at start, MiB.
+    pub memory_mib: u64,
+    /// RAM the balloon may grow to, MiB; at least `memory_mib`.
+    pub maxmem_mib: u64,
+    /// vCPUs online at start.
+    pub vcpus: u32,
+    /// vCPUs that exist; at least `vcpus`.
+    pub max_vcpus: u32,
+    /// Hard affinity: no entry = all host CPUs; one entry = for all vCPUs; else one per vCPU.
+    pub cpus: Vec<Vec<usize>>,
+    /// The `on_*` actions.
+    pub actions: Actions,
+    /// Power button, SCI and `\_S5`; false = Xen's own strict PVH tables.
+    pub acpi: bool,
+    /// Grant table frames the guest may have.
+    pub max_grant_frames: u32,
+    /// Highest event channel port.
+    pub max_event_channels: u32,
+    /// The configuration file this came from, for messages and `list -l`.
+    pub source: Option<PathBuf>,
+}
+
+/// What `xlr create` writes to `launch.json` in the domain's run directory and `xen-emu` reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// The domid, already reserved.
+    pub domid: u16,
+    /// The run directory's root (`/run/xlr`).
+    pub run_root: PathBuf,
+    /// xenstored's socket.
+    pub xenstored: PathBuf,
+    /// Stay paused after the build (`create -p`, and `-c` until the console is attached).
+    pub paused: bool,
+    /// Carry out `on_*`; false (`create -e`) leaves a shut-down domain as it is.
+    pub supervise: bool,
+    /// The domain.
+    pub config: DomainConfig,
+}

@@ -1,0 +1,170 @@
+//! The run directory: `ROOT/DOMID/{launch.json, lock, control.sock, console.sock, console.log, xen-emu.log}`.
+//! A domain's process holds `lock` (an flock) for its life; a directory whose lock is free belongs to a dead
+//! domain. `ROOT/lock` serialises creation; `ROOT/next-domid` counts, so that a domid is not reused soon.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Domids run from 1 to below DOMID_FIRST_RESERVED (public/xen.h).
+const DOMIDS: u16 = 0x7ff0;
+
+/// The directory that holds one directory per domain.
+#[derive(Clone, Debug)]
+pub struct RunRoot(PathBuf);
+
+/// One domain's directory.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    /// The domain.
+    pub domid: u16,
+    path: PathBuf,
+}
+
+impl RunRoot {
+    /// Use `path`, created with mode 0700 where missing.
+    pub fn at(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        Ok(RunRoot(path))
+    }
+
+    /// `$XLR_RUN_DIR`, else `/run/xlr` for root, else `$XDG_RUNTIME_DIR/xlr`, else `/tmp/xlr-UID`.
+    pub fn default_path(uid: u32) -> PathBuf {
+        let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        variable("XLR_RUN_DIR").unwrap_or_else(|| match uid {
+            0 => PathBuf::from("/run/xlr"),
+            _ => variable("XDG_RUNTIME_DIR")
+                .map_or_else(|| PathBuf::from(format!("/tmp/xlr-{uid}")), |dir| dir.join("xlr")),
+        })
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Serialise what must not happen twice at once (name check and reservation); held until dropped.
+    pub fn lock(&self) -> io::Result<File> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(self.0.join("lock"))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    /// Every domain directory, by domid.
+    pub fn domains(&self) -> io::Result<Vec<RunDir>> {
+        let mut dirs: Vec<_> = fs::read_dir(&self.0)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .map(|domid| self.domain(domid))
+            .collect();
+        dirs.sort_by_key(|dir| dir.domid);
+        Ok(dirs)
+    }
+
+    /// The directory of `domid`, whether it exists or not.
+    pub fn domain(&self, domid: u16) -> RunDir {
+        RunDir { domid, path: self.0.join(domid.to_string()) }
+    }
+
+    /// Reserve a fresh domid and make its directory. `taken` says which domids are in use elsewhere (the store).
+    /// Call under [`RunRoot::lock`].
+    pub fn reserve(&self, taken: impl Fn(u16) -> bool) -> io::Result<RunDir> {
+        let counter = self.0.join("next-domid");
+        let first: u16 =
+            fs::read_to_string(&counter).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1);
+        for step in 0..DOMIDS - 1 {
+            let domid = (first.max(1) - 1 + step) % (DOMIDS - 1) + 1;
+            let dir = self.domain(domid);
+            if taken(domid) || dir.path.exists() {
+                continue;
+            }
+            fs::DirBuilder::new().mode(0o700).create(&dir.path)?;
+            fs::write(&counter, (domid + 1).to_string())?;
+            return Ok(dir);
+        }
+        Err(io::Error::other("all domids are in use"))
+    }
+}
+
+impl RunDir {
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the domain was launched with.
+    pub fn launch(&self) -> PathBuf {
+        self.path.join("launch.json")
+    }
+
+    /// The control socket.
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// The console socket: a raw byte stream, first the log, then what comes; written bytes are guest input.
+    pub fn console(&self) -> PathBuf {
+        self.path.join("console.sock")
+    }
+
+    /// The bounded console log.
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// What the domain's process itself logs.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("xen-emu.log")
+    }
+
+    /// Take the life lock; the domain's process keeps the file open for its life. `None` when somebody has it.
+    pub fn try_hold(&self) -> io::Result<Option<File>> {
+        let path = self.path.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    /// A process holds this domain.
+    pub fn is_alive(&self) -> bool {
+        File::open(self.path.join("lock"))
+            .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Remove the directory with all in it; missing is fine.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domids_count_up_skip_the_taken_and_locks_tell_life() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = RunRoot::at(tmp.path().join("xlr")).unwrap();
+        let one = root.reserve(|_| false).unwrap();
+        assert_eq!(one.domid, 1);
+        one.remove().unwrap();
+        let three = root.reserve(|id| id == 2).unwrap();
+        assert_eq!(three.domid, 3, "1 is not reused at once, 2 is taken");
+        assert!(!three.is_alive());
+        let life = three.try_hold().unwrap();
+        assert!(life.is_some() && three.is_alive());
+        assert!(three.try_hold().unwrap().is_none());
+        drop(life);
+        assert!(!three.is_alive());
+        fs::write(root.path().join("next-domid"), (DOMIDS - 1).to_string()).unwrap();
+        assert_eq!(root.reserve(|_| false).unwrap().domid, DOMIDS - 1);
+        assert_eq!(root.reserve(|_| false).unwrap().domid, 1, "wraps");
+    }
+}
