@@ -1,0 +1,4 @@
+//! Protocols between front-ends and back-ends (`public/io/`).
+
+pub mod ring;
+pub mod xs_wire;
