@@ -1,0 +1,128 @@
+//! The only way out of the core: what a domain's semantics ask of the machine beneath.
+
+use crate::mem::{Gfn, Gpa, SpecialPage};
+use xen_abi::errno::Errno;
+
+/// A Xen vcpu_id.
+pub type VcpuId = u32;
+/// An event channel port of the guest.
+pub type Port = u32;
+
+/// A backend in the host that holds the far end of an interdomain channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// xenstored.
+    Store,
+    /// The primary console.
+    Console,
+    /// A device, by a number of xen-emu's choosing.
+    Device(u32),
+}
+
+/// What the machine may do for a port without asking the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// EVTCHNOP_send on it raises it on this vCPU (PV IPI).
+    Ipi(VcpuId),
+    /// EVTCHNOP_send on it raises another port of the same domain.
+    Loopback {
+        /// The port that becomes pending.
+        port: Port,
+        /// The vCPU it is bound to.
+        vcpu: VcpuId,
+    },
+    /// EVTCHNOP_send on it kicks this backend, and the backend's kicks raise it on this vCPU.
+    Backend(Backend, VcpuId),
+}
+
+/// How events reach a guest that has not set per-vCPU vectors (HVM_PARAM_CALLBACK_IRQ).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackVia {
+    /// Not at all.
+    None,
+    /// A GSI; real Xen ignores it for PVH.
+    Gsi(u32),
+    /// A PCI INTx line: the raw value.
+    PciIntx(u64),
+    /// An interrupt vector on every vCPU, without EOI.
+    Vector(u8),
+}
+
+/// Times of one vCPU, nanoseconds, in the order of public/vcpu.h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runstate {
+    /// RUNSTATE_*.
+    pub state: i32,
+    /// System time of the last change.
+    pub entry_time: u64,
+    /// Per state: running, runnable, blocked, offline.
+    pub time: [u64; 4],
+}
+
+/// Why a domain ends; SHUTDOWN_* of public/sched.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownReason(pub u32);
+
+/// The machine. Methods are called with the domain's lock held and must not block; what concerns another
+/// vCPU may be posted to it, and the caller's hypercall completes only after it was done.
+pub trait Effects {
+    /// Place `page` at `gfn` (in or outside RAM), or take it away (`None`). Its content goes with it; a page
+    /// inside RAM lives in that RAM page until it is moved. Errors: -ENOMEM-like host failures only.
+    fn map_special(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> Result<(), Errno>;
+    /// The guest no longer has these RAM frames: give the memory back to the host.
+    fn release_ram(&mut self, first: Gfn, frames: u64);
+    /// The guest has these RAM frames again, zeroed.
+    fn populate_ram(&mut self, first: Gfn, frames: u64) -> Result<(), Errno>;
+
+    /// The guest is 64-bit (true) or 32-bit: the layout of shared_info.
+    fn latch_long_mode(&mut self, long_mode: bool);
+    /// Event delivery for vCPUs without a vector of their own.
+    fn set_callback(&mut self, via: CallbackVia);
+    /// HVMOP_set_evtchn_upcall_vector; the vCPU must see a pending upcall at once.
+    fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8);
+    /// Where this vCPU's vcpu_info lies. Called too when shared_info moves and the vCPU uses its slot there.
+    fn set_vcpu_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);
+    /// Secondary vcpu_time_info; false when the machine cannot keep one (the guest gets -ENOSYS).
+    fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool;
+    /// vcpu_runstate_info.
+    fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);
+    /// VMASST_TYPE_runstate_update_flag.
+    fn set_runstate_update_flag(&mut self, on: bool);
+    /// The times of a vCPU.
+    fn runstate(&mut self, vcpu: VcpuId) -> Runstate;
+
+    /// The port that VIRQ_TIMER raises on this vCPU.
+    fn set_timer_port(&mut self, vcpu: VcpuId, port: Option<Port>);
+    /// Raise VIRQ_TIMER once at this system time in nanoseconds (a past time: at once), or never.
+    fn set_singleshot(&mut self, vcpu: VcpuId, at: Option<u64>);
+    /// Raise VIRQ_TIMER every so many nanoseconds, or stop.
+    fn set_periodic(&mut self, vcpu: VcpuId, period: Option<u64>);
+
+    /// Let the machine handle the port by itself; called again when the port moves to another vCPU. False
+    /// when it cannot: then every send comes here as a hypercall.
+    fn offload(&mut self, port: Port, how: Offload) -> bool;
+    /// The port is closed; the machine forgets it.
+    fn retract(&mut self, port: Port);
+    /// No port may be handled by the machine from now on (FIFO, EVTCHNOP_reset, soft reset).
+    fn retract_all(&mut self);
+    /// Raise a port of 2-level kind completely: pending, mask test, selector, upcall. False when the machine
+    /// cannot; then the core sets the bits itself and calls [`Effects::upcall`].
+    fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool;
+    /// upcall_pending of this vCPU has just gone from 0 to 1 by the core's hand: interrupt it.
+    fn upcall(&mut self, vcpu: VcpuId);
+    /// The guest has notified this backend.
+    fn kick(&mut self, backend: Backend);
+
+    /// Start a vCPU with these register values (VCPUOP_initialise + up).
+    fn vcpu_up(&mut self, vcpu: VcpuId);
+    /// Stop a vCPU (VCPUOP_down).
+    fn vcpu_down(&mut self, vcpu: VcpuId);
+    /// An NMI (VCPUOP_send_nmi).
+    fn nmi(&mut self, vcpu: VcpuId);
+    /// CONSOLEIO_write, already bounded.
+    fn console_write(&mut self, bytes: &[u8]);
+    /// Say something once to the domain's log (unknown hypercalls and the like).
+    fn log_once(&mut self, what: &str);
+    /// Arm, re-arm or (0 s) disarm watchdog `id`; when it runs out the domain shuts down with reason watchdog.
+    fn set_watchdog(&mut self, id: u32, seconds: u32);
+}
