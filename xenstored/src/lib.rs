@@ -1,1 +1,15 @@
-//! wip
+//! XenStore: the daemon's core, its server, and the client library.
+//!
+//! The core is sans-IO: [`store::Store::handle`] takes one request of one connection and appends replies and watch
+//! events to an output; it knows neither sockets nor rings nor clocks. [`server`] carries bytes between that core and
+//! the world; [`client`] is what programs use to talk to a store.
+//!
+//! Behaviour follows `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt` and `public/io/xs_wire.h` of Xen.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod perms;
+pub mod wire;
+
+/// A domain's number. 0 is the host's own, privileged domain.
+pub type DomId = u16;

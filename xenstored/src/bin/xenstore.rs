@@ -1,0 +1,2 @@
+//! The store tool.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The store daemon.
+fn main() {}
