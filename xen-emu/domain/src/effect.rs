@@ -113,6 +113,13 @@ pub trait Effects {
     /// The guest has notified this backend.
     fn kick(&mut self, backend: Backend);
 
+    /// A vCPU waiting in `Outcome::Block` has what it waits for (also when the port is masked).
+    fn wake(&mut self, _vcpu: VcpuId) {}
+    /// VCPUOP_initialise: `context` is struct vcpu_hvm_context, already checked to be one. -ENOSYS where the
+    /// machine starts vCPUs by INIT/SIPI only.
+    fn vcpu_initialise(&mut self, _vcpu: VcpuId, _context: &[u8]) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
     /// Start a vCPU with these register values (VCPUOP_initialise + up).
     fn vcpu_up(&mut self, vcpu: VcpuId);
     /// Stop a vCPU (VCPUOP_down).

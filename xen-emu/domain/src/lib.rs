@@ -11,4 +11,4 @@ pub mod hypercall;
 pub mod mem;
 pub mod time;
 
-pub use domain::{Domain, Params};
+pub use domain::{Counters, Domain, MemmapEntry, Params};

@@ -114,3 +114,12 @@ pub trait Translate {
     /// holds up to the end of the 4 KiB page.
     fn translate(&self, gva: u64) -> Result<Gpa, Fault>;
 }
+
+/// No page tables: for entry points outside any hypercall, which have no caller.
+pub struct NoCaller;
+
+impl Translate for NoCaller {
+    fn translate(&self, _gva: u64) -> Result<Gpa, Fault> {
+        Err(Fault)
+    }
+}
