@@ -1,2 +1,29 @@
-//! wip
-fn main() {}
+//! `cargo lab`: a real KVM with KVM_XEN on any machine, and everything that is run in it. See docs/testing.md.
+#![forbid(unsafe_code)]
+
+mod apt;
+mod binaries;
+mod cache;
+mod cli;
+mod cpio;
+mod guests;
+mod kernel;
+mod l1;
+mod packages;
+mod qemu;
+mod run;
+mod script;
+mod step;
+mod system;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

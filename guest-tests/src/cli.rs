@@ -1,0 +1,29 @@
+//! The commands and their options.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::script;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", about = "A real KVM with KVM_XEN on any machine: QEMU's TCG (L0), a small Linux (L1), Xen guests (L2)")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a script in L1; its output and exit status come back
+    Run(script::Run),
+    /// An interactive prompt in L1, with xlr ready
+    Shell(script::Options),
+}
+
+/// Reads the command line and does what it says; the value is the exit status.
+pub fn run() -> Result<u8> {
+    match Cli::parse().command {
+        Command::Run(run) => script::run(&run),
+        Command::Shell(options) => script::shell(&options),
+    }
+}

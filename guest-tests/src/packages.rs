@@ -1,0 +1,93 @@
+//! The sets of Debian packages the lab is made of, each unpacked into a folder of the cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::apt::{Apt, Package, run};
+use crate::cache::Cache;
+use crate::step::step;
+
+/// How a set's packages are found.
+#[derive(Debug)]
+enum Choice {
+    /// These packages of the release plus this suffix, and all they depend on.
+    Closure(&'static str, &'static [&'static str]),
+    /// The newest package named like this.
+    Newest(&'static str),
+}
+
+/// A folder of unpacked packages.
+#[derive(Debug)]
+pub struct Set {
+    name: &'static str,
+    choice: Choice,
+}
+
+/// QEMU with nested SVM that does not corrupt memory: 10 or newer.
+pub const QEMU: Set = Set { name: "qemu", choice: Choice::Closure("-backports", &["qemu-system-x86"]) };
+/// The userland of L1 and of guests, and the XenStore clients nobody here wrote.
+pub const USERLAND: Set = Set { name: "userland", choice: Choice::Closure("", &["busybox-static", "xenstore-utils"]) };
+
+/// Debian's kernels by the names the lab calls them.
+pub const KERNELS: [(&str, Set); 4] = [
+    ("6.12-cloud", Set { name: "linux-6.12-cloud", choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-cloud-amd64$") }),
+    ("6.12-full", Set { name: "linux-6.12-full", choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-amd64$") }),
+    ("6.1-cloud", Set { name: "linux-6.1-cloud", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$") }),
+    ("6.1-full", Set { name: "linux-6.1-full", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-amd64$") }),
+];
+
+impl Set {
+    /// The set's folder, fetched and unpacked unless the cache has it.
+    pub fn get(&self, cache: &Cache) -> Result<PathBuf> {
+        let folder = cache.root().join("sets").join(self.name);
+        let request = format!("{:?}", self.choice);
+        if is_complete(&folder, &request) {
+            return Ok(folder);
+        }
+        let _lock = cache.lock()?;
+        if !is_complete(&folder, &request) {
+            step(&format!("packages for {}", self.name), || self.fetch(cache, &folder, &request))
+                .with_context(|| format!("cannot get {} from Debian's mirror", self.name))?;
+        }
+        Ok(folder)
+    }
+
+    fn fetch(&self, cache: &Cache, folder: &Path, request: &str) -> Result<()> {
+        let sets = cache.root().join("sets");
+        fs::create_dir_all(&sets)?;
+        let debs = tempfile::tempdir_in(cache.root())?;
+        let unpacked = tempfile::tempdir_in(&sets)?;
+        let apt = Apt::open(cache)?;
+        let packages = self.resolve(&apt)?;
+        if apt.download(&packages, debs.path()).is_err() {
+            // The lists were fetched once, perhaps long ago; the mirror keeps only what is current.
+            apt.update()?;
+            apt.download(&self.resolve(&apt)?, debs.path())?;
+        }
+        for deb in fs::read_dir(debs.path())? {
+            let deb = deb?.path();
+            if deb.extension().is_some_and(|e| e == "deb") {
+                run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(unpacked.path()))?;
+            }
+        }
+        fs::write(unpacked.path().join(".request"), request)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::rename(unpacked.keep(), folder).context("cannot put the unpacked set into its place")
+    }
+
+    fn resolve(&self, apt: &Apt) -> Result<Vec<Package>> {
+        match self.choice {
+            Choice::Closure(suite, packages) => apt.closure(suite, packages),
+            Choice::Newest(pattern) => apt.newest(pattern),
+        }
+    }
+}
+
+fn is_complete(folder: &Path, request: &str) -> bool {
+    fs::read_to_string(folder.join(".request")).is_ok_and(|found| found == request)
+}
