@@ -67,6 +67,65 @@ macro_rules! abi_structs {
     )*};
 }
 
+/// Identifiers that are plain numbers to the guest: newtypes that print as the number.
+macro_rules! ids {
+    ($( $(#[$meta:meta])* pub struct $Name:ident($int:ty); )*) => {$(
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
+            zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout,
+        )]
+        #[repr(transparent)]
+        pub struct $Name(pub $int);
+
+        impl core::fmt::Debug for $Name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                core::fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl core::fmt::Display for $Name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                core::fmt::Display::fmt(&self.0, f)
+            }
+        }
+    )*};
+}
+
+/// Ties a struct to its 32-bit twin: `From` widens what a 32-bit guest passed, `to_compat` narrows an answer.
+///
+/// `=` fields are the same in both, `~` fields are `u64` and `u32` (cut, as Xen's translation does),
+/// `@` fields are `u64` in both but only 4-byte aligned in the twin. Padding becomes 0.
+macro_rules! twins {
+    ($( $Full:ident / $Compat:ident { $(= $same:ident)* $(~ $wide:ident)* $(@ $le:ident)* } )*) => {$(
+        #[allow(clippy::needless_update)]
+        impl From<$Compat> for $Full {
+            fn from(c: $Compat) -> Self {
+                Self {
+                    $($same: c.$same,)*
+                    $($wide: u64::from(c.$wide),)*
+                    $($le: c.$le.get(),)*
+                    ..<Self as zerocopy::FromZeros>::new_zeroed()
+                }
+            }
+        }
+
+        #[allow(clippy::needless_update, clippy::cast_possible_truncation)]
+        impl $Full {
+            /// The same value as a 32-bit guest reads it; addresses and frames are cut to 32 bits.
+            #[must_use]
+            pub fn to_compat(self) -> $Compat {
+                $Compat {
+                    $($same: self.$same,)*
+                    $($wide: self.$wide as u32,)*
+                    $($le: zerocopy::little_endian::U64::new(self.$le),)*
+                    ..<$Compat as zerocopy::FromZeros>::new_zeroed()
+                }
+            }
+        }
+    )*};
+}
+
 /// One test per struct: its size, the offsets of its fields (literals of the C header), and a trip through bytes.
 #[cfg(test)]
 macro_rules! layout {
