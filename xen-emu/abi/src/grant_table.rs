@@ -261,6 +261,22 @@ abi_structs! {
         pub pad1: [u16; 3],
     }
 
+    /// `struct gnttab_transfer` of a 32-bit guest.
+    pub struct TransferCompat {
+        /// In: frame to give.
+        pub mfn: u32,
+        /// In: to whom.
+        pub domid: Domid,
+        /// Zero.
+        pub pad0: u16,
+        /// In: their entry.
+        pub r#ref: Gref,
+        /// Out.
+        pub status: GntStatus,
+        /// Zero.
+        pub pad1: u16,
+    }
+
     /// `struct gnttab_copy_ptr`: one end of a copy.
     pub struct CopyPtr {
         /// Grant (low 32 bits) or frame, as the flags say.
@@ -412,6 +428,7 @@ abi_structs! {
 
 twins! {
     SetupTable / SetupTableCompat { = dom = nr_frames = status ~ frame_list }
+    Transfer / TransferCompat { = domid = r#ref = status ~ mfn }
     GetStatusFrames / GetStatusFramesCompat { = nr_frames = dom = status ~ frame_list }
     CopyPtr / CopyPtrCompat { = domid = offset ~ u }
 }
@@ -443,6 +460,7 @@ mod tests {
         SetupTableCompat = 16 { dom: 0, nr_frames: 4, status: 8, frame_list: 12 }
         DumpTable = 4 { dom: 0, status: 2 }
         Transfer = 24 { mfn: 0, domid: 8, r#ref: 12, status: 16 }
+        TransferCompat = 16 { mfn: 0, domid: 4, r#ref: 8, status: 12 }
         CopyPtr = 16 { u: 0, domid: 8, offset: 10 }
         CopyPtrCompat = 8 { u: 0, domid: 4, offset: 6 }
         Copy = 40 { source: 0, dest: 16, len: 32, flags: 34, status: 36 }
