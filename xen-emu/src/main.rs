@@ -1,2 +1,162 @@
-//! wip
-fn main() {}
+//! `xen-emu`: one Xen domain on Linux KVM, one process.
+//!
+//! Started by `xlr create` (and by itself for a reboot) as `xen-emu --run-dir DIR`; DIR holds `launch.json`. The
+//! order of things is in [`start`]; design and map of the code are in docs/design.md.
+
+mod backend;
+mod boot;
+mod build;
+mod control;
+mod fx;
+mod guest;
+mod kvm;
+mod log;
+mod machine;
+mod memory;
+mod reactor;
+mod socket;
+mod supervise;
+mod timers;
+mod vm;
+mod xenbus_setup;
+
+use anyhow::{Context, bail};
+use backend::console::{Console, Wiring};
+use build::Built;
+use clap::Parser;
+use log::Dmesg;
+use reactor::{Exit, Parts};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use vm::Vm;
+use xen_domain::effect::Backend;
+use xen_domain::mem::SpecialPage;
+use xen_emu_api::config::Launch;
+use xen_emu_api::run_dir::{RunDir, RunRoot};
+
+/// One Xen domain on Linux KVM.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Run directory of the domain, with launch.json in it.
+    #[arg(long, required_unless_present = "probe")]
+    run_dir: Option<PathBuf>,
+    /// Where to say `ok`, or in one line what went wrong.
+    #[arg(long)]
+    ready_fd: Option<i32>,
+    /// Print what this host offers, as JSON.
+    #[arg(long)]
+    probe: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.probe {
+        println!("{}", kvm::probe());
+        return ExitCode::SUCCESS;
+    }
+    let Some(path) = args.run_dir else { return ExitCode::from(2) };
+    let mut ready = args.ready_fd.and_then(take_fd);
+    // Fails when we are a session's leader already.
+    let _ = nix::unistd::setsid();
+    let error = match start(&path, &mut ready) {
+        Ok(Exit::Gone) => return ExitCode::SUCCESS,
+        Ok(Exit::Restart(dir)) => supervise::exec(&dir),
+        Err(e) => e,
+    };
+    let line = format!("{error:#}").replace('\n', " ");
+    tracing::error!("{line}");
+    if let Some(mut ready) = ready {
+        let _ = writeln!(ready, "{line}");
+    } else if let Ok((launch, dir)) = read_launch(&path) {
+        // Nobody waits for us: a domain that could not be rebuilt must not stay in the run directory.
+        abandon(&launch, &dir);
+    }
+    ExitCode::FAILURE
+}
+
+/// Take over an inherited descriptor.
+fn take_fd(fd: i32) -> Option<File> {
+    let file = File::options().write(true).open(format!("/proc/self/fd/{fd}")).ok();
+    // Ours is the reopened one; closing fails only if there was none.
+    let _ = nix::unistd::close(fd);
+    file
+}
+
+fn read_launch(path: &Path) -> anyhow::Result<(Launch, RunDir)> {
+    let file = path.join("launch.json");
+    let text = std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
+    let launch: Launch = serde_json::from_slice(&text).with_context(|| format!("{}", file.display()))?;
+    let dir = RunRoot::at(&launch.run_root)?.domain(launch.domid);
+    Ok((launch, dir))
+}
+
+fn abandon(launch: &Launch, dir: &RunDir) {
+    if let Ok(mut store) = xenbus_setup::connect(launch)
+        && let Err(e) = xenbus_setup::teardown(&mut store, launch.domid, &launch.config.uuid)
+    {
+        tracing::warn!("store nodes of domain {}: {e}", launch.domid);
+    }
+    if let Err(e) = dir.remove() {
+        tracing::warn!("{}: {e}", dir.path().display());
+    }
+}
+
+/// Hold the domain's life lock, build the machine, connect it, and serve it until it is gone.
+fn start(path: &Path, ready: &mut Option<File>) -> anyhow::Result<Exit> {
+    let (launch, run_dir) = read_launch(path)?;
+    let log = log::init(Some(run_dir.log()));
+    reactor::block_signals()?;
+    let Some(_life) = run_dir.try_hold()? else {
+        bail!("domain {} has a process already", launch.domid);
+    };
+    let (sender, events) = calloop::channel::channel();
+    let built = build::build(&launch, sender)?;
+    let parts = connect(launch, run_dir, &built, events, log)?;
+    drop(built);
+    let exit = reactor::run(Parts { ready: ready.take(), ..parts })?;
+    Ok(exit)
+}
+
+/// Console, store nodes and store ring. On an error nothing of it is left.
+fn connect(
+    launch: Launch,
+    run_dir: RunDir,
+    built: &Built,
+    events: calloop::channel::Channel<vm::VmEvent>,
+    log: Dmesg,
+) -> anyhow::Result<Parts> {
+    let (kick, notify) = built.fds(Backend::Console)?;
+    let at = SpecialPage::Console.home();
+    let console = Console::open(&run_dir, Wiring { page: built.guest.memory.clone(), at, kick, notify })?;
+    let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let facts = xenbus_setup::Facts {
+        console_gfn: boot::pvh::CONSOLE_GFN.0,
+        console_port: built.console_port,
+        store_gfn: boot::pvh::STORE_GFN.0,
+        store_port: built.store_port,
+        tty: console.tty().map(str::to_owned),
+        start_time,
+    };
+    let mut store = xenbus_setup::connect(&launch)
+        .with_context(|| format!("xenstored at {}", launch.xenstored.display()))?;
+    let (kick, notify) = built.fds(Backend::Store)?;
+    let page = built.store_page.as_fd();
+    let life_line = xenbus_setup::setup(&mut store, &launch, &facts).and_then(|()| {
+        xenbus_setup::introduce(&mut store, launch.domid, &facts, page, kick.as_fd(), notify.as_fd())
+    });
+    let life_line = match life_line {
+        Ok(life_line) => life_line,
+        Err(e) => {
+            let _ = xenbus_setup::teardown(&mut store, launch.domid, &launch.config.uuid);
+            return Err(e).context("xenstored");
+        }
+    };
+    let vm: Arc<dyn Vm> = built.guest.clone();
+    Ok(Parts { launch, run_dir, vm, events, console, store, life_line, ready: None, log, start_time })
+}

@@ -10,5 +10,6 @@ pub mod effect;
 pub mod hypercall;
 pub mod mem;
 pub mod time;
+pub mod version;
 
 pub use domain::{Counters, Domain, MemmapEntry, Params};

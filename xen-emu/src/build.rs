@@ -1,0 +1,189 @@
+//! Building a domain, in one straight line: kernel, memory, VM, acceleration, Xen semantics, vCPUs.
+
+use crate::boot::{acpi, kernel::Kernel, map, pvh};
+use crate::fx::Fx;
+use crate::guest::Guest;
+use crate::kvm::cpuid::{self, Facts, apic_id};
+use crate::kvm::mailbox::Mailboxes;
+use crate::kvm::vcpu::{Counters, Thread};
+use crate::kvm::vm::Slots;
+use crate::kvm::xen_kernel::{self, BackendFds, XenKernel};
+use crate::kvm::{self, XenAccel, ioctl, regs};
+use crate::machine::{IOAPIC_PINS, Machine};
+use crate::memory::Memory;
+use crate::timers::{self, Timers};
+use crate::vm::VmEvent;
+use anyhow::{Context, anyhow};
+use calloop::channel::Sender;
+use kvm_ioctls::Kvm;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use xen_domain::effect::{Backend, Effects, Port};
+use xen_domain::mem::SpecialPage;
+use xen_domain::version::XEN_VERSION;
+use xen_domain::{Domain, Params};
+use xen_emu_api::config::{DomainConfig, Launch};
+
+/// A built domain, paused, and what its backends need.
+pub struct Built {
+    /// The machine.
+    pub guest: Arc<Guest>,
+    /// The store ring's page, to be handed to xenstored.
+    pub store_page: File,
+    /// Port of the store channel.
+    pub store_port: Port,
+    /// Port of the console channel.
+    pub console_port: Port,
+}
+
+impl Built {
+    /// The eventfds of a backend: guest to backend, backend to guest.
+    pub fn fds(&self, backend: Backend) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+        let fds = self.guest.accel.backend(backend).with_context(|| format!("no channel for {backend:?}"))?;
+        Ok((ioctl::share(&fds.kick)?, ioctl::share(&fds.notify)?))
+    }
+}
+
+/// Build the domain of `launch` and start its vCPU threads, parked.
+pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> {
+    let config = &launch.config;
+    let kvm = kvm::open()?;
+    let capabilities = kvm::xen_capabilities(&kvm);
+    xen_kernel::check(capabilities)?;
+    kvm::vcpu::install_kick()?;
+
+    let kernel = Kernel::open(&config.kernel)?;
+    let ramdisk = match &config.ramdisk {
+        Some(path) => Some(map::map_file(path).with_context(|| format!("ramdisk {}", path.display()))?),
+        None => None,
+    };
+    let tables = acpi::build(config.acpi, config.vcpus, config.max_vcpus);
+    let ram = config.memory_mib << 20;
+    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
+
+    let (low, high) = pvh::ram_split(ram);
+    let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
+    regions.extend((high > 0).then_some((1 << 32, high)));
+    let memory = Arc::new(Memory::new(&regions)?);
+    layout.write(&*memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
+    let store_page = memory.share_special(SpecialPage::Store)?;
+
+    let vm = Arc::new(kvm::vm::create(&kvm, if config.acpi { IOAPIC_PINS } else { 0 })?);
+    let mut slots = Slots::default();
+    slots.add_regions(&vm, &memory)?;
+    let backends = [Backend::Store, Backend::Console]
+        .map(|backend| Ok((backend, BackendFds { kick: eventfd()?, notify: eventfd()? })))
+        .into_iter()
+        .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+    let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends)?;
+    accel.latch_long_mode(kernel.long_mode)?;
+
+    let guest = Arc::new(Guest {
+        vm,
+        memory,
+        accel,
+        domain: Mutex::new(Domain::new(params(launch, &layout, kernel.long_mode)?)),
+        machine: Mutex::new(Machine::new(config.acpi)),
+        slots: Mutex::new(slots),
+        mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
+        timers: Timers::default(),
+        events: Mutex::new(events),
+        threads: Mutex::default(),
+        vcpus: config.vcpus,
+        exits: Counters::default(),
+    });
+    let (store_port, console_port) = connect(&guest)?;
+    vcpus(&kvm, &guest, config, launch.domid, capabilities, (kernel.entry, layout.start_info))?;
+    let timer_guest = guest.clone();
+    std::thread::Builder::new()
+        .name("timers".into())
+        .stack_size(128 << 10)
+        .spawn(move || timers::run(&timer_guest))?;
+    Ok(Built { guest, store_page, store_port, console_port })
+}
+
+fn eventfd() -> anyhow::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK).context("eventfd")
+}
+
+fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {
+    let config = &launch.config;
+    Ok(Params {
+        domid: launch.domid,
+        uuid: uuid_bytes(&config.uuid)?,
+        max_vcpus: config.max_vcpus,
+        pages: config.memory_mib << 8,
+        max_pages: config.maxmem_mib.max(config.memory_mib) << 8,
+        memory_map: layout.memory_map.clone(),
+        max_grant_frames: config.max_grant_frames,
+        max_ports: config.max_event_channels.saturating_add(1),
+        commandline: String::new(),
+        long_mode,
+        legacy_callbacks: false,
+        console_gfn: pvh::CONSOLE_GFN,
+        store_gfn: pvh::STORE_GFN,
+    })
+}
+
+fn uuid_bytes(uuid: &str) -> anyhow::Result<[u8; 16]> {
+    let digits: String = uuid.chars().filter(|&c| c != '-').collect();
+    let value = u128::from_str_radix(&digits, 16).with_context(|| format!("UUID `{uuid}`"))?;
+    Ok(value.to_be_bytes())
+}
+
+/// Place the ring pages and connect the two backends that every domain has.
+fn connect(guest: &Guest) -> anyhow::Result<(Port, Port)> {
+    let mut fx = Fx::new(guest, None);
+    for (page, gfn) in [(SpecialPage::Store, pvh::STORE_GFN), (SpecialPage::Console, pvh::CONSOLE_GFN)] {
+        fx.map_special(page, Some(gfn)).map_err(|e| anyhow!("{page:?} at {gfn:?}: {e:?}"))?;
+    }
+    let connect = |backend| {
+        let port = guest.with_domain(|domain, cx| domain.connect_backend(backend, cx));
+        port.map_err(|e| anyhow!("event channel of {backend:?}: {e:?}"))
+    };
+    Ok((connect(Backend::Store)?, connect(Backend::Console)?))
+}
+
+fn vcpus(
+    kvm: &Kvm,
+    guest: &Arc<Guest>,
+    config: &DomainConfig,
+    domid: u16,
+    capabilities: u32,
+    (entry, start_info): (u32, u32),
+) -> anyhow::Result<()> {
+    let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
+    for vcpu in 0..config.max_vcpus {
+        let fd = guest
+            .vm
+            .create_vcpu(apic_id(vcpu).into())
+            .with_context(|| format!("vCPU {vcpu} of {}", config.max_vcpus))?;
+        let facts = Facts {
+            max_vcpus: config.max_vcpus,
+            domid,
+            xen_version: XEN_VERSION,
+            vcpu_upcall: xen_kernel::has_reliable_vectors(capabilities),
+            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        };
+        let leaves = cpuid::for_vcpu(&supported, &facts, vcpu).map_err(|e| anyhow!("CPUID leaves: {e:?}"))?;
+        fd.set_cpuid2(&leaves).context("CPUID leaves")?;
+        regs::initial_msrs(&fd)?;
+        if vcpu == 0 {
+            regs::pvh_entry(&fd, entry, start_info)?;
+        }
+        guest.accel.setup_vcpu(&fd, vcpu)?;
+        let affinity = match config.cpus.as_slice() {
+            [one] => one.clone(),
+            each => each.get(usize::try_from(vcpu)?).cloned().unwrap_or_default(),
+        };
+        let thread = Thread::start(guest, vcpu, fd, affinity)?;
+        crate::guest::lock(&guest.threads).push(thread);
+    }
+    Ok(())
+}
+
+const _: () = assert!(IOAPIC_PINS == kvm::irq::IOAPIC_PINS);

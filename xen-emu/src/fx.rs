@@ -1,0 +1,205 @@
+//! The machine as the core's [`Effects`].
+
+use crate::guest::{Guest, lock};
+use crate::kvm::mailbox::Ticket;
+use crate::kvm::vcpu::Mail;
+use crate::kvm::{VcpuAttr, XenAccel, ioctl};
+use crate::memory::Place;
+use crate::timers::Timer;
+use crate::vm::VmEvent;
+use kvm_ioctls::VcpuFd;
+use std::time::Duration;
+use xen_abi::errno::Errno;
+use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, VcpuId};
+use xen_domain::mem::{Gfn, Gpa, SpecialPage};
+
+/// The effects of one call into the core. What concerns another vCPU is in `tickets` afterwards, to be awaited
+/// when the domain's lock is released.
+pub struct Fx<'a> {
+    guest: &'a Guest,
+    own: Option<(&'a VcpuFd, VcpuId)>,
+    /// Work posted to other vCPUs.
+    pub tickets: Vec<Ticket>,
+}
+
+/// Apply `attr` on the vCPU's own thread.
+pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
+    if let Err(e) = guest.accel.set_vcpu(fd, attr, &|gpa| guest.memory.hva(gpa).ok()) {
+        crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
+    }
+}
+
+impl<'a> Fx<'a> {
+    /// For a call from vCPU `own`, or from elsewhere.
+    pub fn new(guest: &'a Guest, own: Option<(&'a VcpuFd, VcpuId)>) -> Self {
+        Fx { guest, own, tickets: Vec::new() }
+    }
+
+    fn attr(&mut self, vcpu: VcpuId, attr: VcpuAttr) {
+        match self.own {
+            Some((fd, me)) if me == vcpu => apply(self.guest, fd, vcpu, attr),
+            _ => self.post(vcpu, Mail::Attr(attr)),
+        }
+    }
+
+    fn post(&mut self, vcpu: VcpuId, mail: Mail) {
+        self.tickets.extend(self.guest.post(vcpu, mail));
+    }
+
+    fn place(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> std::io::Result<()> {
+        let memory = &self.guest.memory;
+        let to = match gfn {
+            None => Place::Home,
+            Some(gfn) if memory.is_ram(gfn) => Place::Ram(gfn),
+            Some(gfn) => Place::Slot(gfn),
+        };
+        let (from, hva) = memory.move_special(page, to).map_err(std::io::Error::other)?;
+        let mut slots = lock(&self.guest.slots);
+        if let Place::Slot(old) = from
+            && from != to
+        {
+            slots.remove(&self.guest.vm, old.0)?;
+        }
+        if let Place::Slot(new) = to {
+            slots.set(&self.guest.vm, new.0, 4096, hva)?;
+        }
+        if page == SpecialPage::SharedInfo {
+            let hva = memory.hva(page.home()).map_err(std::io::Error::other)?;
+            self.guest.accel.shared_info(hva, gfn.map(|gfn| gfn.0))?;
+        }
+        Ok(())
+    }
+}
+
+fn logged(what: &str, result: std::io::Result<()>) {
+    if let Err(e) = result {
+        crate::log::limited!(warn, "{what}: {e}");
+    }
+}
+
+impl Effects for Fx<'_> {
+    fn map_special(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> Result<(), Errno> {
+        self.place(page, gfn).map_err(|e| {
+            crate::log::limited!(warn, "{page:?} at {gfn:?}: {e}");
+            Errno::ENOMEM
+        })
+    }
+
+    fn release_ram(&mut self, first: Gfn, frames: u64) {
+        self.guest.memory.discard(first, frames);
+    }
+
+    fn populate_ram(&mut self, _first: Gfn, _frames: u64) -> Result<(), Errno> {
+        // Given back with MADV_DONTNEED: it reads as zeros and comes back at the first touch.
+        Ok(())
+    }
+
+    fn latch_long_mode(&mut self, long_mode: bool) {
+        logged("long mode", self.guest.accel.latch_long_mode(long_mode));
+    }
+
+    fn set_callback(&mut self, via: CallbackVia) {
+        logged("callback", self.guest.accel.callback(via));
+    }
+
+    fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8) {
+        self.attr(vcpu, VcpuAttr::UpcallVector(vector));
+    }
+
+    fn set_vcpu_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) {
+        self.attr(vcpu, VcpuAttr::Info(gpa));
+    }
+
+    fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool {
+        self.attr(vcpu, VcpuAttr::TimeInfo(gpa));
+        true
+    }
+
+    fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) {
+        self.attr(vcpu, VcpuAttr::Runstate(gpa));
+    }
+
+    fn set_runstate_update_flag(&mut self, on: bool) {
+        logged("runstate update flag", self.guest.accel.runstate_update_flag(on));
+    }
+
+    fn runstate(&mut self, vcpu: VcpuId) -> Runstate {
+        let Some((fd, _)) = self.own.filter(|&(_, me)| me == vcpu) else {
+            return self.guest.runstate_from_thread(vcpu);
+        };
+        match ioctl::vcpu_runstate(fd) {
+            Ok([state, entry_time, time @ ..]) => {
+                Runstate { state: i32::try_from(state).unwrap_or(0), entry_time, time }
+            }
+            Err(_) => self.guest.runstate_from_thread(vcpu),
+        }
+    }
+
+    fn set_timer_port(&mut self, vcpu: VcpuId, port: Option<Port>) {
+        self.attr(vcpu, VcpuAttr::TimerPort(port));
+    }
+
+    fn set_singleshot(&mut self, vcpu: VcpuId, at: Option<u64>) {
+        self.attr(vcpu, VcpuAttr::TimerExpiry(at));
+    }
+
+    fn set_periodic(&mut self, vcpu: VcpuId, period: Option<u64>) {
+        self.guest.timers.set(Timer::Periodic(vcpu), period.map(Duration::from_nanos));
+    }
+
+    fn offload(&mut self, port: Port, how: Offload) -> bool {
+        self.guest.accel.offload(port, how)
+    }
+
+    fn retract(&mut self, port: Port) {
+        self.guest.accel.retract(port);
+    }
+
+    fn retract_all(&mut self) {
+        self.guest.accel.retract_all();
+    }
+
+    fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool {
+        self.guest.accel.raise(port, vcpu)
+    }
+
+    fn upcall(&mut self, vcpu: VcpuId) {
+        // Only for a vCPU whose vcpu_info the kernel does not know yet: it looks at upcall_pending on entry.
+        self.guest.kick(usize::try_from(vcpu).unwrap_or(usize::MAX));
+    }
+
+    fn kick(&mut self, backend: Backend) {
+        if let Some(fds) = self.guest.accel.backend(backend) {
+            logged("kick", fds.kick.write(1));
+        }
+    }
+
+    fn wake(&mut self, vcpu: VcpuId) {
+        self.post(vcpu, Mail::Wake);
+    }
+
+    fn vcpu_up(&mut self, vcpu: VcpuId) {
+        tracing::debug!("vCPU {vcpu} up");
+    }
+
+    fn vcpu_down(&mut self, vcpu: VcpuId) {
+        self.post(vcpu, Mail::Halt);
+    }
+
+    fn nmi(&mut self, vcpu: VcpuId) {
+        self.post(vcpu, Mail::Nmi);
+    }
+
+    fn console_write(&mut self, bytes: &[u8]) {
+        self.guest.tell(VmEvent::DebugConsole(bytes.to_vec()));
+    }
+
+    fn log_once(&mut self, what: &str) {
+        tracing::info!("{what}");
+    }
+
+    fn set_watchdog(&mut self, id: u32, seconds: u32) {
+        let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        self.guest.timers.set(Timer::Watchdog(id), after);
+    }
+}

@@ -1,0 +1,217 @@
+//! The running machine: what all its threads share, and how it is paused, stopped and described.
+//!
+//! Lock order: `domain`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
+//! that blocks: work for another vCPU is posted under the domain's lock and awaited after it.
+
+use crate::fx::Fx;
+use crate::kvm::mailbox::{Mailboxes, Ticket};
+use crate::kvm::vcpu::{self, Mail, Thread};
+use crate::kvm::vm::Slots;
+use crate::kvm::{XenAccel, xen_kernel::XenKernel};
+use crate::machine::{Action, Machine};
+use crate::memory::Memory;
+use crate::timers::Timers;
+use crate::vm::{Vm, VmEvent};
+use calloop::channel::Sender;
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::VmFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xen_domain::Domain;
+use xen_domain::hypercall::Cx;
+use xen_domain::mem::NoCaller;
+use xen_domain::time::Now;
+use xen_emu_api::control::VcpuStatus;
+
+/// What every thread of the domain shares.
+pub struct Guest {
+    /// The virtual machine.
+    pub vm: Arc<VmFd>,
+    /// Guest memory.
+    pub memory: Arc<Memory>,
+    /// Xen acceleration.
+    pub accel: XenKernel,
+    /// Xen semantics.
+    pub domain: Mutex<Domain>,
+    /// The few emulated devices.
+    pub machine: Mutex<Machine>,
+    /// Memory slots.
+    pub slots: Mutex<Slots>,
+    /// Pausing, stopping, and work for vCPUs.
+    pub mailboxes: Mailboxes<Mail>,
+    /// Timers that the kernel does not run.
+    pub timers: Timers,
+    /// To the main thread.
+    pub events: Mutex<Sender<VmEvent>>,
+    /// The vCPU threads.
+    pub threads: Mutex<Vec<Thread>>,
+    /// vCPUs online at start: those beyond are offline until the guest starts them.
+    pub vcpus: u32,
+    /// Exits to userspace, by kind.
+    pub exits: vcpu::Counters,
+}
+
+/// Lock without caring whether another thread died with it: the state behind is always whole.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Guest {
+    /// The clocks as the guest sees them.
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            system_ns: self.vm.get_clock().map_or(0, |clock| clock.clock),
+            wall_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Tell the main thread something; it may be gone already.
+    pub fn tell(&self, event: VmEvent) {
+        let _ = lock(&self.events).send(event);
+    }
+
+    /// The domain has shut down: stop every vCPU and say so once.
+    pub fn shut_down(&self, event: VmEvent) {
+        if self.mailboxes.shut_down() {
+            self.kick_all();
+            self.tell(event);
+        }
+    }
+
+    /// Bring a vCPU out of KVM_RUN.
+    pub fn kick(&self, vcpu: usize) {
+        if let Some(thread) = lock(&self.threads).get(vcpu) {
+            thread.kick();
+        }
+    }
+
+    /// Bring all vCPUs out of KVM_RUN.
+    pub fn kick_all(&self) {
+        lock(&self.threads).iter().for_each(Thread::kick);
+    }
+
+    /// Leave work for a vCPU and bring it out of KVM_RUN.
+    pub fn post(&self, vcpu: u32, mail: Mail) -> Option<Ticket> {
+        let vcpu = usize::try_from(vcpu).ok()?;
+        let ticket = self.mailboxes.post(vcpu, mail);
+        self.kick(vcpu);
+        ticket
+    }
+
+    /// Run `f` on the domain from a thread that is no vCPU, and wait until its effects are there.
+    pub fn with_domain<R>(&self, f: impl FnOnce(&mut Domain, &mut Cx<'_>) -> R) -> R {
+        let now = self.now();
+        let mut fx = Fx::new(self, None);
+        let result = {
+            let mut domain = lock(&self.domain);
+            let mut cx = Cx { mem: &*self.memory, gva: &NoCaller, fx: &mut fx, now };
+            f(&mut domain, &mut cx)
+        };
+        fx.tickets.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
+        result
+    }
+
+    /// Do what the devices ask for.
+    pub fn act(&self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Msi { address, data } => self.msi(address, data),
+                Action::Route { pin, msi } => {
+                    if let Err(e) = self.accel.route_ioapic(pin, msi) {
+                        crate::log::limited!(warn, "IOAPIC pin {pin} is not routed: {e}");
+                    }
+                }
+                Action::PowerOff => self.shut_down(VmEvent::Shutdown(0)),
+                Action::Reset => self.shut_down(VmEvent::Shutdown(1)),
+                Action::Debug(bytes) => self.tell(VmEvent::DebugConsole(bytes)),
+            }
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the low and high half")]
+    fn msi(&self, address: u64, data: u32) {
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        if let Err(e) = self.vm.signal_msi(msi) {
+            crate::log::limited!(warn, "MSI {address:#x}/{data:#x}: {e}");
+        }
+    }
+}
+
+impl Vm for Guest {
+    fn pause(&self) {
+        self.mailboxes.pause(true);
+        self.kick_all();
+        self.mailboxes.await_parked();
+    }
+
+    fn unpause(&self) {
+        self.mailboxes.pause(false);
+    }
+
+    fn paused(&self) -> bool {
+        self.mailboxes.paused()
+    }
+
+    fn power_button(&self) -> Result<(), String> {
+        let mut actions = Vec::new();
+        let pressed = lock(&self.machine).press_power_button(&mut actions);
+        self.act(actions);
+        pressed
+    }
+
+    fn nmi(&self, vcpu: u32) -> Result<(), String> {
+        let ticket = self.post(vcpu, Mail::Nmi).ok_or_else(|| format!("there is no vCPU {vcpu}"))?;
+        self.mailboxes.wait(ticket, None);
+        Ok(())
+    }
+
+    fn vcpus(&self) -> Vec<VcpuStatus> {
+        let online: Vec<bool> = {
+            let domain = lock(&self.domain);
+            (0..).take(lock(&self.threads).len()).map(|vcpu| domain.vcpu_online(vcpu)).collect()
+        };
+        let threads = lock(&self.threads);
+        threads.iter().zip(online).map(|(thread, online)| thread.status(online)).collect()
+    }
+
+    fn memory_kib(&self) -> u64 {
+        lock(&self.domain).pages() * 4
+    }
+
+    fn backend(&self) -> &'static str {
+        self.accel.name()
+    }
+
+    fn describe(&self, path: &str) -> String {
+        match path {
+            "exits" => self.exits.describe(),
+            "machine" => lock(&self.machine).describe(),
+            "" => [
+                lock(&self.domain).describe(""),
+                self.exits.describe(),
+                lock(&self.machine).describe(),
+            ]
+            .join("\n"),
+            path => lock(&self.domain).describe(path),
+        }
+    }
+
+    fn stop(&self) {
+        self.mailboxes.stop();
+        self.timers.stop();
+        let mut threads = std::mem::take(&mut *lock(&self.threads));
+        // A thread between its check and KVM_RUN misses no kick (see kvm::vcpu), but one that is just being
+        // started may: repeat until all are gone.
+        while threads.iter().any(|thread| !thread.finished()) {
+            threads.iter().for_each(Thread::kick);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        threads.iter_mut().for_each(Thread::join);
+    }
+}

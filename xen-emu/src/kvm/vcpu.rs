@@ -1,0 +1,382 @@
+//! One vCPU: its thread, the run loop, and a table of small functions, one per exit.
+//!
+//! A kick can never be lost between the check for work and KVM_RUN: the signal's handler runs on the vCPU's own
+//! thread and sets `immediate_exit`, so the KVM_RUN that follows comes back at once.
+#![expect(unsafe_code, reason = "the kick signal's handler and kvm_run.immediate_exit")]
+
+use super::mailbox::Flow;
+use super::{VcpuAttr, ioctl, regs};
+use crate::fx::{self, Fx};
+use crate::guest::{Guest, lock};
+use crate::vm::VmEvent;
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, gettid};
+use std::cell::Cell;
+use std::fmt::Write;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use xen_domain::effect::Runstate;
+use xen_domain::hypercall::{Call, Cx, Outcome};
+use xen_domain::mem::{Fault, Gpa, Translate};
+use xen_emu_api::control::VcpuStatus;
+
+const RFLAGS_IF: u64 = 1 << 9;
+
+/// Work for a vCPU's own thread.
+pub enum Mail {
+    /// Apply this setting.
+    Attr(VcpuAttr),
+    /// Inject an NMI.
+    Nmi,
+    /// Stop running until an INIT (VCPUOP_down).
+    Halt,
+    /// Nothing but being woken.
+    Wake,
+    /// Count yourself in one of these when halted with interrupts off, or never started.
+    CheckHalted {
+        /// Halted with IF = 0.
+        halted: Arc<AtomicUsize>,
+        /// Waiting for INIT or SIPI.
+        down: Arc<AtomicUsize>,
+    },
+}
+
+/// Exits that reached userspace, by kind.
+#[derive(Debug, Default)]
+pub struct Counters {
+    hypercall: AtomicU64,
+    pio: AtomicU64,
+    mmio: AtomicU64,
+    eoi: AtomicU64,
+    signal: AtomicU64,
+}
+
+impl Counters {
+    /// One line per kind.
+    pub fn describe(&self) -> String {
+        let kinds = [
+            ("hypercall", &self.hypercall),
+            ("pio", &self.pio),
+            ("mmio", &self.mmio),
+            ("eoi", &self.eoi),
+            ("signal", &self.signal),
+        ];
+        let mut text = String::from("exits to userspace\n");
+        for (name, count) in kinds {
+            let _ = writeln!(text, "  {name:10} {}", count.load(Ordering::Relaxed));
+        }
+        text
+    }
+}
+
+/// A vCPU's thread as others see it.
+pub struct Thread {
+    id: u32,
+    tid: Arc<AtomicI32>,
+    handle: Option<JoinHandle<()>>,
+    affinity: Vec<usize>,
+}
+
+thread_local! {
+    /// This vCPU's `kvm_run.immediate_exit`; null on other threads and after the vCPU is gone.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(null_mut()) };
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    IMMEDIATE_EXIT.with(|flag| {
+        let flag = flag.get();
+        if !flag.is_null() {
+            // SAFETY: points into the kvm_run mapping of this thread's vCPU, which clears the pointer before
+            // the mapping goes.
+            unsafe { flag.write_volatile(1) };
+        }
+    });
+}
+
+/// Install the handler of the kick signal, once per process.
+pub fn install_kick() -> io::Result<()> {
+    register_signal_handler(SIGRTMIN(), on_kick).map_err(io::Error::from)
+}
+
+impl Thread {
+    /// Start the thread of vCPU `id`. It is parked until the domain is unpaused.
+    pub fn start(guest: &Arc<Guest>, id: u32, fd: VcpuFd, affinity: Vec<usize>) -> io::Result<Thread> {
+        let tid = Arc::new(AtomicI32::new(0));
+        let (guest, cpus, told) = (guest.clone(), affinity.clone(), tid.clone());
+        let handle = std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
+            told.store(gettid().as_raw(), Ordering::Release);
+            pin(id, &cpus);
+            Vcpu { guest, fd, id }.run();
+        })?;
+        Ok(Thread { id, tid, handle: Some(handle), affinity })
+    }
+
+    /// Bring the thread out of KVM_RUN.
+    pub fn kick(&self) {
+        if let Some(handle) = self.handle.as_ref().filter(|handle| !handle.is_finished()) {
+            // Fails only when the thread has just ended.
+            let _ = handle.kill(SIGRTMIN());
+        }
+    }
+
+    /// The thread has ended.
+    pub fn finished(&self) -> bool {
+        self.handle.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Wait for the thread's end.
+    pub fn join(&mut self) {
+        if let Some(handle) = self.handle.take()
+            && handle.join().is_err()
+        {
+            tracing::error!("vCPU {}: its thread panicked", self.id);
+        }
+    }
+
+    fn proc(&self, file: &str) -> Option<String> {
+        let tid = self.tid.load(Ordering::Acquire);
+        std::fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).ok()
+    }
+
+    /// CPU time of the thread.
+    pub fn time_ns(&self) -> u64 {
+        let schedstat = self.proc("schedstat").unwrap_or_default();
+        schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0)
+    }
+
+    /// For `xlr list` and `vcpu-list`.
+    pub fn status(&self, online: bool) -> VcpuStatus {
+        let stat = self.proc("stat").unwrap_or_default();
+        // proc(5): after the command in parentheses field 3 is the state, field 39 the last CPU.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        VcpuStatus {
+            id: self.id,
+            online,
+            running: fields.first() == Some(&"R"),
+            cpu: fields.get(36).and_then(|cpu| cpu.parse().ok()).filter(|_| online),
+            time_ns: self.time_ns(),
+            affinity: self.affinity.clone(),
+        }
+    }
+}
+
+impl Guest {
+    /// The times of a vCPU as its thread's scheduler statistics tell them: an approximation for callers that
+    /// are not the vCPU itself.
+    pub fn runstate_from_thread(&self, vcpu: u32) -> Runstate {
+        let now = self.now().system_ns;
+        let threads = lock(&self.threads);
+        let running = threads.iter().find(|t| t.id == vcpu).map_or(0, Thread::time_ns).min(now);
+        Runstate { state: 0, entry_time: now, time: [running, 0, now - running, 0] }
+    }
+}
+
+/// Bind the calling thread to these host CPUs; none = leave it.
+fn pin(id: u32, cpus: &[usize]) {
+    if cpus.is_empty() {
+        return;
+    }
+    let mut set = CpuSet::new();
+    let result = cpus.iter().try_for_each(|&cpu| set.set(cpu));
+    if let Err(e) = result.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+        tracing::warn!("vCPU {id} is not bound to host CPUs {cpus:?}: {e}");
+    }
+}
+
+struct Walker<'a>(&'a VcpuFd);
+
+impl Translate for Walker<'_> {
+    fn translate(&self, gva: u64) -> Result<Gpa, Fault> {
+        let found = self.0.translate_gva(gva).map_err(|_| Fault)?;
+        if found.valid == 0 { Err(Fault) } else { Ok(Gpa(found.physical_address)) }
+    }
+}
+
+struct Vcpu {
+    guest: Arc<Guest>,
+    fd: VcpuFd,
+    id: u32,
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(null_mut());
+        self.guest.mailboxes.gone(self.index());
+    }
+}
+
+impl Vcpu {
+    fn index(&self) -> usize {
+        usize::try_from(self.id).unwrap_or(usize::MAX)
+    }
+
+    fn run(&mut self) {
+        IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        let guest = self.guest.clone();
+        loop {
+            if guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
+                return;
+            }
+            self.enter();
+        }
+    }
+
+    fn serve(&mut self) -> Flow {
+        let (guest, fd, id) = (&self.guest, &self.fd, self.id);
+        guest.mailboxes.serve(self.index(), &mut |mail| deliver(guest, fd, id, mail))
+    }
+
+    /// Run the guest up to one exit and handle it.
+    fn enter(&mut self) {
+        let guest = &self.guest;
+        let count = |counter: &AtomicU64| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(&guest.exits.pio);
+                lock(&guest.machine).pio_read(port, data, guest.now().system_ns);
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                count(&guest.exits.pio);
+                let mut actions = Vec::new();
+                lock(&guest.machine).pio_write(port, data, guest.now().system_ns, &mut actions);
+                guest.act(actions);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&guest.exits.mmio);
+                lock(&guest.machine).mmio_read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(&guest.exits.mmio);
+                let mut actions = Vec::new();
+                lock(&guest.machine).mmio_write(address, data, &mut actions);
+                guest.act(actions);
+            }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                count(&guest.exits.eoi);
+                let mut actions = Vec::new();
+                lock(&guest.machine).eoi(vector, &mut actions);
+                guest.act(actions);
+            }
+            Ok(VcpuExit::Unsupported(kvm_bindings::KVM_EXIT_XEN)) => {
+                count(&guest.exits.hypercall);
+                self.hypercall();
+            }
+            Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Shutdown) => self.fail("triple fault"),
+            Ok(exit) => {
+                let exit = format!("{exit:?}");
+                self.fail(&exit);
+            }
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
+                count(&guest.exits.signal);
+                self.fd.set_kvm_immediate_exit(0);
+            }
+            Err(e) => self.fail(&format!("KVM_RUN: {e}")),
+        }
+    }
+
+    /// The guest can go no further: end the domain as crashed, with the reason and the registers in the log.
+    fn fail(&self, why: &str) {
+        let text = format!("vCPU {}: {why}\n{}", self.id, regs::dump(&self.fd));
+        self.guest.shut_down(VmEvent::Failed(text));
+    }
+
+    fn hypercall(&mut self) {
+        let Some(mut call) = ioctl::hypercall(&mut self.fd, self.id) else {
+            return self.fail("a Xen exit that is no hypercall");
+        };
+        let result = loop {
+            match self.dispatch(&call) {
+                Outcome::Done(value) => break value,
+                Outcome::Again(next) => {
+                    call = next;
+                    // Not while paused or stopping: the rest then happens before the vCPU parks.
+                    self.guest.mailboxes.nap(Duration::ZERO);
+                }
+                Outcome::Block(until) => {
+                    self.block(until.deadline);
+                    break 0;
+                }
+                Outcome::Exit(reason) => {
+                    self.guest.shut_down(VmEvent::Shutdown(reason.0));
+                    break 0;
+                }
+            }
+        };
+        ioctl::complete_hypercall(&mut self.fd, result);
+    }
+
+    fn dispatch(&self, call: &Call) -> Outcome {
+        let guest = &*self.guest;
+        let now = guest.now();
+        let mut fx = Fx::new(guest, Some((&self.fd, self.id)));
+        let outcome = {
+            let mut domain = lock(&guest.domain);
+            if !domain.vcpu_online(self.id) {
+                domain.note_vcpu_online(self.id, true);
+            }
+            let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now };
+            domain.hypercall(call, &mut cx)
+        };
+        for ticket in fx.tickets {
+            let mut own = |mail| deliver(guest, &self.fd, self.id, mail);
+            guest.mailboxes.wait(ticket, Some((self.index(), &mut own)));
+        }
+        outcome
+    }
+
+    /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it. Without a limit the vCPU halts until
+    /// the next interrupt; with one it sleeps in small steps and lets the guest look again.
+    fn block(&mut self, deadline: Option<u64>) {
+        let guest = &*self.guest;
+        match deadline {
+            None => {
+                let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+                if let Err(e) = self.fd.set_mp_state(halted) {
+                    crate::log::limited!(warn, "vCPU {}: cannot halt: {e}", self.id);
+                }
+            }
+            Some(deadline) => {
+                let left = Duration::from_nanos(deadline.saturating_sub(guest.now().system_ns));
+                guest.mailboxes.nap(left.min(Duration::from_millis(1)));
+            }
+        }
+        lock(&guest.domain).unblocked(self.id);
+    }
+}
+
+/// Do one piece of mail on the vCPU's own thread.
+fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
+    match mail {
+        Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
+        Mail::Wake => {}
+        Mail::Nmi => {
+            if let Err(e) = fd.nmi() {
+                crate::log::limited!(warn, "vCPU {id}: NMI: {e}");
+            }
+        }
+        Mail::Halt => {
+            let down = kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED };
+            if let Err(e) = fd.set_mp_state(down) {
+                crate::log::limited!(warn, "vCPU {id}: cannot be taken down: {e}");
+            }
+        }
+        Mail::CheckHalted { halted, down } => {
+            let (Ok(mp), Ok(regs)) = (fd.get_mp_state(), fd.get_regs()) else { return };
+            match mp.mp_state {
+                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => down.fetch_add(1, Ordering::SeqCst),
+                KVM_MP_STATE_HALTED if regs.rflags & RFLAGS_IF == 0 => halted.fetch_add(1, Ordering::SeqCst),
+                _ => 0,
+            };
+        }
+    }
+}

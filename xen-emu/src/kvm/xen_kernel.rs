@@ -1,0 +1,305 @@
+//! The accelerated backend: KVM_XEN raises events, runs timers and IPIs and keeps the clocks.
+
+use super::cpuid::{HYPERCALL_MSR, apic_id};
+use super::irq::{IOAPIC_PINS, Route, Routes};
+use super::{HostError, VcpuAttr, XenAccel, ioctl};
+use kvm_bindings::*;
+use kvm_ioctls::{VcpuFd, VmFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vmm_sys_util::eventfd::EventFd;
+use xen_domain::effect::{Backend, CallbackVia, Offload, Port, VcpuId};
+use xen_domain::mem::Gpa;
+
+/// Without these the backend cannot work.
+const NEEDED: u32 = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL
+    | KVM_XEN_HVM_CONFIG_SHARED_INFO
+    | KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL
+    | KVM_XEN_HVM_CONFIG_EVTCHN_SEND;
+
+/// EVTCHNSTAT_* as KVM_XEN_ATTR_TYPE_EVTCHN wants them (public/event_channel.h).
+const TYPE_INTERDOMAIN: u32 = 2;
+const TYPE_IPI: u32 = 5;
+
+/// Whether KVM_CAP_XEN_HVM has all that is needed.
+pub fn check(capabilities: u32) -> Result<(), HostError> {
+    match capabilities & NEEDED {
+        NEEDED => Ok(()),
+        _ => Err(HostError::NoXen { found: capabilities, needed: NEEDED }),
+    }
+}
+
+/// Whether a per-vCPU upcall vector survives a disabled LAPIC: the fix came with the HVA attributes (6.9).
+pub fn has_reliable_vectors(capabilities: u32) -> bool {
+    capabilities & KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA != 0
+}
+
+/// The eventfds of one backend.
+#[derive(Debug)]
+pub struct BackendFds {
+    /// Signalled when the guest notifies the backend.
+    pub kick: EventFd,
+    /// Signalled by the backend to notify the guest.
+    pub notify: EventFd,
+}
+
+struct Ports {
+    offloaded: BTreeSet<Port>,
+    by_backend: BTreeMap<Backend, Port>,
+    routes: Routes,
+}
+
+/// See the module.
+pub struct XenKernel {
+    vm: Arc<VmFd>,
+    capabilities: u32,
+    backends: BTreeMap<Backend, BackendFds>,
+    ports: Mutex<Ports>,
+}
+
+fn gsi(backend: Backend) -> u32 {
+    IOAPIC_PINS
+        + match backend {
+            Backend::Store => 0,
+            Backend::Console => 1,
+            Backend::Device(n) => 2 + n,
+        }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "attribute types are below 10")]
+fn vm_attr(type_: u32) -> kvm_xen_hvm_attr {
+    kvm_xen_hvm_attr { type_: type_ as u16, ..Default::default() }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "attribute types are below 10")]
+fn vcpu_attr(type_: u32) -> kvm_xen_vcpu_attr {
+    kvm_xen_vcpu_attr { type_: type_ as u16, ..Default::default() }
+}
+
+impl XenKernel {
+    /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
+    pub fn new(
+        vm: Arc<VmFd>,
+        capabilities: u32,
+        xen_version: u32,
+        backends: BTreeMap<Backend, BackendFds>,
+    ) -> io::Result<Self> {
+        let config = kvm_xen_hvm_config {
+            flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+            msr: HYPERCALL_MSR,
+            ..Default::default()
+        };
+        ioctl::hvm_config(&vm, &config)?;
+        let mut version = vm_attr(KVM_XEN_ATTR_TYPE_XEN_VERSION);
+        version.u.xen_version = xen_version;
+        ioctl::hvm_set_attr(&vm, &version)?;
+        for (&backend, fds) in &backends {
+            vm.register_irqfd(&fds.notify, gsi(backend))?;
+        }
+        let ports = Ports {
+            offloaded: BTreeSet::new(),
+            by_backend: BTreeMap::new(),
+            routes: Routes::default(),
+        };
+        Ok(XenKernel { vm, capabilities, backends, ports: Mutex::new(ports) })
+    }
+
+    /// The eventfds of a backend.
+    pub fn backend(&self, backend: Backend) -> Option<&BackendFds> {
+        self.backends.get(&backend)
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        self.capabilities & bit != 0
+    }
+
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attribute that makes KVM handle sends on `port`.
+    fn evtchn(&self, port: Port, how: Offload, known: bool) -> Option<kvm_xen_hvm_attr> {
+        let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_EVTCHN);
+        let mut evtchn = kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2 {
+            send_port: port,
+            type_: TYPE_INTERDOMAIN,
+            flags: if known { KVM_XEN_EVTCHN_UPDATE } else { 0 },
+            ..Default::default()
+        };
+        let deliver = |port, vcpu| kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2__bindgen_ty_1__bindgen_ty_1 {
+            port,
+            vcpu: apic_id(vcpu),
+            priority: ioctl::PRIORITY_2L,
+        };
+        match how {
+            Offload::Ipi(vcpu) => {
+                evtchn.type_ = TYPE_IPI;
+                evtchn.deliver.port = deliver(port, vcpu);
+            }
+            Offload::Loopback { port, vcpu } => evtchn.deliver.port = deliver(port, vcpu),
+            Offload::Backend(backend, _) => {
+                evtchn.deliver.eventfd.fd = self.backends.get(&backend)?.kick.as_raw_fd();
+            }
+        }
+        attr.u.evtchn = evtchn;
+        Some(attr)
+    }
+}
+
+impl Ports {
+    fn forget(&mut self, vm: &VmFd, port: Port) -> io::Result<()> {
+        if let Some((&backend, _)) = self.by_backend.iter().find(|&(_, &p)| p == port) {
+            self.by_backend.remove(&backend);
+            self.routes.set(vm, gsi(backend), None)?;
+        }
+        if self.offloaded.remove(&port) {
+            let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_EVTCHN);
+            attr.u.evtchn.send_port = port;
+            attr.u.evtchn.flags = KVM_XEN_EVTCHN_DEASSIGN;
+            ioctl::hvm_set_attr(vm, &attr)?;
+        }
+        Ok(())
+    }
+}
+
+impl XenAccel for XenKernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn setup_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId) -> io::Result<()> {
+        let mut attr = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID);
+        attr.u.vcpu_id = vcpu;
+        ioctl::vcpu_set_attr(fd, &attr)
+    }
+
+    fn latch_long_mode(&self, long_mode: bool) -> io::Result<()> {
+        let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_LONG_MODE);
+        attr.u.long_mode = long_mode.into();
+        ioctl::hvm_set_attr(&self.vm, &attr)
+    }
+
+    fn shared_info(&self, hva: u64, gfn: Option<u64>) -> io::Result<()> {
+        let mut attr;
+        if self.has(KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA) {
+            attr = vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA);
+            attr.u.shared_info.hva = hva;
+        } else {
+            attr = vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO);
+            attr.u.shared_info.gfn = gfn.unwrap_or(u64::MAX);
+        }
+        ioctl::hvm_set_attr(&self.vm, &attr)
+    }
+
+    fn callback(&self, via: CallbackVia) -> io::Result<()> {
+        let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR);
+        attr.u.vector = match via {
+            CallbackVia::Vector(vector) => vector,
+            _ => 0,
+        };
+        ioctl::hvm_set_attr(&self.vm, &attr)
+    }
+
+    fn runstate_update_flag(&self, on: bool) -> io::Result<()> {
+        if !self.has(KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG) {
+            return Ok(());
+        }
+        let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG);
+        attr.u.runstate_update_flag = on.into();
+        ioctl::hvm_set_attr(&self.vm, &attr)
+    }
+
+    fn set_vcpu(&self, fd: &VcpuFd, attr: VcpuAttr, hva: &dyn Fn(Gpa) -> Option<u64>) -> io::Result<()> {
+        let at = |gpa: Option<Gpa>| gpa.map_or(u64::MAX, |gpa| gpa.0);
+        let mut a;
+        match attr {
+            VcpuAttr::Info(gpa) if self.has(KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA);
+                a.u.hva = gpa.and_then(hva).unwrap_or(0);
+            }
+            VcpuAttr::Info(gpa) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO);
+                a.u.gpa = at(gpa);
+            }
+            VcpuAttr::TimeInfo(gpa) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO);
+                a.u.gpa = at(gpa);
+            }
+            // A host without scheduler accounting keeps no runstate; its guests see one that stands still.
+            VcpuAttr::Runstate(_) if !self.has(KVM_XEN_HVM_CONFIG_RUNSTATE) => return Ok(()),
+            VcpuAttr::Runstate(gpa) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR);
+                a.u.gpa = at(gpa);
+            }
+            VcpuAttr::TimerPort(port) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+                a.u.timer.port = port.unwrap_or(0);
+                a.u.timer.priority = ioctl::PRIORITY_2L;
+            }
+            VcpuAttr::TimerExpiry(at) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+                ioctl::vcpu_get_attr(fd, &mut a)?;
+                a.u.timer.expires_ns = at.unwrap_or(0);
+            }
+            VcpuAttr::UpcallVector(vector) => {
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
+                a.u.vector = vector;
+            }
+        }
+        ioctl::vcpu_set_attr(fd, &a)
+    }
+
+    fn offload(&self, port: Port, how: Offload) -> bool {
+        let mut ports = self.ports();
+        let known = ports.offloaded.contains(&port);
+        if let Offload::Backend(backend, vcpu) = how {
+            ports.by_backend.insert(backend, port);
+            let route = Route::Evtchn { port, kvm_vcpu: apic_id(vcpu) };
+            if let Err(e) = ports.routes.set(&self.vm, gsi(backend), Some(route)) {
+                tracing::warn!("route of port {port}: {e}");
+                return false;
+            }
+            if known {
+                return true;
+            }
+        }
+        let Some(attr) = self.evtchn(port, how, known) else { return false };
+        match ioctl::hvm_set_attr(&self.vm, &attr) {
+            Ok(()) => {
+                ports.offloaded.insert(port);
+                true
+            }
+            Err(e) => {
+                tracing::warn!("port {port} stays in userspace: {e}");
+                false
+            }
+        }
+    }
+
+    fn retract(&self, port: Port) {
+        if let Err(e) = self.ports().forget(&self.vm, port) {
+            tracing::warn!("port {port} stays in the kernel: {e}");
+        }
+    }
+
+    fn retract_all(&self) {
+        let mut ports = self.ports();
+        let all: Vec<Port> = ports.offloaded.iter().chain(ports.by_backend.values()).copied().collect();
+        for port in all {
+            if let Err(e) = ports.forget(&self.vm, port) {
+                tracing::warn!("port {port} stays in the kernel: {e}");
+            }
+        }
+    }
+
+    fn raise(&self, port: Port, vcpu: VcpuId) -> bool {
+        ioctl::evtchn_send(&self.vm, port, apic_id(vcpu)).is_ok()
+    }
+
+    fn route_ioapic(&self, pin: u32, msi: Option<(u64, u32)>) -> io::Result<()> {
+        let route = msi.map(|(address, data)| Route::Msi(address, data));
+        self.ports().routes.set(&self.vm, pin, route)
+    }
+}

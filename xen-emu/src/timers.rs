@@ -1,0 +1,121 @@
+//! Timers that the kernel does not run: periodic VIRQ_TIMERs, watchdogs, and the look whether a guest without
+//! `\_S5` has ended by halting all its vCPUs with interrupts off, which KVM never reports.
+
+use crate::guest::{Guest, lock};
+use crate::kvm::vcpu::Mail;
+use crate::vm::VmEvent;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use xen_abi::xen::Virq;
+
+/// How often an idle guest is looked at.
+const HALT_CHECK: Duration = Duration::from_secs(1);
+/// SHUTDOWN_watchdog.
+const WATCHDOG: u32 = 4;
+
+/// What runs out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// VCPUOP_set_periodic_timer of this vCPU.
+    Periodic(u32),
+    /// SCHEDOP_watchdog.
+    Watchdog(u32),
+    /// Look for a guest that has ended by halting.
+    HaltCheck,
+}
+
+#[derive(Default)]
+struct State {
+    armed: BTreeMap<Timer, (Instant, Duration)>,
+    stop: bool,
+}
+
+/// The armed timers of a domain.
+#[derive(Default)]
+pub struct Timers {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Timers {
+    /// Arm or re-arm after so long, or disarm.
+    pub fn set(&self, timer: Timer, after: Option<Duration>) {
+        let mut state = lock(&self.state);
+        match after {
+            Some(after) => state.armed.insert(timer, (Instant::now() + after, after)),
+            None => state.armed.remove(&timer),
+        };
+        self.changed.notify_all();
+    }
+
+    /// End the thread in [`Timers::run`].
+    pub fn stop(&self) {
+        lock(&self.state).stop = true;
+        self.changed.notify_all();
+    }
+
+    /// The next timer that has run out, waiting for it; re-armed, except a watchdog. `None` when stopped.
+    fn next(&self) -> Option<Timer> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.stop {
+                return None;
+            }
+            let now = Instant::now();
+            let first = state.armed.iter().min_by_key(|(_, (at, _))| *at).map(|(&t, &(at, every))| (t, at, every));
+            match first {
+                Some((timer, at, every)) if at <= now => {
+                    if matches!(timer, Timer::Watchdog(_)) {
+                        state.armed.remove(&timer);
+                    } else {
+                        // A late timer does not catch up tick by tick: Xen's periodic timer coalesces too.
+                        state.armed.insert(timer, ((at + every).max(now), every));
+                    }
+                    return Some(timer);
+                }
+                first => {
+                    let wait = first.map_or(Duration::from_secs(3600), |(_, at, _)| at - now);
+                    let waited = self.changed.wait_timeout(state, wait);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+}
+
+/// The timer thread of a domain; returns when [`Timers::stop`] was called.
+pub fn run(guest: &Arc<Guest>) {
+    guest.timers.set(Timer::HaltCheck, Some(HALT_CHECK));
+    let mut last_time = None;
+    while let Some(timer) = guest.timers.next() {
+        match timer {
+            Timer::Periodic(vcpu) => guest.with_domain(|domain, cx| domain.raise_virq(Virq::TIMER.0, vcpu, cx)),
+            Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(WATCHDOG)),
+            Timer::HaltCheck => {
+                let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
+                // Only a guest that used no CPU at all since the last look is disturbed.
+                if last_time == Some(time) && !guest.mailboxes.paused() && all_halted(guest) {
+                    tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
+                    guest.shut_down(VmEvent::Shutdown(0));
+                }
+                last_time = Some(time);
+            }
+        }
+    }
+}
+
+/// Every vCPU is down or halted with IF = 0, and at least one is halted.
+fn all_halted(guest: &Guest) -> bool {
+    let vcpus = lock(&guest.threads).len();
+    let halted = Arc::new(AtomicUsize::new(0));
+    let down = Arc::new(AtomicUsize::new(0));
+    let tickets: Vec<_> = (0..)
+        .take(vcpus)
+        .filter_map(|vcpu| guest.post(vcpu, Mail::CheckHalted { halted: halted.clone(), down: down.clone() }))
+        .collect();
+    tickets.into_iter().for_each(|ticket| guest.mailboxes.wait(ticket, None));
+    let halted = halted.load(Ordering::SeqCst);
+    halted > 0 && halted + down.load(Ordering::SeqCst) == vcpus
+}
