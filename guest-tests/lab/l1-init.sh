@@ -43,10 +43,11 @@ cd /root || exit
 
 if [ -n "$interactive" ]; then
     stty -F /dev/hvc0 rows "$rows" cols "$columns"
-    setsid cttyhack sh -l </dev/hvc0 >/dev/hvc0 2>&1 9>&- 7>&- 8>&-
+    setsid cttyhack sh /lab/start </dev/hvc0 >/dev/hvc0 2>&1 9>&- 7>&- 8>&-
     status=$?
 else
-    sh /lab/start </dev/null >&7 2>&8 9>&- 7>&- 8>&- &
+    # Descriptor 9 stays open for a runner that reports test by test.
+    sh /lab/start </dev/null >&7 2>&8 7>&- 8>&- &
     program=$!
     (sleep "$limit"; echo timeout >&9; kill -9 "$program") &
     wait "$program"

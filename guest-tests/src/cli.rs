@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::script;
+use crate::{demo, script, suite};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo lab", about = "A real KVM with KVM_XEN on any machine: QEMU's TCG (L0), a small Linux (L1), Xen guests (L2)")]
@@ -14,6 +14,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show an unmodified Debian kernel coming up as a Xen guest
+    Demo(demo::Demo),
+    /// Run the unit tests and every test that needs a guest
+    Test(suite::Suite),
     /// Run a script in L1; its output and exit status come back
     Run(script::Run),
     /// An interactive prompt in L1, with xlr ready
@@ -23,6 +27,8 @@ enum Command {
 /// Reads the command line and does what it says; the value is the exit status.
 pub fn run() -> Result<u8> {
     match Cli::parse().command {
+        Command::Demo(demo) => demo::run(&demo),
+        Command::Test(suite) => suite::run(&suite),
         Command::Run(run) => script::run(&run),
         Command::Shell(options) => script::shell(&options),
     }

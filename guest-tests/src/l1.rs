@@ -40,7 +40,7 @@ pub struct Contents {
     pub files: Vec<(String, PathBuf)>,
     /// Settings of the init as shell assignments.
     pub settings: String,
-    /// Shell text that starts the program of this run.
+    /// Shell text that runs the program of this run; its descriptor 9 is the control channel.
     pub start: String,
 }
 

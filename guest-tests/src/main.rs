@@ -6,14 +6,17 @@ mod binaries;
 mod cache;
 mod cli;
 mod cpio;
+mod demo;
 mod guests;
 mod kernel;
 mod l1;
+mod matrix;
 mod packages;
 mod qemu;
 mod run;
 mod script;
 mod step;
+mod suite;
 mod system;
 
 use std::process::ExitCode;

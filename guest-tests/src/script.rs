@@ -83,7 +83,7 @@ pub fn run(run: &Run) -> Result<u8> {
     let cache = Cache::open()?;
     let mut contents = run.options.contents(&cache)?;
     contents.files.push(("lab/script".to_owned(), run.script.clone()));
-    contents.start = format!("exec /lab/script {}\n", run.args.iter().map(|a| quote(a)).collect::<Vec<_>>().join(" "));
+    contents.start = format!("exec /lab/script {} 9>&-\n", run.args.iter().map(|a| quote(a)).collect::<Vec<_>>().join(" "));
     contents.settings = format!("limit={} interactive=\n", run.timeout);
     let job = run.options.job(&cache, contents, run.timeout, false)?;
     status(with_retry(&cache, &job, &mut print)?, run.timeout)
@@ -94,6 +94,7 @@ pub fn shell(options: &Options) -> Result<u8> {
     let cache = Cache::open()?;
     let mut contents = options.contents(&cache)?;
     let (rows, columns) = Term::stdout().size();
+    contents.start = "exec sh -l\n".to_owned();
     contents.settings = format!("limit=0 interactive=1 rows={rows} columns={columns}\n");
     let job = options.job(&cache, contents, 0, true)?;
     status(crate::run::once(&cache, &job, &mut print)?, 0)
@@ -153,7 +154,8 @@ fn status(end: End, limit: u64) -> Result<u8> {
     }
 }
 
-fn quote(word: &str) -> String {
+/// A word as sh takes it literally.
+pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

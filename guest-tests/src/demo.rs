@@ -1,0 +1,173 @@
+//! `cargo lab demo`: an unmodified Debian kernel as a Xen guest, on this machine's KVM where it can, else in the lab.
+
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use console::Term;
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::binaries::{self, Built};
+use crate::cache::Cache;
+use crate::guests::{Guests, Linux};
+use crate::kernel::Kernel;
+use crate::l1::Contents;
+use crate::qemu::default_memory_mib;
+use crate::run::{End, Event, Job, once, with_retry};
+use crate::script::quote;
+
+/// The guest's kernel, and L1's.
+const KERNEL: &str = "6.12-cloud";
+/// What `create -c` is given; the demo only says where the kernel is and what the guest's init shall do.
+const CONFIG: &str = "examples/debian.cfg";
+/// `KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL`, `_SHARED_INFO` and `_EVTCHN_SEND` of Linux's uapi/linux/kvm.h.
+const NEEDED: i32 = 1 << 1 | 1 << 2 | 1 << 5;
+/// Seconds for a whole demonstration.
+const LIMIT: u64 = 300;
+
+/// What the guest must have shown, and what each line proves.
+const PROOFS: [(&str, &str); 5] = [
+    ("Hypervisor detected: Xen HVM", "the kernel found Xen"),
+    ("Booting kernel on Xen PVH", "it entered by its PVH note"),
+    ("guest: clocksource xen", "its clock is Xen's"),
+    ("guest: console hvc0", "its console is Xen's"),
+    ("reboot: Power down", "it powered itself off"),
+];
+
+/// `cargo lab demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Keep the guest and give its console to this terminal
+    #[arg(long)]
+    stay: bool,
+    /// Use the lab even if the local KVM could do
+    #[arg(long)]
+    lab: bool,
+}
+
+/// Shows the boot; status 0 when the guest showed all it must and powered itself off.
+pub fn run(demo: &Demo) -> Result<u8> {
+    let cache = Cache::open()?;
+    let shortcoming = if demo.lab { Some("asked not to".to_owned()) } else { local_kvm_lacks() };
+    match &shortcoming {
+        None => eprintln!("lab: this machine's KVM has KVM_XEN: the guest runs right on it"),
+        Some(why) => eprintln!("lab: not on this machine's own KVM ({why}): the guest runs in the lab's"),
+    }
+    let built = binaries::build(&["toolstack", "xen-emu", "xenstored"], false)?;
+    let mut shown = Vec::new();
+    let status = match shortcoming {
+        None => on_local_kvm(&cache, &built, demo.stay, &mut shown)?,
+        Some(_) => in_lab(&cache, built, demo.stay, &mut shown)?,
+    };
+    ensure!(status == 0, "xlr create ended with status {status}");
+    if demo.stay {
+        return Ok(0);
+    }
+    let shown = String::from_utf8_lossy(&shown);
+    let missing: Vec<String> =
+        PROOFS.iter().filter(|(line, _)| !shown.contains(line)).map(|(line, proof)| format!("{line:?} ({proof})")).collect();
+    ensure!(missing.is_empty(), "the guest never showed {}", missing.join(", "));
+    eprintln!("lab: a Debian kernel came up as a Xen PVH guest without Xen, and powered itself off");
+    Ok(0)
+}
+
+/// Why the local KVM cannot run the demonstration; nothing if it can.
+fn local_kvm_lacks() -> Option<String> {
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => return Some(format!("/dev/kvm: {}", io::Error::from(error))),
+    };
+    let found = kvm.check_extension_int(Cap::XenHvm);
+    (found & NEEDED != NEEDED).then(|| format!("KVM_CAP_XEN_HVM is {found:#x}, needed are the bits {NEEDED:#x}"))
+}
+
+/// The arguments after `xlr` that start the guest; the last word for a key counts.
+fn create(config: &str, folder: &str, stay: bool) -> Vec<String> {
+    let action = if stay { "shell" } else { "demo" };
+    vec![
+        "create".to_owned(),
+        "-c".to_owned(),
+        config.to_owned(),
+        format!("kernel=\"{folder}/vmlinuz-{KERNEL}\""),
+        format!("ramdisk=\"{folder}/initrd-{KERNEL}\""),
+        format!("extra=\"console=hvc0 lab={action}\""),
+    ]
+}
+
+fn on_local_kvm(cache: &Cache, built: &Built, stay: bool, shown: &mut Vec<u8>) -> Result<i32> {
+    let folder = tempfile::tempdir()?;
+    Linux::get(cache, KERNEL)?.write_to(folder.path())?;
+    let programs = built.programs.first().and_then(|p| p.parent()).context("nothing was built")?;
+    let path = env::join_paths([programs.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())))?;
+    let config = binaries::workspace().join(CONFIG);
+    let mut command = Command::new(programs.join("xlr"));
+    command.args(create(&config.to_string_lossy(), &folder.path().to_string_lossy(), stay)).env("PATH", path);
+    // A run directory of the demonstration's own, its store included: nothing outside is touched.
+    command.env("XDG_RUNTIME_DIR", folder.path()).env("XENSTORED_PATH", folder.path().join("xenstored.socket"));
+    if stay {
+        return Ok(command.status().context("cannot start xlr")?.code().unwrap_or(255));
+    }
+    // An open, silent stdin: its end would be the console's.
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start xlr")?;
+    let stdin = child.stdin.take();
+    show(child.stdout.take().context("xlr has no output")?, shown)?;
+    let status = child.wait()?;
+    drop(stdin);
+    Ok(status.code().unwrap_or(255))
+}
+
+/// Copies the guest's console to ours and keeps it.
+fn show(mut from: impl Read, shown: &mut Vec<u8>) -> Result<()> {
+    let mut buffer = [0; 4096];
+    while let count @ 1.. = from.read(&mut buffer)? {
+        let bytes = buffer.get(..count).unwrap_or_default();
+        shown.extend_from_slice(bytes);
+        io::stdout().write_all(bytes)?;
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn in_lab(cache: &Cache, built: Built, stay: bool, shown: &mut Vec<u8>) -> Result<i32> {
+    let words: Vec<String> = create("/lab/debian.cfg", "/guest", stay).iter().map(|word| quote(word)).collect();
+    let xlr = format!("xlr {}", words.join(" "));
+    let (start, settings) = if stay {
+        let (rows, columns) = Term::stdout().size();
+        (format!("exec {xlr}\n"), format!("limit=0 interactive=1 rows={rows} columns={columns}\n"))
+    } else {
+        (format!("mkfifo /tmp/stdin\nexec {xlr} <>/tmp/stdin\n"), format!("limit={LIMIT} interactive=\n"))
+    };
+    let files = vec![("lab/debian.cfg".to_owned(), binaries::workspace().join(CONFIG))];
+    let guests = Guests::new(cache, &[KERNEL], Vec::new())?;
+    let job = Job {
+        kernel: Kernel::get(cache, KERNEL)?,
+        contents: Contents { programs: built.programs, guests, files, settings, start },
+        memory_mib: default_memory_mib()?.min(3072),
+        limit: LIMIT,
+        interactive: stay,
+        out: out_folder()?,
+    };
+    let mut sink = |event: Event| {
+        let _ = match event {
+            Event::Out(bytes) => show(bytes.as_slice(), shown),
+            Event::Err(bytes) => io::stderr().write_all(&bytes).map_err(Into::into),
+            Event::Line(_) => Ok(()),
+        };
+    };
+    let end = if stay { once(cache, &job, &mut sink)? } else { with_retry(cache, &job, &mut sink)? };
+    match end {
+        End::Exit(status) => Ok(status),
+        End::Timeout => bail!("the demonstration did not end in {LIMIT} s"),
+        End::Died(reason) => bail!("L1 died: {reason}"),
+    }
+}
+
+fn out_folder() -> Result<PathBuf> {
+    let folder = binaries::target_folder().join("lab/demo");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(Path::new(&folder).to_owned())
+}

@@ -1,0 +1,57 @@
+//! The table of tests that run in L1: a name, L1's kernel, a script of guest-tests/tests and its arguments. Microkernels add themselves.
+
+use crate::script::Host::{self, Plain, WithXen};
+
+/// One row.
+#[derive(Debug)]
+pub struct Test {
+    /// What it reports under.
+    pub name: &'static str,
+    /// L1's kernel.
+    pub host: Host,
+    /// The script and what it is given.
+    pub script: &'static str,
+    /// Its arguments.
+    pub args: &'static [&'static str],
+    /// Seconds until it has failed.
+    pub limit: u64,
+}
+
+const fn test(name: &'static str, script: &'static str, args: &'static [&'static str], limit: u64) -> Test {
+    Test { name, host: WithXen, script, args, limit }
+}
+
+/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
+pub const TESTS: [Test; 31] = [
+    test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
+    test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
+    test("boot-6.12-cloud-4cpu-4G", "boot.sh", &["6.12-cloud", "4", "4096", "poweroff"], 90),
+    test("boot-6.12-cloud-2cpu-5G", "boot.sh", &["6.12-cloud", "2", "5120", "poweroff"], 90),
+    test("boot-6.12-full-1cpu-256M", "boot.sh", &["6.12-full", "1", "256", "poweroff"], 120),
+    test("boot-6.12-full-2cpu-1G", "boot.sh", &["6.12-full", "2", "1024", "poweroff"], 120),
+    test("boot-6.12-full-4cpu-512M", "boot.sh", &["6.12-full", "4", "512", "poweroff"], 120),
+    test("boot-6.1-cloud-1cpu-512M", "boot.sh", &["6.1-cloud", "1", "512", "poweroff"], 90),
+    test("boot-6.1-cloud-2cpu-128M", "boot.sh", &["6.1-cloud", "2", "128", "poweroff"], 90),
+    test("boot-6.1-cloud-4cpu-3G", "boot.sh", &["6.1-cloud", "4", "3072", "poweroff"], 90),
+    test("boot-6.1-full-1cpu-4G", "boot.sh", &["6.1-full", "1", "4096", "poweroff"], 120),
+    test("boot-6.1-full-2cpu-256M", "boot.sh", &["6.1-full", "2", "256", "poweroff"], 120),
+    test("boot-6.1-full-4cpu-1G", "boot.sh", &["6.1-full", "4", "1024", "poweroff"], 120),
+    test("reboot-6.12-cloud", "reboot.sh", &["6.12-cloud"], 120),
+    test("reboot-6.1-full", "reboot.sh", &["6.1-full"], 120),
+    test("strict-pvh-halts", "strict.sh", &["6.12-cloud"], 90),
+    test("xenstore-in-l1", "xenstore.sh", &[], 90),
+    test("xenbus-in-guest", "xenbus.sh", &[], 90),
+    test("shutdown-pv", "shutdown.sh", &["pv"], 90),
+    test("shutdown-button", "shutdown.sh", &["button"], 90),
+    test("shutdown-trigger", "shutdown.sh", &["trigger"], 90),
+    test("shutdown-sigterm", "shutdown.sh", &["sigterm"], 90),
+    test("crash-restarts", "crash.sh", &[], 120),
+    test("destroy-leaves-nothing", "destroy.sh", &[], 60),
+    test("killed-is-noticed", "killed.sh", &[], 60),
+    test("list", "list.sh", &[], 60),
+    test("bad-input", "bad-input.sh", &[], 120),
+    test("console-flood", "flood.sh", &[], 180),
+    test("console-readers", "readers.sh", &[], 90),
+    test("examples", "examples.sh", &[], 60),
+    Test { host: Plain, ..test("no-kvm-xen", "no-kvm-xen.sh", &[], 60) },
+];

@@ -1,0 +1,283 @@
+//! `cargo lab test`: unit tests, then the table of `matrix.rs` in as few boots of L1 as can be.
+//!
+//! Per test the runner in L1 says `begin NAME`, then `pass NAME`, `fail NAME REASON` or `skip NAME REASON` on the control channel. When L1
+//! dies, the test it died in runs once more in a fresh L1; if L1 dies again there, the test has failed, and says why.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::binaries::{self, Built};
+use crate::cache::Cache;
+use crate::guests::Guests;
+use crate::kernel::Kernel;
+use crate::l1::Contents;
+use crate::matrix::{TESTS, Test};
+use crate::packages::KERNELS;
+use crate::qemu::default_memory_mib;
+use crate::run::{End, Event, Job, once};
+use crate::script::{Host, quote};
+use crate::step::step;
+
+const FOLDER: &str = "guest-tests/tests";
+/// Lines of a failed test's log that are shown.
+const TAIL: usize = 15;
+
+/// `cargo lab test`.
+#[derive(Debug, Args)]
+pub struct Suite {
+    /// Only tests whose name contains one of these; then no unit tests run
+    filter: Vec<String>,
+    /// Name the tests and run none
+    #[arg(long)]
+    list: bool,
+    /// Debug builds of our programs
+    #[arg(long)]
+    debug: bool,
+    /// Run every chosen test this many times in a row
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
+}
+
+/// One test to run, by the name it reports under.
+#[derive(Debug, Clone)]
+struct Case {
+    name: String,
+    host: Host,
+    words: Vec<String>,
+    limit: u64,
+    deaths: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    Fail(String),
+    Skip(String),
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    l1_deaths: u32,
+}
+
+/// Runs what was asked for; status 1 if anything failed.
+pub fn run(suite: &Suite) -> Result<u8> {
+    let chosen = |name: &str| suite.filter.is_empty() || suite.filter.iter().any(|f| name.contains(f.as_str()));
+    if suite.list {
+        TESTS.iter().filter(|t| chosen(t.name)).for_each(|t| println!("{}", t.name));
+        return Ok(0);
+    }
+    let mut tally = Tally::default();
+    if suite.filter.is_empty() {
+        tally.count("unit-tests", &unit_tests());
+    }
+    let cache = Cache::open()?;
+    let built = binaries::build(&binaries::ALL, suite.debug)?;
+    let cases: Vec<Case> = cases(&built.micro).into_iter().filter(|case| chosen(&case.name)).collect();
+    ensure!(!cases.is_empty() || suite.filter.is_empty(), "no test is named like {}; see --list", suite.filter.join(" or "));
+    let out = binaries::target_folder().join("lab/test");
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot clear {}", out.display()))?;
+    }
+    let all = (0..suite.repeat).flat_map(|_| cases.iter().cloned());
+    let (with_xen, plain): (Vec<Case>, Vec<Case>) = all.partition(|case| matches!(case.host, Host::WithXen));
+    for (host, cases) in [(Host::WithXen, with_xen), (Host::Plain, plain)] {
+        on_host(&cache, &built, host, cases.into(), &out, &mut tally)?;
+    }
+    println!("{} passed, {} failed, {} skipped; L1 died {} times", tally.passed, tally.failed, tally.skipped, tally.l1_deaths);
+    Ok(u8::from(tally.failed > 0))
+}
+
+/// The table, and a case for every microkernel there is.
+fn cases(micro: &[PathBuf]) -> Vec<Case> {
+    let kernels = micro.iter().filter_map(|path| path.file_name()).map(|name| {
+        let name = name.to_string_lossy();
+        Case { name: format!("micro-{name}"), host: Host::WithXen, words: words("micro.sh", &[&name]), limit: 60, deaths: 0 }
+    });
+    kernels.chain(TESTS.iter().map(Case::from)).collect()
+}
+
+impl From<&Test> for Case {
+    fn from(test: &Test) -> Self {
+        Self { name: test.name.to_owned(), host: test.host, words: words(test.script, test.args), limit: test.limit, deaths: 0 }
+    }
+}
+
+fn words(script: &str, args: &[&str]) -> Vec<String> {
+    [script].iter().chain(args).map(|word| (*word).to_owned()).collect()
+}
+
+fn unit_tests() -> Verdict {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["test", "--quiet"]).current_dir(binaries::workspace());
+    match step("unit tests", || Ok(command.status()?)) {
+        Ok(status) if status.success() => Verdict::Pass,
+        Ok(status) => Verdict::Fail(format!("cargo test: {status}")),
+        Err(error) => Verdict::Fail(format!("cargo test: {error}")),
+    }
+}
+
+/// Runs the cases in L1 boot after boot until none is left.
+fn on_host(cache: &Cache, built: &Built, host: Host, mut left: VecDeque<Case>, out: &Path, tally: &mut Tally) -> Result<()> {
+    let mut boot = 0;
+    while !left.is_empty() {
+        boot += 1;
+        let job = job(cache, built, host, &left, out.join(format!("{}-{boot}", host.kernel())))?;
+        eprintln!("lab: booting L1 ({}) for {} tests", host.kernel(), left.len());
+        let mut failed = Vec::new();
+        let end = once(cache, &job, &mut |event| {
+            if let Event::Line(line) = event
+                && let Some((name, verdict)) = parse(&line)
+                && left.front().is_some_and(|case| case.name == name)
+            {
+                tally.count(&name, &verdict);
+                left.pop_front();
+                if matches!(verdict, Verdict::Fail(_)) {
+                    failed.push(name);
+                }
+            }
+        })?;
+        failed.iter().for_each(|name| show_tail(&job.out.join(format!("{name}.log"))));
+        give_up_or_retry(&end, &mut left, tally);
+    }
+    Ok(())
+}
+
+/// Judges the case at the front of what a boot left behind: it is the one L1 ended in.
+fn give_up_or_retry(end: &End, left: &mut VecDeque<Case>, tally: &mut Tally) {
+    let Some(case) = left.front_mut() else { return };
+    match end {
+        End::Died(reason) => {
+            tally.l1_deaths += 1;
+            case.deaths += 1;
+            if case.deaths < 2 {
+                println!("RETRY {}: L1 died in it ({reason})", case.name);
+                return;
+            }
+            tally.count(&case.name, &Verdict::Fail(format!("L1 died in it twice: {reason}")));
+        }
+        End::Timeout => tally.count(&case.name, &Verdict::Fail("the whole run took too long".to_owned())),
+        End::Exit(status) => tally.count(&case.name, &Verdict::Fail(format!("the runner ended early with status {status}"))),
+    }
+    left.pop_front();
+}
+
+fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: PathBuf) -> Result<Job> {
+    let used = |name: &str| cases.iter().any(|case| case.words.iter().any(|word| word == name));
+    let linux: Vec<&str> = KERNELS.iter().map(|(name, _)| *name).filter(|name| *name == "6.12-cloud" || used(name)).collect();
+    let mut start = String::new();
+    for case in cases {
+        let words: Vec<String> = case.words.iter().map(|word| quote(word)).collect();
+        start += &format!("sh /lab/tests/runner {} {} {}\n", quote(&case.name), case.limit, words.join(" "));
+    }
+    let limit = cases.iter().map(|case| case.limit + 10).sum();
+    Ok(Job {
+        kernel: Kernel::get(cache, host.kernel())?,
+        contents: Contents {
+            programs: built.programs.clone(),
+            guests: Guests::new(cache, &linux, built.micro.clone())?,
+            files: scripts()?,
+            settings: format!("limit={limit} interactive=\n"),
+            start,
+        },
+        memory_mib: default_memory_mib()?,
+        limit,
+        interactive: false,
+        out,
+    })
+}
+
+/// Every file of guest-tests/tests goes to /lab/tests, examples to /lab/examples.
+fn scripts() -> Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for (from, to) in [(FOLDER, "lab/tests"), ("examples", "lab/examples")] {
+        for entry in fs::read_dir(binaries::workspace().join(from)).with_context(|| format!("no folder {from}"))? {
+            let entry = entry?;
+            files.push((format!("{to}/{}", entry.file_name().to_string_lossy()), entry.path()));
+        }
+    }
+    Ok(files)
+}
+
+/// A verdict line of the runner; other lines are none.
+fn parse(line: &str) -> Option<(String, Verdict)> {
+    let mut words = line.splitn(3, ' ');
+    let (kind, name) = (words.next()?, words.next()?);
+    let reason = words.next().unwrap_or("no reason given").to_owned();
+    let verdict = match kind {
+        "pass" => Verdict::Pass,
+        "fail" => Verdict::Fail(reason),
+        "skip" => Verdict::Skip(reason),
+        _ => return None,
+    };
+    Some((name.to_owned(), verdict))
+}
+
+fn show_tail(log: &Path) {
+    let Ok(text) = fs::read(log) else { return };
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    println!("---- end of {}", log.display());
+    lines.iter().skip(lines.len().saturating_sub(TAIL)).for_each(|line| println!("     {line}"));
+}
+
+impl Tally {
+    fn count(&mut self, name: &str, verdict: &Verdict) {
+        match verdict {
+            Verdict::Pass => {
+                self.passed += 1;
+                println!("PASS {name}");
+            }
+            Verdict::Fail(reason) => {
+                self.failed += 1;
+                println!("FAIL {name}: {reason}");
+            }
+            Verdict::Skip(reason) => {
+                self.skipped += 1;
+                println!("SKIP {name}: {reason}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(names: &[&str]) -> VecDeque<Case> {
+        let case = |name: &&str| Case { name: (*name).to_owned(), host: Host::WithXen, words: Vec::new(), limit: 1, deaths: 0 };
+        names.iter().map(case).collect()
+    }
+
+    #[test]
+    fn a_death_of_l1_repeats_its_test_once() {
+        let (mut left, mut tally) = (left(&["a", "b"]), Tally::default());
+        let died = End::Died("panic".to_owned());
+        give_up_or_retry(&died, &mut left, &mut tally);
+        assert_eq!((left.len(), tally.failed, tally.l1_deaths), (2, 0, 1));
+        give_up_or_retry(&died, &mut left, &mut tally);
+        assert_eq!((left.len(), tally.failed, tally.l1_deaths), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_runner_that_ends_early_fails_its_test() {
+        let (mut left, mut tally) = (left(&["a", "b"]), Tally::default());
+        give_up_or_retry(&End::Exit(0), &mut left, &mut tally);
+        assert_eq!((left.len(), tally.failed), (1, 1));
+    }
+
+    #[test]
+    fn verdict_lines() {
+        assert_eq!(parse("pass x"), Some(("x".to_owned(), Verdict::Pass)));
+        assert_eq!(parse("fail x no cpu 3"), Some(("x".to_owned(), Verdict::Fail("no cpu 3".to_owned()))));
+        assert_eq!(parse("begin x"), None);
+    }
+}
