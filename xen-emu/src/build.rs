@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use xen_domain::effect::{Backend, Effects, Port};
@@ -94,6 +95,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         events: Mutex::new(events),
         threads: Mutex::default(),
         vcpus: config.vcpus,
+        started: Instant::now(),
         exits: Counters::default(),
     });
     let (store_port, console_port) = connect(&guest)?;

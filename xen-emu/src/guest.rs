@@ -1,6 +1,6 @@
 //! The running machine: what all its threads share, and how it is paused, stopped and described.
 //!
-//! Lock order: `domain`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
+//! Lock order: `domain`, then `threads`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
 //! that blocks: work for another vCPU is posted under the domain's lock and awaited after it.
 
 use crate::fx::Fx;
@@ -16,7 +16,7 @@ use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_domain::Domain;
 use xen_domain::hypercall::Cx;
 use xen_domain::mem::NoCaller;
@@ -47,6 +47,8 @@ pub struct Guest {
     pub threads: Mutex<Vec<Thread>>,
     /// vCPUs online at start: those beyond are offline until the guest starts them.
     pub vcpus: u32,
+    /// When the machine was made; its devices count time from here.
+    pub started: Instant,
     /// Exits to userspace, by kind.
     pub exits: vcpu::Counters,
 }
@@ -64,6 +66,11 @@ impl Guest {
             system_ns: self.vm.get_clock().map_or(0, |clock| clock.clock),
             wall_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// The devices' clock, nanoseconds.
+    pub fn machine_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Tell the main thread something; it may be gone already.

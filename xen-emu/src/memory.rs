@@ -19,6 +19,7 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use xen_domain::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage};
 
 const PAGE: u64 = 4096;
+const PAGE_LEN: usize = 4096;
 const HUGE: usize = 2 << 20;
 
 /// A contiguous piece of guest-physical memory.
@@ -149,7 +150,7 @@ impl Memory {
     pub fn share_special(&self, page: SpecialPage) -> Result<File, MemoryError> {
         let file = ring_memfd().map_err(MemoryError::Page)?;
         let clone = file.try_clone().map_err(MemoryError::Page)?;
-        let map = MmapRegion::from_file(FileOffset::new(clone, 0), PAGE as usize);
+        let map = MmapRegion::from_file(FileOffset::new(clone, 0), PAGE_LEN);
         let map = Arc::new(map.map_err(|e| MemoryError::Page(invalid(e)))?);
         let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
         specials.pages.insert(page, Special { map, place: Place::Home });
@@ -162,7 +163,7 @@ impl Memory {
             return Ok((special.map.clone(), special.place));
         }
         let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
-        let map = Arc::new(MmapRegion::new(PAGE as usize).map_err(|_| Fault)?);
+        let map = Arc::new(MmapRegion::new(PAGE_LEN).map_err(|_| Fault)?);
         let special = specials.pages.entry(page).or_insert(Special { map, place: Place::Home });
         Ok((special.map.clone(), special.place))
     }
@@ -174,7 +175,7 @@ impl Memory {
 
     /// Whether this frame is backed by a region of ours.
     pub fn is_ram(&self, gfn: Gfn) -> bool {
-        self.regions.iter().any(|r| r.offset(gfn.gpa().0, PAGE as usize).is_some())
+        self.regions.iter().any(|r| r.offset(gfn.gpa().0, PAGE_LEN).is_some())
     }
 
     /// Record a special page's new place and move its content there. Returns the old place and the host
@@ -182,7 +183,7 @@ impl Memory {
     /// taking away.
     pub fn move_special(&self, page: SpecialPage, to: Place) -> Result<(Place, u64), Fault> {
         let (map, from) = self.special(page)?;
-        let mut content = [0; PAGE as usize];
+        let mut content = [0; PAGE_LEN];
         self.read(page.home(), &mut content)?;
         {
             let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);

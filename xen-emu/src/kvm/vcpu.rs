@@ -9,7 +9,7 @@ use super::{VcpuAttr, ioctl, regs};
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, lock};
 use crate::vm::VmEvent;
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
@@ -199,6 +199,14 @@ impl Translate for Walker<'_> {
     }
 }
 
+/// Bytes per access of a port exit; string instructions come as several accesses at once.
+fn access_size(run: *const kvm_run) -> usize {
+    // SAFETY: `run` is the live mapping of the vCPU's kvm_run, and for a port exit the kernel has filled `io`,
+    // which does not overlap the data that kvm-ioctls hands out.
+    let size = unsafe { (&raw const (*run).__bindgen_anon_1.io.size).read_volatile() };
+    usize::from(size).max(1)
+}
+
 struct Vcpu {
     guest: Arc<Guest>,
     fd: VcpuFd,
@@ -239,15 +247,24 @@ impl Vcpu {
         let count = |counter: &AtomicU64| {
             counter.fetch_add(1, Ordering::Relaxed);
         };
+        let run = &raw const *self.fd.get_kvm_run();
         match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 count(&guest.exits.pio);
-                lock(&guest.machine).pio_read(port, data, guest.now().system_ns);
+                let now = guest.machine_ns();
+                let mut machine = lock(&guest.machine);
+                data.chunks_mut(access_size(run)).for_each(|data| machine.pio_read(port, data, now));
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&guest.exits.pio);
                 let mut actions = Vec::new();
-                lock(&guest.machine).pio_write(port, data, guest.now().system_ns, &mut actions);
+                {
+                    let now = guest.machine_ns();
+                    let mut machine = lock(&guest.machine);
+                    for data in data.chunks(access_size(run)) {
+                        machine.pio_write(port, data, now, &mut actions);
+                    }
+                }
                 guest.act(actions);
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
