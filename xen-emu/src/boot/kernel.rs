@@ -1,0 +1,225 @@
+//! A guest kernel, opened: where it is entered and what goes where in guest memory.
+
+use super::{bzimage, elf, map};
+use memmap2::Mmap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// One piece of the image, at its place in guest memory (an ELF PT_LOAD).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address of its first byte.
+    pub paddr: u64,
+    /// Its bytes in [`Kernel::bytes`]; may be empty. Never longer than `mem_size`, never outside.
+    pub file: Range<usize>,
+    /// Bytes it takes in guest memory; those behind the file's are zero.
+    pub mem_size: u64,
+}
+
+impl Segment {
+    /// The first address behind it; segments that wrap around are refused on opening.
+    pub fn end(&self) -> u64 {
+        self.paddr.saturating_add(self.mem_size)
+    }
+}
+
+/// A kernel with a PVH entry.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Where it wants to be entered: 32-bit, paging off (XEN_ELFNOTE_PHYS32_ENTRY).
+    pub entry: u32,
+    /// It will run 64-bit code (ELF machine x86-64; the class does not matter).
+    pub long_mode: bool,
+    /// It asks for a hypercall page (XEN_ELFNOTE_HYPERCALL_PAGE) and will write the MSR.
+    pub hypercall_page: bool,
+    /// What to load, in the order of the file.
+    pub segments: Vec<Segment>,
+    image: Image,
+}
+
+/// Where the ELF image lives.
+#[derive(Debug)]
+enum Image {
+    /// In the file: a plain ELF, or one stored uncompressed in a bzImage.
+    Mapped(Mmap, Range<usize>),
+    /// Unpacked from a bzImage.
+    Unpacked(Vec<u8>),
+}
+
+impl Image {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Image::Mapped(file, range) => file.get(range.clone()).unwrap_or_default(),
+            Image::Unpacked(bytes) => bytes,
+        }
+    }
+}
+
+/// Why a kernel cannot be booted; displays as one line that names the file.
+#[derive(Debug, thiserror::Error)]
+#[error("kernel {}: {fault}", path.display())]
+pub struct KernelError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: KernelFault,
+}
+
+/// What is wrong with a kernel file.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelFault {
+    /// It is not there.
+    #[error("no such file")]
+    Missing,
+    /// It cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(io::Error),
+    /// Some other file.
+    #[error("neither an ELF image nor a Linux bzImage")]
+    Unknown,
+    /// An ELF image of something else.
+    #[error("not an x86 kernel: {0}")]
+    NotX86(&'static str),
+    /// Not bootable by PVH.
+    #[error("no PVH entry (XEN_ELFNOTE_PHYS32_ENTRY): Linux before 4.11 or built without CONFIG_PVH")]
+    NoPvhEntry,
+    /// The image is shorter than it says.
+    #[error("truncated: {what} reaches to byte {end}, but there are only {have}")]
+    Truncated {
+        /// The part that is not all there.
+        what: &'static str,
+        /// Where it ends by the headers.
+        end: u64,
+        /// Length of the image.
+        have: u64,
+    },
+    /// Headers that contradict themselves.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// A bzImage before boot protocol 2.08 does not say where its payload is.
+    #[error("boot protocol {}.{:02}, 2.08 (Linux 2.6.26) or later needed", .0 >> 8, .0 & 0xff)]
+    OldProtocol(u16),
+    /// A compression without an unpacker here.
+    #[error("payload compressed with {0}, which is not supported (supported: {list})", list = bzimage::supported())]
+    Compression(&'static str),
+    /// The payload announces an absurd size.
+    #[error("payload announces {0} bytes unpacked; at most {max} are accepted", max = bzimage::MAX_UNPACKED)]
+    TooLarge(u64),
+    /// The unpacker gave up.
+    #[error("{format} payload cannot be unpacked: {error}")]
+    Unpack {
+        /// Name of the compression.
+        format: &'static str,
+        /// What the unpacker says.
+        error: io::Error,
+    },
+}
+
+impl Kernel {
+    /// Open a kernel file: an ELF image or a bzImage that holds one.
+    ///
+    /// # Errors
+    /// [`KernelError`]: not there, not a kernel, no PVH entry, damaged, or packed in an unknown way.
+    pub fn open(path: &Path) -> Result<Kernel, KernelError> {
+        Self::load(path).map_err(|fault| KernelError { path: path.to_owned(), fault })
+    }
+
+    fn load(path: &Path) -> Result<Kernel, KernelFault> {
+        let file = map::map_file(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => KernelFault::Missing,
+            _ => KernelFault::Unreadable(error),
+        })?;
+        let image = if file.starts_with(elf::MAGIC) {
+            let all = 0..file.len();
+            Image::Mapped(file, all)
+        } else {
+            let payload = bzimage::payload(&file)?;
+            match file.get(payload.clone()) {
+                Some(packed) if !packed.starts_with(elf::MAGIC) => Image::Unpacked(bzimage::unpack(packed)?),
+                _ => Image::Mapped(file, payload),
+            }
+        };
+        let elf::Parsed { entry, long_mode, hypercall_page, segments } = elf::parse(image.bytes())?;
+        Ok(Kernel { entry, long_mode, hypercall_page, segments, image })
+    }
+
+    /// The ELF image.
+    pub fn bytes(&self) -> &[u8] {
+        self.image.bytes()
+    }
+
+    /// The bytes of one of its segments.
+    pub fn segment_bytes(&self, segment: &Segment) -> &[u8] {
+        self.bytes().get(segment.file.clone()).unwrap_or_default()
+    }
+
+    /// The first address behind all segments.
+    pub fn end(&self) -> u64 {
+        self.segments.iter().map(Segment::end).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::bzimage::tests::{Pack, bzimage};
+    use crate::boot::elf::tests::{Elf, NOTE_ENTRY};
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn elf() -> Vec<u8> {
+        let text: Vec<u8> = (0..300_000u32).map(|i| (i / 7).to_le_bytes()[0]).collect();
+        Elf { segments: vec![(0x100_0000, text, 0x10_0000)], notes: NOTE_ENTRY.to_vec(), ..Elf::default() }
+            .bytes()
+    }
+
+    #[test]
+    fn every_packing_gives_the_same_kernel() {
+        let elf = elf();
+        let plain = Kernel::open(file(&elf).path()).unwrap();
+        assert_eq!((plain.entry, plain.long_mode, plain.hypercall_page), (0x100_0040, true, false));
+        assert_eq!(plain.segments.len(), 1);
+        for pack in Pack::ALL {
+            let packed = file(&bzimage(&elf, pack));
+            let kernel = Kernel::open(packed.path()).unwrap_or_else(|e| panic!("{pack:?}: {e}"));
+            assert_eq!(kernel.segments, plain.segments, "{pack:?}");
+            assert!(
+                kernel.segment_bytes(&kernel.segments[0]) == plain.segment_bytes(&plain.segments[0]),
+                "{pack:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_say_what_and_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("vmlinuz");
+        let no_note = Elf { segments: vec![(0x10_0000, vec![0; 64], 64)], ..Elf::default() }.bytes();
+        let elf = elf();
+        let cases: [(Vec<u8>, &str); 4] = [
+            (b"#!/bin/sh\necho".to_vec(), "neither an ELF image nor a Linux bzImage"),
+            (Vec::new(), "neither an ELF image nor a Linux bzImage"),
+            (
+                no_note,
+                "no PVH entry (XEN_ELFNOTE_PHYS32_ENTRY): Linux before 4.11 or built without CONFIG_PVH",
+            ),
+            (elf[..elf.len() / 2].to_vec(), "truncated: "),
+        ];
+        assert_eq!(
+            Kernel::open(&missing).unwrap_err().to_string(),
+            format!("kernel {}: no such file", missing.display())
+        );
+        for (bytes, expected) in cases {
+            let file = file(&bytes);
+            let said = Kernel::open(file.path()).unwrap_err().to_string();
+            assert!(said.contains(expected) && !said.contains('\n'), "{said}");
+        }
+        assert!(Kernel::open(dir.path()).unwrap_err().to_string().contains("cannot be read"));
+    }
+}
