@@ -1,0 +1,60 @@
+//! `xlr console`: the primary PV console, from the beginning of its log.
+
+use super::first;
+use super::terminal::{self, ESCAPE};
+use crate::args::Args;
+use crate::domains::Domain;
+use crate::failure::Failure;
+use crate::host::Host;
+use anyhow::{Context, Result};
+use std::os::unix::net::UnixStream;
+
+/// `xlr console`
+pub fn run(args: &Args) -> Result<()> {
+    match args.value("t") {
+        None | Some("pv") => {}
+        Some(other) => {
+            return Err(Failure::error(
+                2,
+                format!("console type `{other}': a PVH guest has a PV console only, -t pv"),
+            ));
+        }
+    }
+    if args.value("n").is_some_and(|number| number.parse() != Ok(0u32)) {
+        return Err(Failure::error(2, "console number: a guest has one console, -n 0"));
+    }
+    let escape = match args.value("e") {
+        Some(text) => control(text)
+            .ok_or_else(|| Failure::error(2, "escape character: one letter or ^ and one letter"))?,
+        None => ESCAPE,
+    };
+    let domain = Host::open()?.find(first(args))?;
+    terminal::attach(connect(&domain)?, escape)?;
+    Ok(())
+}
+
+/// `^]` or one character.
+fn control(text: &str) -> Option<u8> {
+    match *text.as_bytes() {
+        [b'^', letter] if letter.is_ascii() => Some(letter & 0x1f),
+        [byte] => Some(byte),
+        _ => None,
+    }
+}
+
+/// The console's stream.
+pub fn connect(domain: &Domain) -> Result<UnixStream> {
+    UnixStream::connect(domain.dir.console())
+        .with_context(|| format!("{domain}: its console does not answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn escapes() {
+        for (text, byte) in [("^]", Some(0x1d)), ("^A", Some(1)), ("q", Some(b'q')), ("", None), ("ab", None)]
+        {
+            assert_eq!(super::control(text), byte, "{text}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `xlr create`: read the configuration, start the domain's process, and stay as long as asked.
+
+use super::terminal::Ended;
+use super::vigil::Vigil;
+use super::{console, terminal};
+use crate::args::Args;
+use crate::config::{self, Parsed};
+use crate::domains::Domain;
+use crate::failure::Failure;
+use crate::host::Host;
+use crate::xlcfg::schema::Settings;
+use crate::{dry_run, spawn, store, xlcfg};
+use anyhow::{Context, Result};
+use std::cell::RefCell;
+use std::path::Path;
+use xen_emu_api::config::{DomainConfig, Launch};
+use xen_emu_api::control::Request;
+use xen_emu_api::run_dir::RunDir;
+use xenstored::client::Client;
+
+/// `xlr create`
+pub fn run(args: &Args) -> Result<()> {
+    let (file, overrides) = source(args)?;
+    let quiet = args.has("quiet");
+    if !quiet {
+        tell!("Parsing config from {file}");
+    }
+    let mut settings = settings(file, overrides)?;
+    let Parsed { domain, warnings } = config::domain(&mut settings, Path::new(file))?;
+    if !quiet {
+        warnings.iter().for_each(|warning| tell!("{warning}"));
+    }
+    let dry = args.has("dryrun") || args.globals.dry_run;
+    if dry || args.has("d") {
+        dry_run::print(&domain)?;
+    }
+    if dry {
+        return Ok(());
+    }
+    config::check_files(&settings, &domain)?;
+    let host = Host::open()?;
+    let domain = start(&host, domain, args).map_err(|error| Failure::error(3, format!("{error:#}")))?;
+    follow(&host, domain, args)
+}
+
+/// The file and the `key=value` words; as in xl a first word with `=` is no file.
+fn source(args: &Args) -> Result<(&str, &[String])> {
+    let words = args.words.as_slice();
+    match (words.split_first(), args.value("defconfig")) {
+        (_, Some(file)) => Ok((file, words)),
+        (Some((file, rest)), None) if !file.contains('=') => Ok((file, rest)),
+        _ => Err(Failure::error(6, "Config file not specified: xlr create FILE [key=value ...]")),
+    }
+}
+
+fn settings(file: &str, overrides: &[String]) -> Result<Settings> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Failure::error(3, format!("Failed to read config file: {file}: {error}")))?;
+    let mut list = xlcfg::read(file, &text)?;
+    for word in overrides {
+        list.extend(xlcfg::read_override(word)?);
+    }
+    Ok(Settings::new(list)?)
+}
+
+/// Have the domain built. On an error nothing of it is left.
+fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<Domain> {
+    // Cleans up after a dead one of the same name.
+    host.survey()?;
+    let creation = host.root.lock()?;
+    if let Some(other) = host.probe()?.0.iter().find(|other| other.status.name == config.name) {
+        anyhow::bail!(
+            "Domain with name \"{}\" already exists (id {}): destroy or rename it",
+            config.name,
+            other.dir.domid
+        );
+    }
+    let store = RefCell::new(store::ensure(host).context("xenstored")?);
+    let taken =
+        |domid: u16| matches!(store.borrow_mut().read_opt(&format!("/local/domain/{domid}")), Ok(Some(_)));
+    let dir = host.root.reserve(taken)?;
+    let launch = Launch {
+        domid: dir.domid,
+        run_root: host.root.path().to_owned(),
+        xenstored: host.xenstored.clone(),
+        paused: args.has("p") || args.has("c"),
+        supervise: !args.has("e"),
+        config,
+    };
+    let built = write_launch(&dir, &launch).and_then(|()| spawn::domain(&dir));
+    if let Err(error) = built {
+        give_up(&mut store.into_inner(), &dir, &launch.config);
+        return Err(error);
+    }
+    drop(creation);
+    host.find(&dir.domid.to_string())
+}
+
+fn write_launch(dir: &RunDir, launch: &Launch) -> Result<()> {
+    let text = serde_json::to_vec_pretty(launch)?;
+    std::fs::write(dir.launch(), text).with_context(|| format!("cannot write {}", dir.launch().display()))
+}
+
+/// The process has cleaned up after itself where it could.
+fn give_up(store: &mut Client, dir: &RunDir, config: &DomainConfig) {
+    if let Err(error) = store::forget(store, dir.domid, &config.uuid) {
+        tell!("nodes of domain {} stay: {error}", dir.domid);
+    }
+    if let Err(error) = dir.remove() {
+        tell!("cannot remove {}: {error}", dir.path().display());
+    }
+}
+
+/// `-c` and `-F`: the console, the foreground, both, or neither; through restarts.
+fn follow(host: &Host, domain: Domain, args: &Args) -> Result<()> {
+    let (console, foreground) = (args.has("c"), args.has("F"));
+    if !console && !foreground {
+        return Ok(());
+    }
+    let supervised = !args.has("e");
+    let mut attach = console;
+    let mut unpause = console && !args.has("p");
+    let mut vigil = Vigil::keep(domain, supervised)?;
+    loop {
+        if attach {
+            let stream = console::connect(vigil.domain())?;
+            if std::mem::take(&mut unpause) {
+                vigil.domain().ask(&Request::Unpause)?;
+            }
+            attach = terminal::attach(stream, terminal::ESCAPE)? == Ended::Gone;
+            if !attach && !foreground {
+                return Ok(());
+            }
+        }
+        let next = end(&mut vigil, host, foreground && !args.has("quiet"))?;
+        match next {
+            Some(next) => vigil = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Await the end; `log` says what happens in the words of xl's monitor.
+fn end(vigil: &mut Vigil, host: &Host, log: bool) -> Result<Option<Vigil>> {
+    let note = |line: String| {
+        if log {
+            tell!("{line}");
+        }
+    };
+    let (name, domid) = (vigil.domain().status.name.clone(), vigil.domain().dir.domid);
+    note(format!("Waiting for domain {name} (domid {domid}) to die [pid {}]", vigil.pid()));
+    let reason = vigil.end()?;
+    match reason {
+        Some(reason) => {
+            note(format!("Domain {domid} has shut down, reason code {reason} {reason:#x}"));
+            let action = vigil.action(reason).map_or("none", xen_emu_api::config::Action::name);
+            note(format!("Action for shutdown reason code {reason} is {action}"));
+        }
+        None => note(format!("Domain {domid} has been destroyed.")),
+    }
+    let next = vigil.successor(host, reason)?;
+    match &next {
+        Some(next) => note(format!("Done. Rebooting now: domain {}", next.domain().dir.domid)),
+        None => {
+            vigil.gone()?;
+            note("Done. Exiting now".into());
+        }
+    }
+    Ok(next)
+}

@@ -1,0 +1,68 @@
+//! `xlr destroy`: at once, and complete when it returns.
+
+use super::first;
+use crate::args::Args;
+use crate::domains::{self, Domain};
+use crate::failure::Failure;
+use crate::host::Host;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use xen_emu_api::control::Request;
+
+/// A process that needs longer is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `xlr destroy`
+pub fn run(args: &Args) -> Result<()> {
+    let word = first(args);
+    if domains::is_host(word) {
+        return Err(Failure::error(1, "Not destroying domain 0: it is this host."));
+    }
+    let host = Host::open()?;
+    let survey = host.survey()?;
+    let lives = survey.living.iter().any(|domain| domains::names(word, &domain.status));
+    if !lives && survey.reaped.iter().any(|domain| domains::names(word, &domain.status)) {
+        return Ok(());
+    }
+    let domain = survey.take(word)?;
+    // Its process may end before it can answer; what counts is that it is gone.
+    let asked = domain.ask(&Request::Destroy);
+    if gone_within(&domain, PATIENCE) {
+        return Ok(());
+    }
+    if !end_process(&domain)? {
+        asked?;
+        bail!("{domain}: its process does not let go of {}", domain.dir.path().display());
+    }
+    let end = Instant::now() + PATIENCE;
+    while domain.dir.is_alive() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    host.survey()?;
+    Ok(())
+}
+
+fn gone_within(domain: &Domain, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    while domain.dir.path().exists() {
+        // A free lock: it died on the way, and is for the next survey.
+        if Instant::now() >= end || (domain.serves() && !domain.dir.is_alive()) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// Kill the process that listens on the control socket, whom the kernel names; false when nobody does.
+fn end_process(domain: &Domain) -> Result<bool> {
+    let Ok(stream) = UnixStream::connect(domain.dir.control()) else { return Ok(!domain.dir.is_alive()) };
+    let pid = getsockopt(&stream, PeerCredentials)?.pid();
+    tell!("{domain}: its process {pid} does not answer; killed");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("cannot kill process {pid}"))?;
+    Ok(true)
+}

@@ -1,0 +1,183 @@
+//! `xlr info`: xl's keys in xl's order, then what the host offers to guests.
+
+use crate::args::Args;
+use crate::{cpus, proc, spawn};
+use anyhow::Result;
+use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeSet;
+use std::process::Command;
+
+/// The Xen interface that guests see.
+const XEN: (u32, u32, &str) = (4, 20, ".0");
+
+/// What `xen-emu --probe` says.
+#[derive(Deserialize)]
+struct Probe {
+    kvm: bool,
+    xen_hvm: u32,
+    backend: String,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// Keys and values in their order; as JSON an object of strings.
+struct Facts(Vec<(&'static str, String)>);
+
+impl Serialize for Facts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// `xlr info`
+pub fn run(args: &Args) -> Result<()> {
+    let mut facts = Facts(host()?);
+    facts.0.extend(memory());
+    let place = facts.0.len();
+    facts.0.extend(personality());
+    facts.0.extend(backend());
+    if args.has("json") {
+        say!("{}", serde_json::to_string_pretty(&facts)?);
+        return Ok(());
+    }
+    for (at, (key, value)) in facts.0.iter().enumerate() {
+        if at == place && args.has("numa") {
+            topology()?;
+        }
+        say!("{key:<22} : {value}");
+    }
+    Ok(())
+}
+
+fn host() -> Result<Vec<(&'static str, String)>> {
+    let name = nix::sys::utsname::uname()?;
+    let word = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+    let cpus = cpus::online()?;
+    let number = |name: &str| proc::cpuinfo(name).and_then(|v| v.parse::<usize>().ok()).unwrap_or(1).max(1);
+    let (siblings, cores) = (number("siblings"), number("cpu cores"));
+    Ok(vec![
+        ("host", word(name.nodename())),
+        ("release", word(name.release())),
+        ("version", word(name.version())),
+        ("machine", word(name.machine())),
+        ("nr_cpus", cpus.len().to_string()),
+        ("max_cpu_id", cpus.iter().max().copied().unwrap_or(0).to_string()),
+        ("nr_nodes", nodes().len().max(1).to_string()),
+        ("cores_per_socket", cores.to_string()),
+        ("threads_per_core", (siblings / cores).max(1).to_string()),
+        ("cpu_mhz", proc::cpuinfo("cpu MHz").unwrap_or_default()),
+        ("hw_caps", hw_caps()),
+        ("virt_caps", virt_caps()),
+    ])
+}
+
+/// The feature words of CPUID that xl shows; all but the first five are 0 on a CPU without them.
+fn hw_caps() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        let (basic, extended, state, seven) =
+            (__cpuid(1), __cpuid(0x8000_0001), __cpuid_count(13, 1), __cpuid_count(7, 0));
+        let power = __cpuid(0x8000_0007);
+        let seven = if __cpuid(0).eax >= 7 { seven } else { basic_zero() };
+        let state = if __cpuid(0).eax >= 13 { state } else { basic_zero() };
+        [basic.edx, basic.ecx, extended.edx, extended.ecx, state.eax, seven.ebx, seven.ecx, power.edx]
+            .map(|word| format!("{word:08x}"))
+            .join(":")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    String::new()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn basic_zero() -> std::arch::x86_64::CpuidResult {
+    std::arch::x86_64::CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 }
+}
+
+fn virt_caps() -> String {
+    let on = |path: &str| matches!(proc::text(path).as_str(), "Y" | "1");
+    let hap = on("/sys/module/kvm_intel/parameters/ept") || on("/sys/module/kvm_amd/parameters/npt");
+    format!("hvm{} gnttab-v1", if hap { " hap" } else { "" })
+}
+
+fn memory() -> Vec<(&'static str, String)> {
+    let memory = proc::meminfo();
+    let mib = |key: &str| (memory.get(key).copied().unwrap_or(0) >> 10).to_string();
+    let mut facts = vec![("total_memory", mib("MemTotal")), ("free_memory", mib("MemAvailable"))];
+    let none = ["sharing_freed_memory", "sharing_used_memory", "outstanding_claims", "free_cpus"];
+    facts.extend(none.map(|key| (key, "0".to_owned())));
+    facts
+}
+
+fn personality() -> Vec<(&'static str, String)> {
+    let (major, minor, extra) = XEN;
+    vec![
+        ("xen_major", major.to_string()),
+        ("xen_minor", minor.to_string()),
+        ("xen_extra", extra.to_owned()),
+        ("xen_version", format!("{major}.{minor}{extra}")),
+        ("xen_caps", "hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ".to_owned()),
+        ("xen_scheduler", "linux".to_owned()),
+        ("xen_pagesize", "4096".to_owned()),
+        ("platform_params", "virt_start=0xffff800000000000".to_owned()),
+        ("xen_changeset", String::new()),
+        ("xen_commandline", String::new()),
+        ("cc_compiler", "rustc".to_owned()),
+        ("cc_compile_by", String::new()),
+        ("cc_compile_domain", String::new()),
+        ("cc_compile_date", String::new()),
+        ("build_id", String::new()),
+        ("xend_config_format", "4".to_owned()),
+    ]
+}
+
+/// What runs the guests here; the domain's own program is asked, since xlr never opens /dev/kvm.
+fn backend() -> Vec<(&'static str, String)> {
+    let version = ("xlr_version", env!("CARGO_PKG_VERSION").to_owned());
+    let out = match Command::new(spawn::program("xen-emu")).arg("--probe").output() {
+        Ok(out) => out.stdout,
+        Err(error) => {
+            return vec![version, ("backend", format!("none (xen-emu cannot be started: {error})"))];
+        }
+    };
+    let Ok(probe) = serde_json::from_slice::<Probe>(&out) else {
+        return vec![version, ("backend", "none (xen-emu --probe gave no answer)".to_owned())];
+    };
+    let reason = probe.reason.filter(|reason| !reason.is_empty()).map(|reason| format!(" ({reason})"));
+    vec![
+        version,
+        ("kvm", if probe.kvm { "yes" } else { "no" }.to_owned()),
+        ("kvm_xen_hvm", format!("{:#x}", probe.xen_hvm)),
+        ("backend", format!("{}{}", probe.backend, reason.unwrap_or_default())),
+    ]
+}
+
+fn nodes() -> BTreeSet<u32> {
+    let entries = std::fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()).collect()
+}
+
+/// `-n`: CPUs and nodes.
+fn topology() -> Result<()> {
+    say!("cpu_topology           :\ncpu:    core    socket     node");
+    for cpu in cpus::online()? {
+        let base = format!("/sys/devices/system/cpu/cpu{cpu}");
+        let part = |name: &str| proc::text(&format!("{base}/topology/{name}"));
+        let node =
+            nodes().into_iter().find(|node| std::path::Path::new(&format!("{base}/node{node}")).exists());
+        say!("{cpu:>3}: {:>7} {:>8} {:>8}", part("core_id"), part("physical_package_id"), node.unwrap_or(0));
+    }
+    say!("device topology        :\ndevice           node\nNo device topology data available");
+    say!("numa_info              :\nnode:    memsize    memfree    distances");
+    for node in nodes() {
+        let base = format!("/sys/devices/system/node/node{node}");
+        let text = proc::text(&format!("{base}/meminfo"));
+        let mib = |key: &str| {
+            let line = text.lines().find(|line| line.contains(key));
+            line.and_then(|l| l.split_whitespace().nth(3)?.parse::<u64>().ok()).unwrap_or(0) >> 10
+        };
+        let distances = proc::text(&format!("{base}/distance")).replace(' ', ",");
+        say!("{node:>4}: {:>9} {:>10}      {distances}", mib("MemTotal:"), mib("MemFree:"));
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Watching one domain until its end, and over to its next incarnation.
+
+use crate::domains::Domain;
+use crate::host::Host;
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use xen_emu_api::config::{Action, DomainConfig};
+use xen_emu_api::control::{self, Reply, Request};
+
+/// A crash loop is slowed down to one restart a minute; a rebuild comes on top.
+const REBUILD: Duration = Duration::from_secs(90);
+
+/// Keeps watch over one domain. The word about its shutdown waits in the socket, even when the process is gone.
+pub struct Vigil {
+    domain: Domain,
+    config: DomainConfig,
+    supervised: bool,
+    stream: BufReader<UnixStream>,
+}
+
+impl Vigil {
+    /// Begin before anything can end the domain. `supervised`: its `on_*` actions are carried out.
+    pub fn keep(domain: Domain, supervised: bool) -> Result<Self> {
+        let config = domain.config()?;
+        let stream = UnixStream::connect(domain.dir.control())
+            .with_context(|| format!("{domain}: its process does not answer"))?;
+        control::send(&stream, &Request::Wait)?;
+        Ok(Vigil { domain, config, supervised, stream: BufReader::new(stream) })
+    }
+
+    /// The domain.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// The process that is watched.
+    pub fn pid(&self) -> u32 {
+        self.domain.status.pid
+    }
+
+    /// Block until the domain shuts down: the reason, or `None` when it was destroyed.
+    pub fn end(&mut self) -> Result<Option<u32>> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        Ok(match serde_json::from_str(&line) {
+            Ok(Reply::Shutdown { reason }) => Some(reason),
+            _ => None,
+        })
+    }
+
+    /// Block until the process has let go of the domain.
+    pub fn gone(&mut self) -> Result<()> {
+        self.stream.read_to_end(&mut Vec::new())?;
+        Ok(())
+    }
+
+    /// Block until the domain's directory is gone, at most for `limit`.
+    pub fn cleaned(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.domain.dir.path().exists() {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// What is configured for a shutdown with `reason`; `None` for one that has no action (suspend).
+    pub fn action(&self, reason: u32) -> Option<Action> {
+        let actions = &self.config.actions;
+        Some(match reason {
+            0 => actions.poweroff,
+            1 => actions.reboot,
+            3 => actions.crash,
+            4 => actions.watchdog,
+            5 => actions.soft_reset,
+            _ => return None,
+        })
+    }
+
+    /// After an end with `reason`: the domain that takes its place, if its action makes one.
+    pub fn successor(&self, host: &Host, reason: Option<u32>) -> Result<Option<Vigil>> {
+        let restarts = matches!(
+            reason.and_then(|reason| self.action(reason)),
+            Some(Action::Restart | Action::RenameRestart | Action::CoredumpRestart | Action::SoftReset)
+        );
+        if !restarts || !self.supervised {
+            return Ok(None);
+        }
+        let next = host.successor(&self.config.name, self.domain.dir.domid, REBUILD)?;
+        next.map(|domain| Vigil::keep(domain, true)).transpose()
+    }
+}

@@ -1,0 +1,294 @@
+//! From settings to the domain that shall be built.
+
+use crate::cpus;
+use crate::failure::Failure;
+use crate::xlcfg::schema::Settings;
+use crate::xlcfg::{Kind, Value};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+use xen_emu_api::config::{Action, Actions, DomainConfig};
+
+/// vCPUs of one domain.
+const MAX_VCPUS: u32 = 64;
+/// 64 TiB: beyond any host, and far from overflow in bytes.
+const MAX_MEMORY_MIB: u64 = 64 << 20;
+/// As libxl: enough for a small guest.
+const DEFAULT_MEMORY_MIB: u64 = 128;
+/// libxl's defaults.
+const GRANT_FRAMES: u32 = 64;
+const EVENT_CHANNELS: u32 = 1023;
+
+/// A domain and what there is to say about its configuration.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The domain.
+    pub domain: DomainConfig,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+/// Make a domain of `settings`, which came from `source`. No file but `/sys` is looked at.
+pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
+    check_type(settings, source)?;
+    let (vcpus, max_vcpus) = vcpus(settings)?;
+    let (memory_mib, maxmem_mib) = memory(settings)?;
+    let domain = DomainConfig {
+        name: name(settings, source)?,
+        uuid: uuid(settings)?,
+        kernel: kernel(settings, source)?,
+        ramdisk: settings.text("ramdisk")?.map(absolute).transpose()?,
+        cmdline: cmdline(settings)?,
+        memory_mib,
+        maxmem_mib,
+        vcpus,
+        max_vcpus,
+        cpus: affinity(settings, max_vcpus)?,
+        actions: actions(settings)?,
+        acpi: settings.flag("acpi")?.unwrap_or(true),
+        max_grant_frames: settings.count("max_grant_frames", (1, 1 << 16), "64")?.unwrap_or(GRANT_FRAMES),
+        max_event_channels: settings
+            .count("max_event_channels", (63, 1 << 17), "1023")?
+            .unwrap_or(EVENT_CHANNELS),
+        source: Some(absolute(&source.to_string_lossy())?),
+    };
+    Ok(Parsed { domain, warnings: std::mem::take(&mut settings.warnings) })
+}
+
+/// PVH is what there is; PV configurations run as PVH, HVM ones cannot yet.
+fn check_type(settings: &mut Settings, source: &Path) -> Result<()> {
+    let key = if settings.value("type").is_some() { "type" } else { "builder" };
+    match (key, settings.text(key)?) {
+        ("type", Some("pvh")) => {}
+        (_, None) | ("type", Some("pv")) | ("builder", Some("generic" | "linux")) => {
+            settings.warnings.push(format!(
+                "{}: note: a PV guest cannot run on KVM; it is started as PVH if its kernel can: type = \"pvh\" says so",
+                source.display()
+            ));
+        }
+        (_, Some("hvm")) => {
+            return Err(
+                settings.error(key, "HVM guests are not supported yet: use type = \"pvh\" with a kernel")
+            );
+        }
+        (_, Some(other)) => {
+            return Err(settings.error(key, format!("Invalid domain type {other}: expected \"pvh\"")));
+        }
+    }
+    Ok(())
+}
+
+fn name(settings: &Settings, source: &Path) -> Result<String> {
+    let Some(name) = settings.text("name")? else {
+        let file = source.display();
+        return Err(anyhow::anyhow!("{file}: Domain name must be specified: name = \"guest\""));
+    };
+    let wrong = match name {
+        _ if name.bytes().all(|b| b.is_ascii_digit()) => "it would be taken for a domain id: add a letter",
+        _ if name.contains('/') => "`/` parts xenstore paths: leave it out",
+        _ if name.chars().any(char::is_control) => "it has control characters: leave them out",
+        "Domain-0" => "that is the host itself: take another one",
+        _ => return Ok(name.to_owned()),
+    };
+    Err(settings.error("name", format!("{name:?} cannot be a domain's name: {wrong}")))
+}
+
+fn uuid(settings: &Settings) -> Result<String> {
+    let uuid = match settings.text("uuid")? {
+        None => Uuid::new_v4(),
+        Some(text) => Uuid::try_parse(text).map_err(|_| {
+            let right = "12345678-1234-5678-9abc-def012345678";
+            settings.error("uuid", format!("Failed to parse UUID: {text}; it looks like {right}"))
+        })?,
+    };
+    Ok(uuid.as_hyphenated().to_string())
+}
+
+fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
+    let file = source.display();
+    let path = settings.text("kernel")?.with_context(|| {
+        format!("{file}: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry")
+    })?;
+    absolute(path)
+}
+
+/// Refuse a kernel or ramdisk that cannot be read, before anything is built: status 3 as in xl.
+pub fn check_files(settings: &Settings, domain: &DomainConfig) -> Result<()> {
+    for (key, path) in [("kernel", Some(&domain.kernel)), ("ramdisk", domain.ramdisk.as_ref())] {
+        let Some(path) = path else { continue };
+        let opened = std::fs::File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+            true => Err(std::io::ErrorKind::IsADirectory.into()),
+            false => Ok(()),
+        });
+        if let Err(error) = opened {
+            let message = settings.error(key, format!("cannot open {key} {}: {error}", path.display()));
+            return Err(Failure::error(3, message.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn cmdline(settings: &mut Settings) -> Result<String> {
+    let (cmdline, root, extra) = (settings.text("cmdline")?, settings.text("root")?, settings.text("extra")?);
+    let line = match (cmdline, root, extra) {
+        (Some(line), ..) => line.to_owned(),
+        (None, Some(root), Some(extra)) => format!("root={root} {extra}"),
+        (None, Some(root), None) => format!("root={root}"),
+        (None, None, extra) => extra.unwrap_or_default().to_owned(),
+    };
+    if cmdline.is_some() && (root.is_some() || extra.is_some()) {
+        settings.warnings.push("Warning: ignoring root= and extra= in favour of cmdline=".into());
+    }
+    Ok(line)
+}
+
+fn memory(settings: &Settings) -> Result<(u64, u64)> {
+    let range = (1, MAX_MEMORY_MIB);
+    let max = settings.number("maxmem", range, "512")?;
+    let memory = settings.number("memory", range, "512")?.or(max).unwrap_or(DEFAULT_MEMORY_MIB);
+    match max {
+        Some(max) if max < memory => {
+            Err(settings.error("maxmem", format!("maxmem ({max}) is less than memory ({memory})")))
+        }
+        _ => Ok((memory, max.unwrap_or(memory))),
+    }
+}
+
+fn vcpus(settings: &Settings) -> Result<(u32, u32)> {
+    let max = settings.count("maxvcpus", (1, MAX_VCPUS), "2")?;
+    let vcpus = settings.count("vcpus", (1, MAX_VCPUS), "2")?.or(max).unwrap_or(1);
+    match max {
+        Some(max) if max < vcpus => {
+            Err(settings.error("maxvcpus", format!("maxvcpus ({max}) < vcpus ({vcpus}): raise maxvcpus")))
+        }
+        _ => Ok((vcpus, max.unwrap_or(vcpus))),
+    }
+}
+
+fn affinity(settings: &Settings, max_vcpus: u32) -> Result<Vec<Vec<usize>>> {
+    let Some(value) = settings.value("cpus") else { return Ok(Vec::new()) };
+    let host = cpus::online()?;
+    let one = |value: &Value| -> Result<Vec<usize>> {
+        let text = match &value.kind {
+            Kind::Text(text) => text.clone(),
+            Kind::Number(number) => number.to_string(),
+            Kind::List(_) => return Err(value.pos.error("a list of CPUs within a list").into()),
+        };
+        cpus::select(&text, &host).map_err(|message| value.pos.error(message).into())
+    };
+    let Kind::List(list) = &value.kind else { return Ok(vec![one(value)?]) };
+    let mut all = list.iter().take(max_vcpus as usize).map(one).collect::<Result<Vec<_>>>()?;
+    all.resize(max_vcpus as usize, host.clone());
+    Ok(all)
+}
+
+fn actions(settings: &Settings) -> Result<Actions> {
+    let read = |key: &str, default: Action| -> Result<Action> {
+        let Some(name) = settings.text(key)? else { return Ok(default) };
+        Action::from_name(name).ok_or_else(|| {
+            let known = Action::ALL.map(|(name, _)| name).join(", ");
+            settings.error(key, format!("Unknown {key} action \"{name}\" specified: one of {known}"))
+        })
+    };
+    let default = Actions::default();
+    Ok(Actions {
+        poweroff: read("on_poweroff", default.poweroff)?,
+        reboot: read("on_reboot", default.reboot)?,
+        crash: read("on_crash", default.crash)?,
+        watchdog: read("on_watchdog", default.watchdog)?,
+        soft_reset: read("on_soft_reset", default.soft_reset)?,
+    })
+}
+
+/// Relative paths are meant from the current directory, as in xl.
+fn absolute(path: &str) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{path}: no absolute path"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xlcfg::read;
+
+    fn parsed(text: &str) -> Result<Parsed> {
+        let source = Path::new("guest.cfg");
+        domain(&mut Settings::new(read("guest.cfg", text)?)?, source)
+    }
+
+    const BASE: &str = "name='web'; type='pvh'; kernel='/boot/vmlinuz';";
+
+    #[test]
+    fn a_whole_configuration() {
+        let text = "name = 'web01'\ntype = 'pvh'\nkernel = 'vmlinuz'\nramdisk = '/r.gz'\nroot = '/dev/xvda2 ro'\n\
+            extra = 'console=hvc0'\nuuid = '12345678-1234-5678-9ABC-def012345678'\nvcpus = 2\nmaxvcpus = 4\n\
+            memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n";
+        let Parsed { domain: got, warnings } = parsed(text).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(got.kernel, std::env::current_dir().unwrap().join("vmlinuz"));
+        assert_eq!(
+            (got.cmdline.as_str(), got.uuid.as_str()),
+            ("root=/dev/xvda2 ro console=hvc0", "12345678-1234-5678-9abc-def012345678")
+        );
+        assert_eq!((got.vcpus, got.max_vcpus, got.memory_mib, got.maxmem_mib), (2, 4, 512, 1024));
+        assert_eq!((got.cpus, got.acpi), (vec![vec![0]], false));
+        assert_eq!((got.actions.crash, got.actions.reboot), (Action::CoredumpRestart, Action::Restart));
+        let small = parsed(BASE).unwrap().domain;
+        assert_eq!((small.vcpus, small.max_vcpus, small.memory_mib, small.maxmem_mib), (1, 1, 128, 128));
+        assert_eq!((small.max_grant_frames, small.max_event_channels, small.acpi), (64, 1023, true));
+        let pinned = parsed(&format!("{BASE} vcpus=3; cpus=['0', 0]")).unwrap().domain.cpus;
+        assert_eq!((pinned.len(), &pinned[0], &pinned[1]), (3, &vec![0], &vec![0]));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_in_one_line() {
+        for (text, expected) in [
+            ("type='pvh'", "guest.cfg: Domain name must be specified: name = \"guest\""),
+            (
+                "name='7'; type='pvh'",
+                "guest.cfg:1:6: \"7\" cannot be a domain's name: it would be taken for a domain id: add a letter",
+            ),
+            (
+                "name='a/b'; type='pvh'",
+                "guest.cfg:1:6: \"a/b\" cannot be a domain's name: `/` parts xenstore paths: leave it out",
+            ),
+            ("name='a'; type='foo'", "guest.cfg:1:16: Invalid domain type foo: expected \"pvh\""),
+            (
+                "name='a'; builder='hvm'",
+                "guest.cfg:1:19: HVM guests are not supported yet: use type = \"pvh\" with a kernel",
+            ),
+            (
+                "name='a'; type='pvh'",
+                "guest.cfg: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry",
+            ),
+            (
+                "@ memory = \"lots\"",
+                "guest.cfg:1:58: memory must be a number, \"lots\" is none; for example memory = 512",
+            ),
+            ("@ memory=512; maxmem=256", "guest.cfg:1:68: maxmem (256) is less than memory (512)"),
+            ("@ vcpus=0", "guest.cfg:1:55: vcpus must be from 1 to 64, not 0; for example vcpus = 2"),
+            ("@ vcpus=4; maxvcpus=2", "guest.cfg:1:67: maxvcpus (2) < vcpus (4): raise maxvcpus"),
+            (
+                "@ uuid='zz'",
+                "guest.cfg:1:54: Failed to parse UUID: zz; it looks like 12345678-1234-5678-9abc-def012345678",
+            ),
+            (
+                "@ on_crash='bogus'",
+                "guest.cfg:1:58: Unknown on_crash action \"bogus\" specified: one of destroy, restart, rename-restart, \
+                 preserve, coredump-destroy, coredump-restart, soft-reset",
+            ),
+        ] {
+            let error = parsed(&text.replace('@', BASE)).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn notes_do_not_stop_it() {
+        let warnings = |text: &str| parsed(text).unwrap().warnings;
+        assert!(warnings("name='a'; kernel='/k'")[0].contains("type = \"pvh\" says so"));
+        assert_eq!(
+            warnings(&format!("{BASE} cmdline='x'; root='y'")),
+            ["Warning: ignoring root= and extra= in favour of cmdline="]
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! The domains of this host: who lives, who died without cleaning up, and who is meant by a name.
+
+use crate::failure::Failure;
+use crate::host::Host;
+use crate::store;
+use anyhow::{Context, Result};
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+use xen_emu_api::config::{DomainConfig, Launch};
+use xen_emu_api::control::{Connection, Reply, Request, Status};
+use xen_emu_api::run_dir::RunDir;
+
+/// Xen's SHUTDOWN_crash (public/sched.h).
+pub const CRASH: u32 = 3;
+
+/// One domain.
+#[derive(Debug)]
+pub struct Domain {
+    /// Its directory.
+    pub dir: RunDir,
+    /// As its process says; for one that is being built or has died, as far as its launch tells.
+    pub status: Status,
+}
+
+/// All domains.
+#[derive(Debug)]
+pub struct Survey {
+    /// By domid.
+    pub living: Vec<Domain>,
+    /// Whose process died, cleaned up just now.
+    pub reaped: Vec<Domain>,
+}
+
+enum Probe {
+    Living(Box<Status>),
+    Dead,
+}
+
+impl Host {
+    /// Every domain; those whose process died are cleaned up, with a line about each on stderr.
+    pub fn survey(&self) -> Result<Survey> {
+        let (living, dead) = self.probe()?;
+        let mut survey = Survey { living, reaped: Vec::new() };
+        for domain in dead {
+            self.reap(domain, &mut survey)?;
+        }
+        survey.living.sort_by_key(|domain| domain.dir.domid);
+        Ok(survey)
+    }
+
+    /// Living and dead domains, nothing touched.
+    pub fn probe(&self) -> Result<(Vec<Domain>, Vec<Domain>)> {
+        let (mut living, mut dead) = (Vec::new(), Vec::new());
+        let dirs =
+            self.root.domains().with_context(|| format!("cannot read {}", self.root.path().display()))?;
+        for dir in dirs {
+            match probe(&dir) {
+                Probe::Living(status) => living.push(Domain { dir, status: *status }),
+                Probe::Dead => {
+                    let status = assumed(&dir, Some(CRASH));
+                    dead.push(Domain { dir, status });
+                }
+            }
+        }
+        Ok((living, dead))
+    }
+
+    /// Under the lock that creation holds, so that a domain in the making is not taken for a dead one.
+    fn reap(&self, domain: Domain, survey: &mut Survey) -> Result<()> {
+        let _creation = self.root.lock()?;
+        if !domain.dir.path().exists() {
+            return Ok(());
+        }
+        if let Probe::Living(status) = probe(&domain.dir) {
+            survey.living.push(Domain { dir: domain.dir, status: *status });
+            return Ok(());
+        }
+        let Status { name, domid, uuid, .. } = &domain.status;
+        let cleaned = store::connect(self).and_then(|store| match store {
+            Some(mut store) => Ok(store::forget(&mut store, *domid, uuid)?),
+            None => Ok(()),
+        });
+        domain.dir.remove().with_context(|| format!("cannot remove {}", domain.dir.path().display()))?;
+        match cleaned {
+            Ok(()) => tell!("domain '{name}' (id {domid}): its process died; cleaned up"),
+            Err(error) => tell!("domain '{name}' (id {domid}): its process died; its nodes stay: {error:#}"),
+        }
+        survey.reaped.push(domain);
+        Ok(())
+    }
+
+    /// The living domain of that name or domid; a number is a domid.
+    pub fn find(&self, word: &str) -> Result<Domain> {
+        self.survey()?.take(word)
+    }
+
+    /// Await the domain that follows `domid` under the same name, as a restart makes it.
+    pub fn successor(&self, name: &str, domid: u16, limit: Duration) -> Result<Option<Domain>> {
+        let end = Instant::now() + limit;
+        loop {
+            let (living, _) = self.probe()?;
+            let next =
+                living.into_iter().find(|d| d.status.name == name && d.dir.domid != domid && d.serves());
+            if next.is_some() || Instant::now() >= end {
+                return Ok(next);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Survey {
+    /// The living domain of that name or domid.
+    pub fn take(self, word: &str) -> Result<Domain> {
+        if is_host(word) {
+            return Err(Failure::error(1, "Domain-0 is this host, not a guest"));
+        }
+        let meant = |domain: &Domain| names(word, &domain.status);
+        self.living.into_iter().rev().find(meant).ok_or_else(|| unknown(word))
+    }
+}
+
+/// `word` names the domain: by domid when it is a number, else by name.
+pub fn names(word: &str, status: &Status) -> bool {
+    if word.bytes().all(|b| b.is_ascii_digit()) {
+        word.parse() == Ok(status.domid)
+    } else {
+        word == status.name
+    }
+}
+
+/// `word` means Domain-0.
+pub fn is_host(word: &str) -> bool {
+    word == "0" || word == "Domain-0"
+}
+
+/// xl's words for a domain that is not there.
+pub fn unknown(word: &str) -> anyhow::Error {
+    Failure::error(1, format!("{word} is an invalid domain identifier (rc=-6)"))
+}
+
+impl Domain {
+    /// Its control socket is there.
+    pub fn serves(&self) -> bool {
+        self.dir.control().exists()
+    }
+
+    /// A connection of its own.
+    pub fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.dir.control()).with_context(|| format!("{self}: its process does not answer"))
+    }
+
+    /// Ask its process.
+    pub fn ask(&self, request: &Request) -> Result<Reply> {
+        self.connect()?.ask(request).map_err(|error| match error.kind() {
+            io::ErrorKind::Other => anyhow::anyhow!("{self}: {error}"),
+            io::ErrorKind::UnexpectedEof => anyhow::anyhow!("{self}: its process has ended"),
+            _ => anyhow::anyhow!("{self}: its process does not answer: {error}"),
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> Result<DomainConfig> {
+        match self.ask(&Request::Config) {
+            Ok(Reply::Config(config)) => Ok(*config),
+            _ => Ok(launch(&self.dir).with_context(|| format!("{self}: no configuration"))?.config),
+        }
+    }
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "domain '{}' (id {})", self.status.name, self.dir.domid)
+    }
+}
+
+/// The control socket answers for nearly all; the life lock is asked only where it does not.
+fn probe(dir: &RunDir) -> Probe {
+    let reply = Connection::open(&dir.control()).and_then(|mut c| c.ask(&Request::Status));
+    match reply {
+        Ok(Reply::Status(status)) => Probe::Living(status),
+        _ if !dir.is_alive() => Probe::Dead,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            tell!("domain '{}' (id {}): its process does not answer", assumed(dir, None).name, dir.domid);
+            Probe::Living(Box::new(assumed(dir, None)))
+        }
+        // It is being built, or on its way out.
+        _ => Probe::Living(Box::new(assumed(dir, None))),
+    }
+}
+
+fn launch(dir: &RunDir) -> Result<Launch> {
+    let text = fs::read(dir.launch())?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// What can be said of a domain whose process does not speak.
+fn assumed(dir: &RunDir, shutdown: Option<u32>) -> Status {
+    let config = launch(dir).ok().map(|launch| launch.config);
+    Status {
+        domid: dir.domid,
+        name: config.as_ref().map_or_else(|| "(null)".into(), |c| c.name.clone()),
+        uuid: config.as_ref().map_or_else(|| uuid::Uuid::nil().to_string(), |c| c.uuid.clone()),
+        pid: 0,
+        paused: shutdown.is_none(),
+        shutdown,
+        dying: false,
+        memory_kib: 0,
+        max_memory_kib: config.map_or(0, |c| c.maxmem_mib << 10),
+        start_time: 0.0,
+        backend: String::new(),
+        tty: None,
+        vcpus: Vec::new(),
+    }
+}
