@@ -3,10 +3,19 @@
 use std::collections::BTreeMap;
 
 use xen_abi::errno::Errno;
+use xen_abi::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
+use xen_abi::hvm::params::HvmParam;
+use xen_abi::xen::Virq;
+use xen_abi::{Domid, Width};
 
 use crate::effect::{Backend, Port, VcpuId};
-use crate::hypercall::{Call, Cx, Outcome};
-use crate::mem::Gfn;
+use crate::evtchn::Ports;
+use crate::gnttab::GrantTable;
+use crate::hvm_params::HvmParams;
+use crate::hypercall::{Call, Cx, Outcome, dispatch};
+use crate::mem::{Gfn, SpecialPage};
+use crate::physmap::Physmap;
+use crate::vcpu::{Vcpu, Waiting};
 
 /// One entry of the guest's memory map: E820 types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +37,7 @@ pub struct Params {
     pub uuid: [u8; 16],
     /// vCPUs that exist.
     pub max_vcpus: u32,
-    /// RAM frames present at start.
+    /// RAM frames present at start. Fewer than the memory map has: the rest is populated on demand.
     pub pages: u64,
     /// RAM frames the guest may have at most.
     pub max_pages: u64,
@@ -45,45 +54,89 @@ pub struct Params {
     /// GSIs and INTx lines exist (a machine with IOAPIC and platform device); false for PVH, where Xen
     /// ignores such callbacks.
     pub legacy_callbacks: bool,
-    /// Console ring frame.
+    /// Console ring frame; the machine has put the page there before the guest starts.
     pub console_gfn: Gfn,
-    /// Store ring frame.
+    /// Store ring frame; likewise.
     pub store_gfn: Gfn,
 }
 
-/// How often each hypercall reached userspace, by number and sub-op (0 where a call has none).
+/// How often each hypercall reached userspace, by number and sub-op (0 where a call has none). What a guest makes up
+/// beyond a bound is counted under `(u64::MAX, u64::MAX)`.
 pub type Counters = BTreeMap<(u64, u64), u64>;
+
+/// Distinct hypercalls that are counted one by one.
+const MAX_COUNTERS: usize = 256;
 
 /// The state of one domain. Everything that outlives a hypercall; xen-emu keeps it behind one lock.
 #[derive(Debug)]
 pub struct Domain {
-    pub(crate) params: Params,
-    pub(crate) counters: Counters,
+    pub(crate) config: Params,
+    /// Layout of shared_info and vcpu_info, latched from the guest (Xen's has_32bit_shinfo).
+    pub(crate) width: Width,
+    pub(crate) ports: Ports,
+    pub(crate) grants: GrantTable,
+    pub(crate) physmap: Physmap,
+    /// What XENMEM_memory_map answers.
+    pub(crate) memory_map: Vec<MemmapEntry>,
+    pub(crate) hvm: HvmParams,
+    pub(crate) vcpus: Vec<Vcpu>,
+    /// Whether SCHEDOP_watchdog 1 and 2 are in use.
+    pub(crate) watchdogs: [bool; 2],
     pub(crate) shutdown_code: Option<u32>,
+    store_page: bool,
+    counters: Counters,
 }
 
 impl Domain {
     /// A domain as it is before its first instruction.
     #[must_use]
-    pub fn new(params: Params) -> Self {
-        Domain { params, counters: Counters::new(), shutdown_code: None }
+    pub fn new(config: Params) -> Self {
+        let mut physmap = Physmap::new(&config.memory_map, config.pages);
+        physmap.place(SpecialPage::Console, Some(config.console_gfn));
+        physmap.place(SpecialPage::Store, Some(config.store_gfn));
+        Domain {
+            width: if config.long_mode { Width::W64 } else { Width::W32 },
+            ports: Ports::new(config.max_ports),
+            grants: GrantTable::new(config.max_grant_frames),
+            physmap,
+            memory_map: config.memory_map.clone(),
+            hvm: HvmParams::new(),
+            vcpus: (0..config.max_vcpus).map(|id| Vcpu::new(id == 0)).collect(),
+            watchdogs: [false; 2],
+            shutdown_code: None,
+            store_page: true,
+            counters: Counters::new(),
+            config,
+        }
     }
 
     /// One hypercall of a vCPU. Called by the run loop with the domain's lock held.
     pub fn hypercall(&mut self, call: &Call, cx: &mut Cx<'_>) -> Outcome {
-        let _ = cx;
-        *self.counters.entry((call.nr, 0)).or_default() += 1;
-        Outcome::Done(Errno::ENOSYS.to_ret())
+        dispatch(self, call, cx)
     }
 
     /// Opens a guest port already bound to dom0, `backend` at the far end, and offloads it. Store and Console
     /// also set their HVM params and seed their grant entry.
     ///
     /// # Errors
-    /// -ENOSPC without a free port, -EEXIST if this backend has one.
+    /// -ENOSPC without a free port, -EEXIST if this backend has one, -EFAULT if the grant table is not there.
     pub fn connect_backend(&mut self, backend: Backend, cx: &mut Cx<'_>) -> Result<Port, Errno> {
-        let _ = (backend, cx);
-        Err(Errno::ENOSPC)
+        let port = self.open_backend(backend, cx)?;
+        let (evtchn, pfn, gref, gfn) = match backend {
+            Backend::Store => {
+                let gfn = self.config.store_gfn;
+                (HvmParam::STORE_EVTCHN, HvmParam::STORE_PFN, RESERVED_XENSTORE, gfn)
+            }
+            Backend::Console => {
+                let gfn = self.config.console_gfn;
+                (HvmParam::CONSOLE_EVTCHN, HvmParam::CONSOLE_PFN, RESERVED_CONSOLE, gfn)
+            }
+            Backend::Device(_) => return Ok(port),
+        };
+        self.grants.seed(cx.mem, gref, gfn)?;
+        self.hvm.set(evtchn, port.into());
+        self.hvm.set(pfn, gfn.0);
+        Ok(port)
     }
 
     /// A backend binds the guest's unbound port (found by it in the store) to itself.
@@ -91,56 +144,70 @@ impl Domain {
     /// # Errors
     /// -EINVAL unless the port is unbound and for dom0, -EEXIST if the backend has a port.
     pub fn bind_backend(&mut self, port: Port, backend: Backend, cx: &mut Cx<'_>) -> Result<(), Errno> {
-        let _ = (port, backend, cx);
-        Err(Errno::EINVAL)
+        self.bind_far(port, backend, cx)
     }
 
     /// The backend at the far end of `port` goes away; the port becomes unbound, for dom0.
     pub fn disconnect_backend(&mut self, port: Port, cx: &mut Cx<'_>) {
-        let _ = (port, cx);
+        self.leave_far(port, cx);
     }
 
-    /// A backend's kick that came to userspace: raises the guest's end.
+    /// A backend's kick that came to userspace: raises the guest's end. Nothing happens where there is none.
     pub fn raise(&mut self, port: Port, cx: &mut Cx<'_>) {
-        let _ = (port, cx);
+        self.set_pending(port, cx);
     }
 
     /// Raises a VIRQ (VIRQ_*) on this vCPU; nothing happens where the guest has not bound it. Global ones are
-    /// raised on vCPU 0.
+    /// raised where vCPU 0 has bound them.
     pub fn raise_virq(&mut self, virq: u32, vcpu: VcpuId, cx: &mut Cx<'_>) {
-        let _ = (virq, vcpu, cx);
+        let virq = Virq(virq);
+        let vcpu = if virq.is_per_vcpu() { vcpu } else { 0 };
+        if let Some(port) = self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.virq_port(virq)) {
+            self.set_pending(port, cx);
+        }
     }
 
     /// Whether the guest sees a store page: without a store STORE_PFN must read 0, or Linux waits for ever.
     pub fn set_store_page(&mut self, present: bool) {
-        let _ = present;
+        self.store_page = present;
+    }
+
+    /// What the guest reads as a param.
+    pub(crate) fn param(&self, index: HvmParam) -> Result<u64, Errno> {
+        let value = self.hvm.guest_get(index)?;
+        Ok(if index == HvmParam::STORE_PFN && !self.store_page { 0 } else { value })
     }
 
     /// RAM frames the guest has now (XENMEM_current_reservation).
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.params.pages
+        self.physmap.pages()
     }
 
     /// RAM frames the guest may have at most (XENMEM_maximum_reservation).
     pub fn set_max_pages(&mut self, frames: u64) {
-        self.params.max_pages = frames;
+        self.config.max_pages = frames;
     }
 
     /// The machine tells that a vCPU runs (INIT/SIPI by LAPIC) or has stopped.
     pub fn note_vcpu_online(&mut self, vcpu: VcpuId, online: bool) {
-        let _ = (vcpu, online);
+        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
+            vcpu.online = online;
+            vcpu.initialised |= online;
+        }
     }
 
     /// Whether the vCPU is up (VCPUOP_is_up); false for one that does not exist.
     #[must_use]
     pub fn vcpu_online(&self, vcpu: VcpuId) -> bool {
-        vcpu == 0
+        self.vcpus.get(vcpu as usize).is_some_and(|vcpu| vcpu.online)
     }
 
     /// The vCPU's `Outcome::Block` has ended (woken or timed out): it polls no port any more.
     pub fn unblocked(&mut self, vcpu: VcpuId) {
-        let _ = vcpu;
+        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
+            vcpu.waiting = Waiting::No;
+        }
     }
 
     /// SHUTDOWN_* as the guest set it, by SCHEDOP_shutdown or ahead of it by SCHEDOP_shutdown_code.
@@ -155,10 +222,57 @@ impl Domain {
         &self.counters
     }
 
-    /// The state as a tree of text, below `path` ("evtchn", "evtchn/12", "gnttab", "vcpu/0", "params",
-    /// "physmap", "hypercalls"; "" = all).
-    #[must_use]
-    pub fn describe(&self, path: &str) -> String {
-        format!("{path}: {:?}\n", self.params)
+    /// Counts a hypercall; true when it is the first of its kind.
+    pub(crate) fn count(&mut self, nr: u64, op: u64) -> bool {
+        let bounded = self.counters.len() < MAX_COUNTERS || self.counters.contains_key(&(nr, op));
+        let key = if bounded { (nr, op) } else { (u64::MAX, u64::MAX) };
+        let count = self.counters.entry(key).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// The domain's own id.
+    pub(crate) fn domid(&self) -> Domid {
+        Domid(self.config.domid)
+    }
+
+    /// DOMID_SELF by its real number.
+    pub(crate) fn resolve(&self, domid: Domid) -> Domid {
+        if domid == Domid::SELF { self.domid() } else { domid }
+    }
+
+    /// Whether a guest may work on this domain: on itself only.
+    ///
+    /// # Errors
+    /// -EPERM for dom0, -ESRCH for all others, of which nothing is known here.
+    pub(crate) fn target(&self, domid: Domid) -> Result<(), Errno> {
+        match self.resolve(domid) {
+            own if own == self.domid() => Ok(()),
+            Domid::DOM0 => Err(Errno::EPERM),
+            _ => Err(Errno::ESRCH),
+        }
+    }
+
+    /// A vCPU.
+    ///
+    /// # Errors
+    /// -ENOENT if there is none of that number.
+    pub(crate) fn vcpu(&self, id: VcpuId) -> Result<&Vcpu, Errno> {
+        self.vcpus.get(id as usize).ok_or(Errno::ENOENT)
+    }
+
+    /// The same, to change it.
+    pub(crate) fn vcpu_mut(&mut self, id: VcpuId) -> Result<&mut Vcpu, Errno> {
+        self.vcpus.get_mut(id as usize).ok_or(Errno::ENOENT)
+    }
+
+    /// Latches the guest's width (Xen's `hvm_latch_shinfo_size`).
+    pub(crate) fn latch_width(&mut self, width: Width, cx: &mut Cx<'_>) {
+        let changed = self.width != width;
+        self.width = width;
+        cx.fx.latch_long_mode(width == Width::W64);
+        if changed {
+            self.update_wallclock(cx);
+        }
     }
 }

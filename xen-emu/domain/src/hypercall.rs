@@ -1,5 +1,26 @@
 //! Decoding and dispatch: `Call` -> `TABLE[nr]` -> an op file -> `Outcome`.
 
+pub(crate) mod args;
+mod console_io;
+mod evtchn_op;
+mod grant_table_op;
+mod hvm_op;
+mod memory_op;
+mod multicall;
+mod physdev_op;
+mod reservation;
+mod sched_op;
+mod table;
+pub(crate) use table::name;
+mod timer_op;
+mod vcpu_area;
+mod vcpu_op;
+mod vm_assist;
+pub mod xen_version;
+
+use xen_abi::errno::Errno;
+
+use crate::domain::Domain;
 use crate::effect::{Effects, ShutdownReason, VcpuId};
 use crate::mem::{GuestMem, Translate};
 use crate::time::Now;
@@ -11,6 +32,15 @@ pub enum Width {
     Bits32,
     /// 64-bit registers and layouts.
     Bits64,
+}
+
+impl From<Width> for xen_abi::Width {
+    fn from(width: Width) -> Self {
+        match width {
+            Width::Bits32 => xen_abi::Width::W32,
+            Width::Bits64 => xen_abi::Width::W64,
+        }
+    }
 }
 
 /// One hypercall as it arrived.
@@ -58,4 +88,78 @@ pub struct Cx<'a> {
     pub fx: &'a mut dyn Effects,
     /// The clocks.
     pub now: Now,
+}
+
+/// What a handler answers; an error goes to the guest as `-errno`.
+pub(crate) type Answer = Result<Outcome, Errno>;
+/// One operation.
+pub(crate) type Handler = fn(&mut Domain, &Call, &mut Cx<'_>) -> Answer;
+
+/// Success without a value.
+pub(crate) const DONE: Answer = Ok(Outcome::Done(0));
+
+/// Success with a value that is no error.
+#[expect(clippy::unnecessary_wraps, reason = "the last expression of handlers")]
+pub(crate) fn value(value: u64) -> Answer {
+    Ok(Outcome::Done(i64::try_from(value).unwrap_or(i64::MAX)))
+}
+
+impl Call {
+    /// The low half of an argument, all that Xen reads of its `unsigned int` parameters.
+    #[expect(clippy::cast_possible_truncation, reason = "that is the point")]
+    pub(crate) const fn arg32(&self, index: usize) -> u32 {
+        self.arg(index) as u32
+    }
+
+    /// An argument.
+    pub(crate) const fn arg(&self, index: usize) -> u64 {
+        let [a, b, c, d, e, f] = self.args;
+        match index {
+            0 => a,
+            1 => b,
+            2 => c,
+            3 => d,
+            4 => e,
+            _ => f,
+        }
+    }
+
+    /// The same call with other arguments, for continuations.
+    pub(crate) fn with_args<const N: usize>(&self, first: [u64; N]) -> Call {
+        let mut call = *self;
+        for (arg, new) in call.args.iter_mut().zip(first) {
+            *arg = new;
+        }
+        call
+    }
+
+    /// Registers as a caller of this width has them: a 32-bit one has no upper halves.
+    fn narrowed(&self) -> Call {
+        let mask = match self.width {
+            Width::Bits32 => u64::from(u32::MAX),
+            Width::Bits64 => u64::MAX,
+        };
+        Call { nr: self.nr & mask, args: self.args.map(|arg| arg & mask), ..*self }
+    }
+}
+
+/// One hypercall, decoded and carried out.
+pub(crate) fn dispatch(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Outcome {
+    let answer = if call.cpl > 0 { Err(Errno::EPERM) } else { run(domain, &call.narrowed(), cx) };
+    answer.unwrap_or_else(|errno| Outcome::Done(errno.to_ret()))
+}
+
+fn run(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let family = table::family(call.nr);
+    let op = family.map_or(0, |family| family.op(call));
+    let first = domain.count(call.nr, op);
+    match family.and_then(|family| family.handler(op)) {
+        Some(handler) => handler(domain, call, cx),
+        None => {
+            if first {
+                cx.fx.log_once(&format!("unknown hypercall {}", table::name(call.nr, op)));
+            }
+            Err(Errno::ENOSYS)
+        }
+    }
 }

@@ -4,12 +4,24 @@
 //! [`mem::Translate`], time as [`time::Now`]; the only way out is [`effect::Effects`]. `xen-emu` implements the
 //! three for KVM, [`testing`] for tests.
 #![forbid(unsafe_code)]
+// An index that a guest can influence must not be able to panic.
+#![warn(clippy::indexing_slicing)]
 
+mod describe;
 pub mod domain;
 pub mod effect;
+mod evtchn;
+mod gnttab;
+mod hvm_params;
 pub mod hypercall;
 pub mod mem;
+mod physmap;
+mod placing;
+pub mod ring;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;
+mod vcpu;
 pub mod version;
 
 pub use domain::{Counters, Domain, MemmapEntry, Params};

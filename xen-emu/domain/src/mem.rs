@@ -62,7 +62,6 @@ impl SpecialPage {
     }
 
     /// The page and the offset in it that a home address names.
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 16 bits")]
     pub const fn at_home(gpa: Gpa) -> Option<(SpecialPage, u64)> {
         let Some(address) = gpa.0.checked_sub(1 << 56) else { return None };
         let index = address >> 12;

@@ -1,0 +1,54 @@
+//! The seam between the port table and the words in guest memory, with the verbs of Xen's `evtchn_port_ops`.
+//!
+//! [`crate::evtchn::abi_2l::TwoLevel`] is the ABI every domain starts with.
+
+use std::fmt::Debug;
+
+use xen_abi::Width;
+use xen_abi::errno::Errno;
+use xen_abi::shared_info::Layout;
+
+use crate::effect::Port;
+use crate::mem::{Fault, Gpa, GuestMem};
+
+/// Where the words of one delivery lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The shared_info page.
+    pub shared_info: Gpa,
+    /// Which layout shared_info and vcpu_info have.
+    pub layout: Layout,
+    /// The vcpu_info of the vCPU that the port notifies; `None` for vCPUs from 32 that have not registered one.
+    pub vcpu_info: Option<Gpa>,
+}
+
+/// What setting a port pending came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raised {
+    /// It was pending or is masked, or the vCPU knows already that something is pending.
+    Quiet,
+    /// `evtchn_upcall_pending` went from 0 to 1: the vCPU must be interrupted.
+    Upcall,
+}
+
+/// One event channel ABI. A [`Fault`] means that the guest has no such word (any more); the event is lost, as on Xen.
+pub(crate) trait PortOps: Debug + Send {
+    /// How guests call it.
+    fn name(&self) -> &'static str;
+    /// Ports that its words can express.
+    fn max_ports(&self, width: Width) -> u32;
+    /// Whether the machine knows this ABI and may raise ports by itself.
+    fn offloadable(&self) -> bool;
+    /// Sets the port pending and notifies the vCPU as far as memory goes.
+    fn set_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<Raised, Fault>;
+    /// Forgets a pending event; for ports that close.
+    fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<(), Fault>;
+    /// Unmasks the port. True: an event was pending behind the mask and has been taken; raise it again.
+    fn unmask(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
+    /// Whether an event is pending.
+    fn is_pending(&self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
+    /// EVTCHNOP_set_priority.
+    fn set_priority(&mut self, _port: Port, _priority: u32) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+}

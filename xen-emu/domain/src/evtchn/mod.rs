@@ -1,0 +1,13 @@
+//! Event channels: the port table of the domain, and dom0's end of those that lead to backends.
+//!
+//! `ports` is the table alone, `deliver` brings a port to the guest, `backend` joins ports with the host; the
+//! hypercalls on top are in `hypercall/evtchn_op`. Errors and their order are Xen's (`common/event_channel.c`).
+
+pub(crate) mod abi;
+pub(crate) mod abi_2l;
+mod backend;
+mod deliver;
+mod life;
+pub(crate) mod ports;
+
+pub(crate) use ports::{Kind, Ports};

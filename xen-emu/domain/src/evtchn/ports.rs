@@ -1,0 +1,170 @@
+//! The port table.
+
+use std::fmt::Write as _;
+
+use xen_abi::errno::Errno;
+use xen_abi::xen::Virq;
+use xen_abi::{Domid, Width};
+
+use crate::effect::{Backend, Port, VcpuId};
+use crate::evtchn::abi::PortOps;
+use crate::evtchn::abi_2l::TwoLevel;
+
+/// What a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Not allocated.
+    Free,
+    /// Port 0, which no guest ever gets.
+    Reserved,
+    /// Waits for `remote` to bind to it.
+    Unbound {
+        /// The domain that may.
+        remote: Domid,
+    },
+    /// Bound to dom0, where this backend sits.
+    Backend(Backend),
+    /// Bound to another port of this domain.
+    Loopback(Port),
+    /// A virtual interrupt.
+    Virq(Virq),
+    /// Between vCPUs of this domain.
+    Ipi,
+}
+
+/// One port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Channel {
+    /// What it is.
+    pub kind: Kind,
+    /// The vCPU it notifies.
+    pub vcpu: VcpuId,
+    /// The machine handles sends on it.
+    pub offloaded: bool,
+}
+
+impl Channel {
+    const FREE: Channel = Channel { kind: Kind::Free, vcpu: 0, offloaded: false };
+}
+
+/// dom0's end of an interdomain channel. Its port number is its place in the table + 1 and stays for good, so that
+/// a guest that closes its end can find the backend again (EVTCHNOP_bind_interdomain after a reset).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FarEnd {
+    /// Who listens there; `None` once it has gone away.
+    pub backend: Option<Backend>,
+    /// The guest's port, if bound.
+    pub near: Option<Port>,
+}
+
+/// All ports.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    channels: Vec<Channel>,
+    pub(crate) far: Vec<FarEnd>,
+    pub(crate) abi: Box<dyn PortOps>,
+    /// Ports the configuration allows.
+    limit: u32,
+    /// No free port below this one.
+    first_free: Port,
+}
+
+impl Ports {
+    pub(crate) fn new(limit: u32) -> Ports {
+        let reserved = Channel { kind: Kind::Reserved, ..Channel::FREE };
+        Ports { channels: vec![reserved], far: Vec::new(), abi: Box::new(TwoLevel), limit, first_free: 1 }
+    }
+
+    /// Port + 1 of the highest port that could be valid now.
+    fn max_ports(&self, width: Width) -> u32 {
+        self.limit.min(self.abi.max_ports(width))
+    }
+
+    /// The port; -EINVAL for numbers beyond what the ABI or the configuration allow (Xen's `port_is_valid`).
+    pub(crate) fn get(&self, port: Port, width: Width) -> Result<Channel, Errno> {
+        if port >= self.max_ports(width) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.channels.get(port as usize).copied().unwrap_or(Channel::FREE))
+    }
+
+    /// The port, if it is not free.
+    pub(crate) fn known(&self, port: Port) -> Option<Channel> {
+        self.channels.get(port as usize).copied().filter(|channel| channel.kind != Kind::Free)
+    }
+
+    /// Changes a port that was allocated; nothing happens to one that was not.
+    pub(crate) fn edit(&mut self, port: Port, change: impl FnOnce(&mut Channel)) {
+        if let Some(channel) = self.channels.get_mut(port as usize) {
+            change(channel);
+        }
+    }
+
+    /// Takes the lowest free port.
+    ///
+    /// # Errors
+    /// -ENOSPC when all are in use.
+    pub(crate) fn allocate(&mut self, kind: Kind, vcpu: VcpuId, width: Width) -> Result<Port, Errno> {
+        let max = self.max_ports(width);
+        let port = (self.first_free..max)
+            .find(|&port| self.channels.get(port as usize).is_none_or(|c| c.kind == Kind::Free))
+            .ok_or(Errno::ENOSPC)?;
+        if self.channels.len() <= port as usize {
+            self.channels.resize(port as usize + 1, Channel::FREE);
+        }
+        self.edit(port, |channel| *channel = Channel { kind, vcpu, offloaded: false });
+        self.first_free = port + 1;
+        Ok(port)
+    }
+
+    /// Gives a port back.
+    pub(crate) fn free(&mut self, port: Port) {
+        self.edit(port, |channel| *channel = Channel::FREE);
+        self.first_free = self.first_free.min(port).max(1);
+    }
+
+    /// The ports in use, port 0 not among them.
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = (Port, Channel)> + '_ {
+        (0..)
+            .zip(self.channels.iter().copied())
+            .filter(|(_, c)| !matches!(c.kind, Kind::Free | Kind::Reserved))
+    }
+
+    /// dom0's port number of a backend.
+    pub(crate) fn far_port(&self, backend: Backend) -> Option<Port> {
+        (1..).zip(&self.far).find(|(_, end)| end.backend == Some(backend)).map(|(port, _)| port)
+    }
+
+    /// dom0's end by its port number.
+    pub(crate) fn far_end(&mut self, far: Port) -> Option<&mut FarEnd> {
+        self.far.get_mut((far as usize).checked_sub(1)?)
+    }
+
+    pub(crate) fn describe(&self, out: &mut String, only: Option<Port>) {
+        if only.is_none() {
+            let used = self.in_use().count();
+            let _ = writeln!(out, "abi {}, {used} of {} ports in use", self.abi.name(), self.limit);
+        }
+        for (port, channel) in self.in_use().filter(|(port, _)| only.is_none_or(|only| only == *port)) {
+            let offload = if channel.offloaded { ", offloaded" } else { "" };
+            let _ = writeln!(out, "{port}: {} on vcpu {}{offload}", KindText(channel.kind), channel.vcpu);
+        }
+    }
+}
+
+/// A kind for people.
+struct KindText(Kind);
+
+impl std::fmt::Display for KindText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Kind::Free => f.write_str("free"),
+            Kind::Reserved => f.write_str("reserved"),
+            Kind::Unbound { remote } => write!(f, "unbound for domain {remote}"),
+            Kind::Backend(backend) => write!(f, "interdomain with {backend:?}"),
+            Kind::Loopback(port) => write!(f, "interdomain with own port {port}"),
+            Kind::Virq(virq) => write!(f, "virq {virq}"),
+            Kind::Ipi => f.write_str("ipi"),
+        }
+    }
+}

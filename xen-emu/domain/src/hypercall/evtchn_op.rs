@@ -1,0 +1,181 @@
+//! event_channel_op(cmd, arg): Xen's checks in Xen's order.
+
+use xen_abi::Domid;
+use xen_abi::errno::Errno;
+use xen_abi::event_channel::{
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, Close, EvtchnOp, EvtchnStat, Reset, Send,
+    SetPriority, Status, Unmask,
+};
+use xen_abi::xen::{Port as AbiPort, Virq};
+
+use crate::domain::Domain;
+use crate::effect::Port;
+use crate::evtchn::Kind;
+use crate::hypercall::{Answer, Call, Cx, DONE, Handler};
+
+pub(super) const OPS: &[(u32, Handler)] = &[
+    (EvtchnOp::BIND_INTERDOMAIN.0, bind_interdomain),
+    (EvtchnOp::BIND_VIRQ.0, bind_virq),
+    // No domain of ours has physical interrupts.
+    (EvtchnOp::BIND_PIRQ.0, |_, _, _| Err(Errno::EINVAL)),
+    (EvtchnOp::CLOSE.0, close),
+    (EvtchnOp::SEND.0, send),
+    (EvtchnOp::STATUS.0, status),
+    (EvtchnOp::ALLOC_UNBOUND.0, alloc_unbound),
+    (EvtchnOp::BIND_IPI.0, bind_ipi),
+    (EvtchnOp::BIND_VCPU.0, bind_vcpu),
+    (EvtchnOp::UNMASK.0, unmask),
+    (EvtchnOp::RESET.0, reset),
+    // INIT_CONTROL and EXPAND_ARRAY would change the ABI to FIFO; guests fall back to 2-level.
+    (EvtchnOp::SET_PRIORITY.0, set_priority),
+];
+
+fn alloc_unbound(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut alloc: AllocUnbound = cx.get(call.arg(1))?;
+    domain.target(alloc.dom)?;
+    let remote = domain.resolve(alloc.remote_dom);
+    let port = domain.ports.allocate(Kind::Unbound { remote }, 0, domain.width)?;
+    alloc.port = AbiPort(port);
+    cx.put(call.arg(1), &alloc)?;
+    DONE
+}
+
+fn bind_interdomain(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut bind: BindInterdomain = cx.get(call.arg(1))?;
+    let far = bind.remote_port.0;
+    let port = match domain.resolve(bind.remote_dom) {
+        own if own == domain.domid() => bind_loopback(domain, far, cx)?,
+        Domid::DOM0 => domain.bind_near(far, cx)?,
+        _ => return Err(Errno::ESRCH),
+    };
+    bind.local_port = AbiPort(port);
+    cx.put(call.arg(1), &bind)?;
+    DONE
+}
+
+/// Both ends in this domain. What was sent on the far end while it was unbound is lost, so one event is made up.
+fn bind_loopback(domain: &mut Domain, far: Port, cx: &mut Cx<'_>) -> Result<Port, Errno> {
+    let remote = domain.domid();
+    if domain.ports.get(far, domain.width)?.kind != (Kind::Unbound { remote }) {
+        return Err(Errno::EINVAL);
+    }
+    let port = domain.ports.allocate(Kind::Loopback(far), 0, domain.width)?;
+    domain.ports.edit(far, |channel| channel.kind = Kind::Loopback(port));
+    domain.offload(port, cx);
+    domain.offload(far, cx);
+    domain.set_pending(port, cx);
+    Ok(port)
+}
+
+fn bind_virq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut bind: BindVirq = cx.get(call.arg(1))?;
+    let virq = Virq(bind.virq);
+    if bind.virq >= Virq::NR_VIRQS || (!virq.is_per_vcpu() && bind.vcpu != 0) {
+        return Err(Errno::EINVAL);
+    }
+    if domain.vcpu(bind.vcpu)?.virq_port(virq).is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let port = domain.ports.allocate(Kind::Virq(virq), bind.vcpu, domain.width)?;
+    domain.set_virq(bind.vcpu, virq, port, cx);
+    bind.port = AbiPort(port);
+    cx.put(call.arg(1), &bind)?;
+    DONE
+}
+
+fn bind_ipi(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut bind: BindIpi = cx.get(call.arg(1))?;
+    domain.vcpu(bind.vcpu)?;
+    let port = domain.ports.allocate(Kind::Ipi, bind.vcpu, domain.width)?;
+    domain.offload(port, cx);
+    bind.port = AbiPort(port);
+    cx.put(call.arg(1), &bind)?;
+    DONE
+}
+
+fn close(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let Close { port } = cx.get(call.arg(1))?;
+    match domain.ports.get(port.0, domain.width)?.kind {
+        Kind::Free | Kind::Reserved => Err(Errno::EINVAL),
+        _ => {
+            domain.close_port(port.0, cx);
+            DONE
+        }
+    }
+}
+
+fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let Send { port } = cx.get(call.arg(1))?;
+    match domain.ports.get(port.0, domain.width)?.kind {
+        Kind::Backend(backend) => cx.fx.kick(backend),
+        Kind::Loopback(other) => domain.set_pending(other, cx),
+        Kind::Ipi => domain.set_pending(port.0, cx),
+        // Nobody there to hear it.
+        Kind::Unbound { .. } => {}
+        Kind::Free | Kind::Reserved | Kind::Virq(_) => return Err(Errno::EINVAL),
+    }
+    DONE
+}
+
+fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut status: Status = cx.get(call.arg(1))?;
+    // Xen looks whether the port is valid before it asks for permission, but knows the domain first.
+    let permitted = domain.target(status.dom);
+    if permitted == Err(Errno::ESRCH) {
+        return Err(Errno::ESRCH);
+    }
+    let channel = domain.ports.get(status.port.0, domain.width)?;
+    permitted?;
+    let own = domain.domid().0.into();
+    (status.status, status.u, status.u_port) = match channel.kind {
+        Kind::Free | Kind::Reserved => (EvtchnStat::CLOSED, status.u, status.u_port),
+        Kind::Unbound { remote } => (EvtchnStat::UNBOUND, remote.0.into(), status.u_port),
+        Kind::Loopback(port) => (EvtchnStat::INTERDOMAIN, own, AbiPort(port)),
+        Kind::Backend(backend) => {
+            let far = domain.ports.far_port(backend).unwrap_or(0);
+            (EvtchnStat::INTERDOMAIN, Domid::DOM0.0.into(), AbiPort(far))
+        }
+        Kind::Virq(virq) => (EvtchnStat::VIRQ, virq.0, status.u_port),
+        Kind::Ipi => (EvtchnStat::IPI, status.u, status.u_port),
+    };
+    status.vcpu = channel.vcpu;
+    cx.put(call.arg(1), &status)?;
+    DONE
+}
+
+fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let BindVcpu { port, vcpu } = cx.get(call.arg(1))?;
+    domain.vcpu(vcpu)?;
+    match domain.ports.get(port.0, domain.width)?.kind {
+        Kind::Unbound { .. } | Kind::Backend(_) | Kind::Loopback(_) => {}
+        Kind::Virq(virq) if !virq.is_per_vcpu() => {}
+        Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Ipi => return Err(Errno::EINVAL),
+    }
+    domain.move_port(port.0, vcpu, cx);
+    DONE
+}
+
+/// An event that waited behind the mask is raised anew, by whoever raises events on this domain.
+fn unmask(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let Unmask { port } = cx.get(call.arg(1))?;
+    let channel = domain.ports.get(port.0, domain.width)?;
+    let at = domain.place(channel.vcpu);
+    if domain.ports.abi.unmask(cx.mem, &at, port.0)? {
+        domain.set_pending(port.0, cx);
+    }
+    DONE
+}
+
+fn reset(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let Reset { dom } = cx.get(call.arg(1))?;
+    domain.target(dom)?;
+    domain.reset_ports(cx);
+    DONE
+}
+
+fn set_priority(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let SetPriority { port, priority } = cx.get(call.arg(1))?;
+    domain.ports.get(port.0, domain.width)?;
+    domain.ports.abi.set_priority(port.0, priority)?;
+    DONE
+}

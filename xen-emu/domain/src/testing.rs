@@ -1,0 +1,1 @@
+//! A domain's surroundings for tests.
