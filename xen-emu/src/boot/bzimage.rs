@@ -59,23 +59,38 @@ pub fn payload(file: &[u8]) -> Result<Range<usize>, KernelFault> {
     }
 }
 
-/// Unpack a payload into one buffer of the size it announces in its last four bytes.
-///
-/// # Errors
-/// An unknown or unsupported compression, an absurd size, damaged data.
-pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, KernelFault> {
-    let format = FORMATS.iter().find(|(magic, ..)| packed.starts_with(magic));
-    let &(_, format, unpacker) = format.ok_or(KernelFault::Compression("an unknown method"))?;
-    let unpacker = unpacker.ok_or(KernelFault::Compression(format))?;
-    let size = packed.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    if u64::from(size) > MAX_UNPACKED {
-        return Err(KernelFault::TooLarge(u64::from(size)));
+/// A compressed payload, ready to be unpacked into memory of the caller's choice.
+pub struct Payload<'a> {
+    packed: &'a [u8],
+    format: &'static str,
+    unpack: Unpack,
+    /// Bytes it announces to unpack to, in its last four; a guess until it is unpacked, at most [`MAX_UNPACKED`].
+    pub size: usize,
+}
+
+impl<'a> Payload<'a> {
+    /// Recognise a payload by its first and last bytes.
+    ///
+    /// # Errors
+    /// An unknown or unsupported compression, an absurd size.
+    pub fn new(packed: &'a [u8]) -> Result<Payload<'a>, KernelFault> {
+        let format = FORMATS.iter().find(|(magic, ..)| packed.starts_with(magic));
+        let &(_, format, unpack) = format.ok_or(KernelFault::Compression("an unknown method"))?;
+        let unpack = unpack.ok_or(KernelFault::Compression(format))?;
+        let size = packed.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        if u64::from(size) > MAX_UNPACKED {
+            return Err(KernelFault::TooLarge(u64::from(size)));
+        }
+        Ok(Payload { packed, format, unpack, size: size as usize })
     }
-    // Fresh zero pages of the host: nothing is written twice, and untouched ones cost nothing.
-    let mut bytes = vec![0; size as usize];
-    let length = unpacker(packed, &mut bytes).map_err(|error| KernelFault::Unpack { format, error })?;
-    bytes.truncate(length);
-    Ok(bytes)
+
+    /// Unpack to the start of `target`; gives back how many bytes came out. What lies behind them is undefined.
+    ///
+    /// # Errors
+    /// Damaged data, or more than `target` holds.
+    pub fn unpack(&self, target: &mut [u8]) -> Result<usize, KernelFault> {
+        (self.unpack)(self.packed, target).map_err(|error| KernelFault::Unpack { format: self.format, error })
+    }
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -243,6 +258,14 @@ pub(crate) mod tests {
             payload.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
         }
         payload
+    }
+
+    fn unpack(packed: &[u8]) -> Result<Vec<u8>, KernelFault> {
+        let payload = Payload::new(packed)?;
+        let mut bytes = vec![0; payload.size];
+        let length = payload.unpack(&mut bytes)?;
+        bytes.truncate(length);
+        Ok(bytes)
     }
 
     /// A bzImage around an ELF image.

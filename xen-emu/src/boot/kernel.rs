@@ -1,7 +1,7 @@
 //! A guest kernel, opened: where it is entered and what goes where in guest memory.
 
 use super::{bzimage, elf, map};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -43,16 +43,23 @@ pub struct Kernel {
 enum Image {
     /// In the file: a plain ELF, or one stored uncompressed in a bzImage.
     Mapped(Mmap, Range<usize>),
-    /// Unpacked from a bzImage.
-    Unpacked(Vec<u8>),
+    /// Unpacked from a bzImage; so many bytes of the memory.
+    Unpacked(MmapMut, usize),
 }
 
 impl Image {
     fn bytes(&self) -> &[u8] {
         match self {
             Image::Mapped(file, range) => file.get(range.clone()).unwrap_or_default(),
-            Image::Unpacked(bytes) => bytes,
+            Image::Unpacked(memory, length) => memory.get(..*length).unwrap_or_default(),
         }
+    }
+
+    fn unpack(packed: &[u8]) -> Result<Image, KernelFault> {
+        let payload = bzimage::Payload::new(packed)?;
+        let mut memory = map::anonymous(payload.size).map_err(KernelFault::NoMemory)?;
+        let length = payload.unpack(&mut memory)?;
+        Ok(Image::Unpacked(memory, length))
     }
 }
 
@@ -106,6 +113,9 @@ pub enum KernelFault {
     /// The payload announces an absurd size.
     #[error("payload announces {0} bytes unpacked; at most {max} are accepted", max = bzimage::MAX_UNPACKED)]
     TooLarge(u64),
+    /// The host has no memory to unpack to.
+    #[error("no memory to unpack it: {0}")]
+    NoMemory(io::Error),
     /// The unpacker gave up.
     #[error("{format} payload cannot be unpacked: {error}")]
     Unpack {
@@ -136,7 +146,7 @@ impl Kernel {
         } else {
             let payload = bzimage::payload(&file)?;
             match file.get(payload.clone()) {
-                Some(packed) if !packed.starts_with(elf::MAGIC) => Image::Unpacked(bzimage::unpack(packed)?),
+                Some(packed) if !packed.starts_with(elf::MAGIC) => Image::unpack(packed)?,
                 _ => Image::Mapped(file, payload),
             }
         };

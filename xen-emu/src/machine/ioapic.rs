@@ -313,7 +313,7 @@ mod tests {
         let mut chip = IoApic::default();
         assert_eq!(set(&mut chip, 0x12, 0x31), [], "edges need no route");
         let msi = Action::Msi { address: 0xfee0_0000, data: 0x31 };
-        assert_eq!(line(&mut chip, 1, true), [msi.clone()]);
+        assert_eq!(line(&mut chip, 1, true), std::slice::from_ref(&msi));
         assert_eq!(line(&mut chip, 1, true), []);
         assert_eq!(line(&mut chip, 1, false), []);
         set(&mut chip, 0x12, 0x1_0031);
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(get(&mut chip, 0x22), 0xe031, "remote IRR");
         assert_eq!(line(&mut chip, 9, true), []);
         assert_eq!(eoi(&mut chip, 0x32), [], "another vector");
-        assert_eq!(eoi(&mut chip, 0x31), [msi.clone()]);
+        assert_eq!(eoi(&mut chip, 0x31), std::slice::from_ref(&msi));
         // Masked while in service: the route stays, the end does not interrupt again, the unmasking does.
         assert_eq!(set(&mut chip, 0x22, 0x1_a031), []);
         assert_eq!(eoi(&mut chip, 0x31), []);
