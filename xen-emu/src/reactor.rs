@@ -1,0 +1,288 @@
+//! The main thread: one loop over control socket, console, store, signals and what the machine tells, until the
+//! domain is gone.
+
+mod answer;
+mod end;
+
+use crate::backend::console::{self, Console};
+use crate::control::Server;
+use crate::log::Dmesg;
+use crate::socket::ClientId;
+use crate::supervise::{self, Fate};
+use crate::vm::{Vm, VmEvent};
+use anyhow::Context;
+use calloop::channel::{self, Channel};
+use calloop::generic::Generic;
+use calloop::signals::{Signal, Signals};
+use calloop::{EventLoop, Interest, LoopHandle, Mode, PostAction, RegistrationToken};
+use nix::sys::signal;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+use xen_emu_api::config::Launch;
+use xen_emu_api::run_dir::RunDir;
+use xenstored::client::Client;
+
+/// How long a guest may take to power off when a signal has asked for it.
+const POWER_OFF: Duration = Duration::from_secs(60);
+/// How long readers of a socket may take for the last bytes.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+/// Control requests dealt with before anything else has its turn.
+const REQUESTS: usize = 64;
+
+/// What a turn of a part of the loop comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// There is more to do at once.
+    pub again: bool,
+    /// There will be something to do then, whatever happens.
+    pub deadline: Option<Instant>,
+}
+
+/// Everything that is served. The nodes are in the store, the machine is built and paused.
+pub struct Parts {
+    /// What was asked for.
+    pub launch: Launch,
+    /// The domain's directory, whose lock the caller holds.
+    pub run_dir: RunDir,
+    /// The machine.
+    pub vm: Arc<dyn Vm>,
+    /// What it tells.
+    pub events: Channel<VmEvent>,
+    /// The primary console.
+    pub console: Console,
+    /// The connection that has introduced the domain.
+    pub store: Client,
+    /// Our end of the life line.
+    pub life_line: UnixStream,
+    /// Told `ok` once everything is served.
+    pub ready: Option<File>,
+    /// The process's log.
+    pub log: Dmesg,
+    /// Unix time of the build, seconds.
+    pub start_time: f64,
+}
+
+/// How a domain has ended. Its nodes, its run directory and its sockets are gone.
+#[derive(Clone, Debug)]
+pub enum Exit {
+    /// For good.
+    Gone,
+    /// This directory is for the domain that follows it: [`supervise::exec`].
+    Restart(RunDir),
+}
+
+/// Block the signals the loop takes, before any thread is made that could take them instead.
+pub fn block_signals() -> io::Result<()> {
+    let mut set = signal::SigSet::empty();
+    for signal in [signal::Signal::SIGTERM, signal::Signal::SIGINT, signal::Signal::SIGHUP] {
+        set.add(signal);
+    }
+    Ok(set.thread_block()?)
+}
+
+/// Serve the domain until it is gone, and clean up.
+///
+/// # Errors
+/// The host's, before anything was served (nodes and run directory are the caller's to remove then) or at the end
+/// (everything is cleaned up as far as possible).
+pub fn run(parts: Parts) -> anyhow::Result<Exit> {
+    let mut events = EventLoop::try_new().context("event loop")?;
+    let mut reactor = Reactor::new(parts, events.handle())?;
+    let served = reactor.serve(&mut events);
+    reactor.finish(served)
+}
+
+/// What the loop can be woken by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Console(console::Source),
+    ConsoleListener,
+    Control(ClientId),
+    ControlListener,
+    Store,
+}
+
+/// How the serving ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Destroy,
+    Restart,
+}
+
+struct Reactor {
+    handle: LoopHandle<'static, Reactor>,
+    watches: HashMap<Source, RegistrationToken>,
+    launch: Launch,
+    run_dir: RunDir,
+    vm: Arc<dyn Vm>,
+    console: Console,
+    control: Server,
+    store: Option<Client>,
+    life_line: UnixStream,
+    ready: Option<File>,
+    log: Dmesg,
+    start_time: f64,
+    started: Instant,
+    quick_lives: usize,
+    /// SHUTDOWN_* once the guest has shut down.
+    shutdown: Option<u32>,
+    /// Clients to be told when it does.
+    waiting: Vec<ClientId>,
+    /// A signal has asked for power-off: the domain is destroyed then.
+    power_off_by: Option<Instant>,
+    /// A restart is put off until then.
+    pending: Option<(Instant, Fate)>,
+    end: Option<End>,
+}
+
+impl Reactor {
+    fn new(parts: Parts, handle: LoopHandle<'static, Reactor>) -> anyhow::Result<Reactor> {
+        let Parts { launch, run_dir, vm, events, console, store, life_line, ready, log, start_time } = parts;
+        let path = run_dir.control();
+        let control = Server::open(&path).with_context(|| path.display().to_string())?;
+        life_line.set_nonblocking(true)?;
+        let store_fd = store.as_fd().try_clone_to_owned()?;
+        let mut reactor = Reactor {
+            handle,
+            watches: HashMap::new(),
+            quick_lives: supervise::quick_lives(&run_dir),
+            launch,
+            run_dir,
+            vm,
+            console,
+            control,
+            store: Some(store),
+            life_line,
+            ready,
+            log,
+            start_time,
+            started: Instant::now(),
+            shutdown: None,
+            waiting: Vec::new(),
+            power_off_by: None,
+            pending: None,
+            end: None,
+        };
+        let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).context("signals")?;
+        let handle = reactor.handle.clone();
+        handle.insert_source(signals, |event, (), r| r.signal(event.signal())).map_err(|e| e.error)?;
+        let tell = |event, _: &mut (), r: &mut Reactor| {
+            if let channel::Event::Msg(event) = event {
+                r.vm_event(event);
+            }
+        };
+        handle.insert_source(events, tell).map_err(|e| e.error)?;
+        for (source, fd) in reactor.console.sources() {
+            let on = if source == console::Source::Kick { Interest::READ } else { Interest::BOTH };
+            reactor.watch(fd, on, Source::Console(source))?;
+        }
+        reactor.watch(reactor.console.listener(), Interest::READ, Source::ConsoleListener)?;
+        reactor.watch(reactor.control.listener(), Interest::READ, Source::ControlListener)?;
+        reactor.watch(store_fd, Interest::READ, Source::Store)?;
+        Ok(reactor)
+    }
+
+    /// Edge-triggered: whoever is told reads or writes until it would block, or remembers that it has not.
+    fn watch(&mut self, fd: impl AsFd + 'static, on: Interest, source: Source) -> anyhow::Result<()> {
+        let watched = Generic::new(fd, on, Mode::Edge);
+        let told = move |_, _: &mut _, reactor: &mut Reactor| {
+            reactor.ready(source);
+            Ok(PostAction::Continue)
+        };
+        let token = self.handle.insert_source(watched, told).map_err(|e| e.error)?;
+        self.watches.insert(source, token);
+        Ok(())
+    }
+
+    fn forget(&mut self, source: Source) {
+        if let Some(token) = self.watches.remove(&source) {
+            self.handle.remove(token);
+        }
+    }
+
+    fn serve(&mut self, events: &mut EventLoop<'static, Reactor>) -> anyhow::Result<End> {
+        let (name, domid) = (&self.launch.config.name, self.launch.domid);
+        info!("Waiting for domain {name} (domid {domid}) to die [pid {}]", std::process::id());
+        if !self.launch.paused {
+            self.vm.unpause();
+        }
+        if let Some(mut ready) = self.ready.take() {
+            ready.write_all(b"ok\n").context("nobody waits for the domain to be ready")?;
+        }
+        loop {
+            let turn = self.turn(Instant::now());
+            if let Some(end) = self.end {
+                return Ok(end);
+            }
+            let until = turn.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = if turn.again { Some(Duration::ZERO) } else { until };
+            events.dispatch(timeout, self).context("event loop")?;
+        }
+    }
+
+    fn ready(&mut self, source: Source) {
+        match source {
+            Source::Console(source) => self.console.ready(source),
+            Source::Control(id) => self.control.ready(id),
+            Source::ConsoleListener => {
+                while let Some((id, stream)) = self.console.accept() {
+                    self.watch_client(stream, Source::Console(console::Source::Client(id)));
+                }
+            }
+            Source::ControlListener => {
+                while let Some((id, stream)) = self.control.accept() {
+                    self.watch_client(stream, Source::Control(id));
+                }
+            }
+            Source::Store => {
+                let polled = self.store.as_mut().map(|store| store.next_event(Some(Duration::ZERO)));
+                if let Some(Err(e)) = polled {
+                    warn!("the store is gone, the domain runs on without: {e}");
+                    self.store = None;
+                    self.forget(Source::Store);
+                }
+            }
+        }
+    }
+
+    fn watch_client(&mut self, stream: impl AsFd + 'static, source: Source) {
+        if let Err(e) = self.watch(stream, Interest::BOTH, source) {
+            crate::log::limited!(warn, "cannot serve a client: {e}");
+        }
+    }
+
+    fn turn(&mut self, now: Instant) -> Turn {
+        let console = self.console.turn(now);
+        let requests = self.requests();
+        for id in self.console.take_gone() {
+            self.forget(Source::Console(console::Source::Client(id)));
+        }
+        for id in self.control.take_gone() {
+            self.forget(Source::Control(id));
+            self.waiting.retain(|&waiting| waiting != id);
+        }
+        self.expire(now);
+        let pending = self.pending.map(|(at, _)| at);
+        let deadline = [console.deadline, self.power_off_by, pending].into_iter().flatten().min();
+        Turn { again: console.again || requests == REQUESTS, deadline }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.power_off_by.is_some_and(|by| by <= now) {
+            warn!("the guest has not powered off within {} s: destroying the domain", POWER_OFF.as_secs());
+            self.end = Some(End::Destroy);
+        }
+        if let Some((_, fate)) = self.pending.take_if(|(at, _)| *at <= now) {
+            self.carry_out(fate);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

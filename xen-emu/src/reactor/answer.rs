@@ -1,0 +1,97 @@
+//! What the control socket may ask, and the answers.
+
+use super::{End, REQUESTS, Reactor};
+use crate::supervise::reason;
+use tracing::info;
+use xen_emu_api::control::{Reply, Request, Status};
+
+impl Reactor {
+    /// Answer what is asked; how many requests.
+    pub(super) fn requests(&mut self) -> usize {
+        let mut requests = 0;
+        while requests < REQUESTS
+            && let Some((id, request)) = self.control.next_request()
+        {
+            requests += 1;
+            match self.answer(&request) {
+                Some(reply) => self.control.reply(id, &reply),
+                None => self.waiting.push(id),
+            }
+        }
+        requests
+    }
+
+    /// The answer to a request, or `None` when it has to wait for the shutdown.
+    fn answer(&mut self, request: &Request) -> Option<Reply> {
+        let done = |result: Result<(), String>| match result {
+            Ok(()) => Reply::Ok,
+            Err(message) => Reply::Error { message },
+        };
+        Some(match request {
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Config => Reply::Config(Box::new(self.launch.config.clone())),
+            Request::Dmesg => Reply::Text { text: self.log.text() },
+            Request::Describe { path } => Reply::Text { text: self.describe(path) },
+            Request::Wait => Reply::Shutdown { reason: self.shutdown? },
+            Request::Destroy => {
+                info!("Domain {} is to be destroyed", self.launch.domid);
+                self.end = Some(End::Destroy);
+                Reply::Ok
+            }
+            Request::Pause
+            | Request::Unpause
+            | Request::PowerButton
+            | Request::Nmi { .. }
+            | Request::Reset => done(self.command(request)),
+        })
+    }
+
+    /// What can be done only with a domain that lives.
+    fn command(&mut self, request: &Request) -> Result<(), String> {
+        if self.end.is_some() {
+            return Err("the domain is being destroyed".into());
+        }
+        if let Some(code) = self.shutdown {
+            return Err(format!("the domain has shut down already, reason code {code}"));
+        }
+        match request {
+            Request::Pause => self.vm.pause(),
+            Request::Unpause => self.vm.unpause(),
+            Request::PowerButton => self.vm.power_button()?,
+            Request::Nmi { vcpu } => self.vm.nmi(*vcpu)?,
+            Request::Reset => {
+                self.vm.pause();
+                self.shut_down(reason::REBOOT);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let config = &self.launch.config;
+        Status {
+            domid: self.launch.domid,
+            name: config.name.clone(),
+            uuid: config.uuid.clone(),
+            pid: std::process::id(),
+            paused: self.vm.paused(),
+            shutdown: self.shutdown,
+            dying: self.end.is_some(),
+            memory_kib: self.vm.memory_kib(),
+            max_memory_kib: config.maxmem_mib << 10,
+            start_time: self.start_time,
+            backend: self.vm.backend().to_owned(),
+            tty: self.console.tty().map(str::to_owned),
+            vcpus: self.vm.vcpus(),
+        }
+    }
+
+    fn describe(&self, path: &str) -> String {
+        match path {
+            "console" => self.console.describe(),
+            "" => self.vm.describe("") + &self.console.describe(),
+            path => self.vm.describe(path),
+        }
+    }
+}

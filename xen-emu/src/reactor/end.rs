@@ -1,0 +1,180 @@
+//! How a domain ends: what the machine tells, signals, the `on_*` actions, and the cleaning up.
+
+use super::{End, Exit, LAST_BYTES, POWER_OFF, Reactor};
+use crate::supervise::{self, Fate, Logs, Verdict, reason};
+use crate::vm::VmEvent;
+use crate::xenbus_setup;
+use anyhow::Context;
+use calloop::signals::Signal;
+use std::io::Write;
+use std::time::{Instant, SystemTime};
+use tracing::{error, info, warn};
+use xen_emu_api::config::DomainConfig;
+use xen_emu_api::control::Reply;
+use xen_emu_api::run_dir::RunDir;
+use xenstored::client::Client;
+
+impl Reactor {
+    pub(super) fn vm_event(&mut self, event: VmEvent) {
+        match event {
+            VmEvent::Shutdown(code) => self.shut_down(code),
+            VmEvent::Failed(text) => {
+                error!("{}", text.trim_end());
+                self.shut_down(reason::CRASH);
+            }
+            VmEvent::DebugConsole(bytes) => self.log.guest(self.launch.domid, &bytes),
+        }
+    }
+
+    pub(super) fn signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::SIGHUP => {
+                let reopened = self.log.reopen().and_then(|()| self.console.reopen_log());
+                reopened.unwrap_or_else(|e| warn!("cannot open the logs anew: {e}"));
+            }
+            _ if self.shutdown.is_some() || self.power_off_by.is_some() => {
+                info!("{signal:?}: destroying the domain");
+                self.end = Some(End::Destroy);
+            }
+            _ => match self.ask_power_off() {
+                Ok(how) => {
+                    info!("{signal:?}: {how}, and {} s to power off", POWER_OFF.as_secs());
+                    self.power_off_by = Some(Instant::now() + POWER_OFF);
+                }
+                Err(why) => {
+                    warn!(
+                        "{signal:?}: the guest cannot hear the power button ({why}): destroying the domain"
+                    );
+                    self.end = Some(End::Destroy);
+                }
+            },
+        }
+    }
+
+    /// By the button, else by `control/shutdown` if the guest has said that it listens there.
+    fn ask_power_off(&mut self) -> Result<&'static str, String> {
+        let Err(why) = self.vm.power_button() else { return Ok("power button pressed") };
+        let control = format!("/local/domain/{}/control", self.launch.domid);
+        let listens = self.store.as_mut().is_some_and(|store| {
+            let feature = store.read_opt(&format!("{control}/feature-poweroff"));
+            feature.is_ok_and(|value| value.as_deref() == Some("1"))
+                && store.write(&format!("{control}/shutdown"), "poweroff").is_ok()
+        });
+        if listens { Ok("asked through control/shutdown") } else { Err(why) }
+    }
+
+    pub(super) fn shut_down(&mut self, code: u32) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        info!("Domain {} has shut down, reason code {code} {code:#x}", self.launch.domid);
+        self.shutdown = Some(code);
+        if let Err(e) = self.life_line.write_all(b"s") {
+            warn!("the store does not hear of the shutdown: {e}");
+        }
+        for id in std::mem::take(&mut self.waiting) {
+            self.control.reply(id, &Reply::Shutdown { reason: code });
+        }
+        let Verdict { action, fate, note } =
+            supervise::decide(code, &self.launch.config.actions, self.launch.supervise);
+        let name = action.map_or("unknown", |action| action.name());
+        info!("Action for shutdown reason code {code} is {name}");
+        if let Some(note) = note {
+            warn!("{note}");
+        }
+        if self.power_off_by.take().is_some() {
+            self.end = Some(End::Destroy);
+            return;
+        }
+        let restart = matches!(fate, Fate::Restart | Fate::RenameRestart);
+        let (quick, delay) = supervise::backoff(self.quick_lives, self.started.elapsed());
+        if restart && !delay.is_zero() {
+            self.quick_lives = quick;
+            warn!("{quick} short lives in a row: restarting in {} s", delay.as_secs());
+            self.pending = Some((Instant::now() + delay, fate));
+        } else {
+            self.quick_lives = quick;
+            self.carry_out(fate);
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, fate: Fate) {
+        match fate {
+            Fate::Destroy => self.end = Some(End::Destroy),
+            Fate::Restart => self.end = Some(End::Restart),
+            Fate::Preserve => {}
+            Fate::RenameRestart => {
+                if let Err(e) = self.rename_restart() {
+                    error!("the domain stays as it is: {e:#}");
+                }
+            }
+        }
+    }
+
+    /// Go on as a dead domain under another name; another process becomes the new domain.
+    fn rename_restart(&mut self) -> anyhow::Result<()> {
+        let config = self.launch.config.clone();
+        let dead = supervise::renamed(&config, SystemTime::now())?;
+        let domid = self.launch.domid;
+        self.with_store(|store| xenbus_setup::rename(store, domid, &config.uuid, &dead))?;
+        info!("Domain {domid} is kept as {}", dead.name);
+        self.launch.config = dead;
+        supervise::record(&self.run_dir, &self.launch)?;
+        let next = self.succeed(config, Logs::Copy)?;
+        supervise::spawn(&next).or_else(|e| {
+            next.remove()?;
+            Err(e)
+        })
+    }
+
+    fn succeed(&mut self, config: DomainConfig, logs: Logs) -> anyhow::Result<RunDir> {
+        let known = self.with_store(|store| store.directory("/local/domain")).unwrap_or_default();
+        let taken = |domid: u16| known.iter().any(|name| *name == domid.to_string());
+        supervise::succeed((&self.launch, &self.run_dir), config, self.quick_lives, logs, taken)
+    }
+
+    /// Talk to the store, over a new connection if the old one is gone.
+    fn with_store<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Client) -> xenstored::client::Result<T>,
+    ) -> xenstored::client::Result<T> {
+        let mut store = match self.store.take() {
+            Some(store) => store,
+            None => xenbus_setup::connect(&self.launch)?,
+        };
+        let result = talk(&mut store);
+        // Any other failure leaves the connection out of step.
+        if result.as_ref().err().is_none_or(|e| e.errno().is_some()) {
+            self.store = Some(store);
+        }
+        result
+    }
+
+    /// Free everything. The sockets close last: who sees their end finds everything clean.
+    pub(super) fn finish(mut self, served: anyhow::Result<End>) -> anyhow::Result<Exit> {
+        let (domid, end) = (self.launch.domid, served.as_ref().copied().unwrap_or(End::Destroy));
+        self.end = Some(end);
+        if self.shutdown.is_some() {
+            info!("Domain {domid} needs to be cleaned up: destroying the domain");
+        }
+        self.vm.stop();
+        self.console.finish(LAST_BYTES);
+        let config = self.launch.config.clone();
+        let next = match end {
+            End::Restart => Some(self.succeed(config, Logs::Move)),
+            End::Destroy => None,
+        };
+        let uuid = self.launch.config.uuid.clone();
+        if let Err(e) = self.with_store(|store| xenbus_setup::teardown(store, domid, &uuid)) {
+            warn!("the store keeps nodes of domain {domid}: {e}");
+        }
+        info!("{}", if end == End::Restart { "Done. Rebooting now" } else { "Done. Exiting now" });
+        self.run_dir.remove().with_context(|| self.run_dir.path().display().to_string())?;
+        // Whoever has asked just now gets an answer and not a reset connection.
+        while self.control.accept().is_some() {}
+        self.requests();
+        self.control.finish(LAST_BYTES);
+        served?;
+        Ok(next.transpose()?.map_or(Exit::Gone, Exit::Restart))
+    }
+}

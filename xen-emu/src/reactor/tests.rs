@@ -1,0 +1,270 @@
+//! Whole lives of a domain that has no machine: real sockets, real signals, a fake store.
+
+use super::*;
+use crate::backend::console::Wiring;
+use crate::backend::console::ring::fake::Page;
+use crate::supervise::reason;
+use crate::testing::{FakeStore, launch};
+use crate::xenbus_setup;
+use nix::sys::eventfd::EventFd;
+use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use xen_domain::mem::Gpa;
+use xen_emu_api::config::Action;
+use xen_emu_api::control::{Connection, Reply, Request, Status, VcpuStatus};
+use xen_emu_api::run_dir::RunRoot;
+
+/// Says yes to everything but the power button.
+struct FakeVm {
+    paused: AtomicBool,
+    stopped: AtomicBool,
+    button: Result<(), String>,
+}
+
+impl Vm for FakeVm {
+    fn pause(&self) {
+        self.paused.store(true, SeqCst);
+    }
+    fn unpause(&self) {
+        self.paused.store(false, SeqCst);
+    }
+    fn paused(&self) -> bool {
+        self.paused.load(SeqCst)
+    }
+    fn power_button(&self) -> Result<(), String> {
+        self.button.clone()
+    }
+    fn nmi(&self, vcpu: u32) -> Result<(), String> {
+        if vcpu == 0 { Ok(()) } else { Err(format!("no vcpu {vcpu}")) }
+    }
+    fn vcpus(&self) -> Vec<VcpuStatus> {
+        Vec::new()
+    }
+    fn memory_kib(&self) -> u64 {
+        131_072
+    }
+    fn backend(&self) -> &'static str {
+        "kernel"
+    }
+    fn describe(&self, path: &str) -> String {
+        format!("vm {path}\n")
+    }
+    fn stop(&self) {
+        self.stopped.store(true, SeqCst);
+    }
+}
+
+/// A domain that is being served by a thread.
+struct Life {
+    root: tempfile::TempDir,
+    dir: RunDir,
+    store: FakeStore,
+    vm: Arc<FakeVm>,
+    page: Arc<Page>,
+    events: channel::Sender<VmEvent>,
+    life_line: UnixStream,
+    thread: Pthread,
+    exit: JoinHandle<anyhow::Result<Exit>>,
+}
+
+fn begin(adjust: impl FnOnce(&mut Launch)) -> Life {
+    let root = tempfile::tempdir().unwrap();
+    let store = FakeStore::start(root.path());
+    let dir = RunRoot::at(root.path().join("run")).unwrap().reserve(|_| false).unwrap();
+    let mut launch =
+        Launch { run_root: root.path().join("run"), xenstored: store.path.clone(), ..launch(dir.domid) };
+    adjust(&mut launch);
+    let button = if launch.config.acpi { Ok(()) } else { Err("acpi=0".to_owned()) };
+    let vm = Arc::new(FakeVm { paused: true.into(), stopped: false.into(), button });
+    let (page, (sender, events)) = (Arc::new(Page::default()), channel::channel());
+    let (life_line, line) = UnixStream::pair().unwrap();
+    let (begun, has_begun) = mpsc::channel();
+    let (ready_path, parts) = (root.path().join("ready"), (vm.clone(), page.clone(), dir.clone()));
+    let exit = std::thread::spawn(move || {
+        let (vm, page, run_dir) = parts;
+        let (kick, notify) = (EventFd::new()?.into(), EventFd::new()?.into());
+        let console = Console::open(&run_dir, Wiring { page, at: Gpa(0), kick, notify })?;
+        let mut store = xenbus_setup::connect(&launch)?;
+        let facts = xenbus_setup::Facts {
+            console_gfn: 1,
+            console_port: 2,
+            store_gfn: 3,
+            store_port: 1,
+            tty: console.tty().map(str::to_owned),
+            start_time: 1.0,
+        };
+        xenbus_setup::setup(&mut store, &launch, &facts)?;
+        let ready = Some(File::create(ready_path)?);
+        begun.send(pthread_self())?;
+        let log = Dmesg::default();
+        run(Parts {
+            launch,
+            run_dir,
+            vm,
+            events,
+            console,
+            store,
+            life_line: line,
+            ready,
+            log,
+            start_time: 1.0,
+        })
+    });
+    let thread = has_begun.recv().unwrap();
+    let life = Life { root, dir, store, vm, page, events: sender, life_line, thread, exit };
+    wait_for("ready", || std::fs::read(life.root.path().join("ready")).is_ok_and(|text| text == b"ok\n"));
+    life
+}
+
+/// Until `condition` holds; a test that hangs has failed.
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("never came: {what}");
+}
+
+impl Life {
+    fn connect(&self) -> Connection {
+        Connection::open(&self.dir.control()).unwrap()
+    }
+
+    fn status(&self) -> Status {
+        match self.connect().ask(&Request::Status).unwrap() {
+            Reply::Status(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn signal(&self, signal: signal::Signal) {
+        pthread_kill(self.thread, signal).unwrap();
+    }
+
+    /// The end: everything of the domain is gone.
+    fn end(self) -> (Exit, tempfile::TempDir) {
+        let exit = self.exit.join().unwrap().unwrap();
+        assert!(self.vm.stopped.load(SeqCst));
+        assert!(!self.dir.path().exists());
+        assert_eq!(self.store.matching(&format!("/{}/", self.dir.domid)), [""; 0]);
+        assert_eq!(self.store.matching("/vm/"), [""; 0]);
+        assert_eq!(self.store.get("/local/domain/0/name").as_deref(), Some("Domain-0"));
+        (exit, self.root)
+    }
+}
+
+fn launch_of(dir: &Path) -> Launch {
+    serde_json::from_slice(&std::fs::read(dir.join("launch.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_domain_lives_powers_off_and_leaves_nothing() {
+    let life = begin(|_| {});
+    let status = life.status();
+    assert_eq!((status.name.as_str(), status.paused, status.shutdown), ("guest", false, None));
+    let mut control = life.connect();
+    control.ask(&Request::Pause).unwrap();
+    assert!(life.status().paused);
+    control.ask(&Request::Unpause).unwrap();
+    assert_eq!(control.ask(&Request::Nmi { vcpu: 7 }).unwrap_err().to_string(), "no vcpu 7");
+    life.events.send(VmEvent::DebugConsole(b"hello\n".to_vec())).unwrap();
+    wait_for("the guest's line", || {
+        life.connect().ask(&Request::Dmesg).unwrap() == Reply::Text { text: "(d1) hello\n".into() }
+    });
+    life.page.guest_writes(b"last words");
+    let mut console = UnixStream::connect(life.dir.console()).unwrap();
+    let mut first = [0; 4];
+    console.read_exact(&mut first).unwrap();
+    let mut gone = life.connect();
+    let mut waiter = UnixStream::connect(life.dir.control()).unwrap();
+    xen_emu_api::control::send(&waiter, &Request::Wait).unwrap();
+    life.status();
+    life.events.send(VmEvent::Shutdown(0)).unwrap();
+    gone.wait_gone().unwrap();
+    assert!(!life.dir.path().exists(), "what closes last is the sockets");
+    let mut told = String::new();
+    waiter.read_to_string(&mut told).unwrap();
+    assert_eq!(told, "{\"reply\":\"shutdown\",\"reason\":0}\n");
+    let mut rest = String::new();
+    console.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, " words");
+    let mut line = String::new();
+    (&life.life_line).read_to_string(&mut line).unwrap();
+    assert_eq!(line, "s");
+    assert!(matches!(life.end().0, Exit::Gone));
+}
+
+#[test]
+fn a_preserved_domain_stays_dead_until_destroyed() {
+    let life = begin(|launch| launch.config.actions.crash = Action::Preserve);
+    life.events.send(VmEvent::Failed("triple fault".into())).unwrap();
+    let mut control = life.connect();
+    assert_eq!(control.ask(&Request::Wait).unwrap(), Reply::Shutdown { reason: 3 });
+    let refused = control.ask(&Request::Unpause).unwrap_err().to_string();
+    assert!(refused.contains("has shut down already"), "{refused}");
+    assert_eq!(life.status().shutdown, Some(3));
+    control.ask(&Request::Destroy).unwrap();
+    control.wait_gone().unwrap();
+    assert!(matches!(life.end().0, Exit::Gone));
+}
+
+#[test]
+fn a_reset_restarts_with_a_new_domid_and_the_same_console_log() {
+    let life = begin(|launch| launch.paused = true);
+    assert!(life.status().paused);
+    life.page.guest_writes(b"before the reset");
+    life.connect().ask(&Request::Reset).unwrap();
+    let (exit, _root) = life.end();
+    let Exit::Restart(next) = exit else { panic!("{exit:?}") };
+    let after = launch_of(next.path());
+    assert_eq!((next.domid, after.domid, after.paused), (2, 2, false));
+    assert_eq!(after.config, launch(1).config);
+    assert_eq!(std::fs::read(next.console_log()).unwrap(), b"before the reset");
+    assert_eq!(supervise::quick_lives(&next), 1);
+}
+
+#[test]
+fn rename_restart_keeps_the_dead_beside_its_successor() {
+    let life = begin(|launch| launch.config.actions.watchdog = Action::RenameRestart);
+    life.events.send(VmEvent::Shutdown(reason::WATCHDOG)).unwrap();
+    wait_for("the successor", || life.dir.path().with_file_name("2").join("xen-emu.log").exists());
+    let (dead, next) = (launch_of(life.dir.path()), launch_of(&life.dir.path().with_file_name("2")));
+    assert!(dead.config.name.starts_with("guest-2") && dead.config.name.ends_with('Z'));
+    assert_eq!((next.config.name.as_str(), &next.config.uuid), ("guest", &launch(1).config.uuid));
+    assert_ne!(dead.config.uuid, next.config.uuid);
+    assert_eq!(life.status().name, dead.config.name);
+    assert_eq!(life.store.get("/local/domain/1/vm"), Some(format!("/vm/{}", dead.config.uuid)));
+    assert_eq!(life.store.get(&format!("/vm/{}/name", dead.config.uuid)), Some(dead.config.name));
+    assert_eq!(life.store.matching(&next.config.uuid), [""; 0]);
+    life.signal(signal::Signal::SIGTERM);
+    assert!(matches!(life.end().0, Exit::Gone), "a dead domain hears no button");
+}
+
+#[test]
+fn signals_press_the_button_or_ask_the_store_or_destroy() {
+    let pressed = begin(|launch| launch.config.actions.poweroff = Action::Restart);
+    pressed.signal(signal::Signal::SIGTERM);
+    pressed.status();
+    pressed.events.send(VmEvent::Shutdown(0)).unwrap();
+    assert!(matches!(pressed.end().0, Exit::Gone), "who asks a process to end wants no restart");
+
+    let asked = begin(|launch| launch.config.acpi = false);
+    let mut store = Client::connect(&asked.store.path).unwrap();
+    store.write("/local/domain/1/control/feature-poweroff", "1").unwrap();
+    asked.signal(signal::Signal::SIGINT);
+    wait_for("the request", || {
+        asked.store.get("/local/domain/1/control/shutdown").as_deref() == Some("poweroff")
+    });
+    asked.signal(signal::Signal::SIGINT);
+    assert!(matches!(asked.end().0, Exit::Gone));
+
+    let deaf = begin(|launch| launch.config.acpi = false);
+    deaf.signal(signal::Signal::SIGTERM);
+    assert!(matches!(deaf.end().0, Exit::Gone));
+}

@@ -1,0 +1,300 @@
+//! The store's nodes of a domain, as libxl writes them: paths, values and permissions.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use xen_emu_api::config::{DomainConfig, Launch};
+use xenstored::client::{Client, Result, RingFds};
+use xenstored::perms::{Access, Perm};
+use xenstored::wire::Errno;
+
+/// How long the store may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is known only once the machine is built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Frame of the console's ring.
+    pub console_gfn: u64,
+    /// The guest's port of the console.
+    pub console_port: u32,
+    /// Frame of the store's ring.
+    pub store_gfn: u64,
+    /// The guest's port of the store.
+    pub store_port: u32,
+    /// Path of the console's pty.
+    pub tty: Option<String>,
+    /// Unix time of the build, seconds.
+    pub start_time: f64,
+}
+
+/// Who may do what with a node. Domain 0 may do everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// As with the node above.
+    Inherited,
+    /// The guest may read: `n0,rD`.
+    GuestReads,
+    /// It is the guest's own: `nD`.
+    GuestOwns,
+    /// It is the guest's own, its backend in domain 0 may read: `nD,r0`.
+    Frontend,
+}
+
+impl Rights {
+    fn perms(self, domid: u16) -> Option<Vec<Perm>> {
+        let (none, read) = (|id| Perm::new(Access::None, id), |id| Perm::new(Access::Read, id));
+        match self {
+            Rights::Inherited => None,
+            Rights::GuestReads => Some(vec![none(0), read(domid)]),
+            Rights::GuestOwns => Some(vec![none(domid)]),
+            Rights::Frontend => Some(vec![none(domid), read(0)]),
+        }
+    }
+}
+
+type Node = (String, String, Rights);
+
+/// Everything a new domain finds. Parents are written before what lies below them.
+fn nodes(launch: &Launch, facts: &Facts) -> Vec<Node> {
+    let (domid, config) = (launch.domid, &launch.config);
+    let (home, vm) = (format!("/local/domain/{domid}"), format!("/vm/{}", config.uuid));
+    let mut nodes = Vec::new();
+    let mut below = |base: &str, table: &[(&str, &str, Rights)]| {
+        for &(path, value, rights) in table {
+            let path = if path.is_empty() { base.to_owned() } else { format!("{base}/{path}") };
+            nodes.push((path, value.to_owned(), rights));
+        }
+    };
+    use Rights::{Frontend, GuestOwns, GuestReads, Inherited};
+    // The home comes first: with it the store takes a domain that is not introduced for one that exists.
+    below(&home, &[("", "", GuestReads)]);
+    below(
+        &vm,
+        &[
+            ("", "", GuestReads),
+            ("uuid", &config.uuid, Inherited),
+            ("name", &config.name, Inherited),
+            ("start_time", &format!("{:.2}", facts.start_time), Inherited),
+        ],
+    );
+    below(&format!("/libxl/{domid}"), &[("type", "pvh", Inherited), ("dm-version", "qemu_xen", Inherited)]);
+    below(
+        &home,
+        &[
+            ("vm", &vm, Inherited),
+            ("name", &config.name, Inherited),
+            ("domid", &domid.to_string(), Inherited),
+            ("memory/static-max", &(config.maxmem_mib << 10).to_string(), Inherited),
+            ("memory/target", &(config.memory_mib << 10).to_string(), Inherited),
+            ("memory/videoram", "0", Inherited),
+            ("device/suspend/event-channel", "", GuestOwns),
+            ("control/shutdown", "", GuestOwns),
+            ("control/feature-poweroff", "", GuestOwns),
+            ("control/feature-reboot", "", GuestOwns),
+            ("control/feature-suspend", "", GuestOwns),
+            ("control/sysrq", "", GuestOwns),
+            ("control/platform-feature-multiprocessor-suspend", "1", Inherited),
+            ("control/platform-feature-xs_reset_watches", "1", Inherited),
+            ("data", "", GuestOwns),
+            ("drivers", "", GuestOwns),
+            ("feature", "", GuestOwns),
+            ("attr", "", GuestOwns),
+            ("error", "", GuestOwns),
+            ("store/port", &facts.store_port.to_string(), Inherited),
+            ("store/ring-ref", &facts.store_gfn.to_string(), Inherited),
+        ],
+    );
+    for vcpu in 0..config.max_vcpus {
+        let availability = if vcpu < config.vcpus { "online" } else { "offline" };
+        below(&home, &[(&format!("cpu/{vcpu}/availability"), availability, Inherited)]);
+    }
+    let (front, back) = (format!("{home}/console"), format!("/local/domain/0/backend/console/{domid}/0"));
+    let guest = domid.to_string();
+    let both = [
+        ("frontend", &*front, Inherited),
+        ("frontend-id", &*guest, Inherited),
+        ("online", "1", Inherited),
+        ("state", "1", Inherited),
+        ("protocol", "vt100", Inherited),
+    ];
+    below(&back, &[("", "", GuestReads)]);
+    below(&back, &both);
+    let copy = format!("/libxl/{domid}/device/console/0");
+    below(&copy, &[("backend", &back, Inherited)]);
+    below(&copy, &both);
+    below(
+        &front,
+        &[
+            ("backend", &back, Inherited),
+            ("backend-id", "0", Frontend),
+            ("limit", "1048576", Inherited),
+            ("type", "xenconsoled", Inherited),
+            ("output", "pty", Inherited),
+            ("tty", facts.tty.as_deref().unwrap_or_default(), Inherited),
+            ("port", &facts.console_port.to_string(), Inherited),
+            ("ring-ref", &facts.console_gfn.to_string(), Inherited),
+        ],
+    );
+    nodes
+}
+
+/// Nodes of the host that tools expect; written where missing.
+const HOST: [(&str, &str); 3] =
+    [("/local/domain/0/domid", "0"), ("/local/domain/0/name", "Domain-0"), ("/local/pool/0/name", "Pool-0")];
+
+/// Connect to the store that serves this domain.
+pub fn connect(launch: &Launch) -> Result<Client> {
+    let mut client = Client::connect(&launch.xenstored)?;
+    client.set_timeout(Some(PATIENCE));
+    Ok(client)
+}
+
+/// Make the domain known to the store: from here on its ring is served. Comes back with our end of its life line:
+/// a byte `s` says that the domain has shut down, its end that it is gone. Precedes [`setup`], because rights can
+/// be given only to a domain that is known.
+pub fn introduce(
+    client: &mut Client,
+    domid: u16,
+    facts: &Facts,
+    page: BorrowedFd<'_>,
+    kick: BorrowedFd<'_>,
+    notify: BorrowedFd<'_>,
+) -> Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let fds = RingFds { page, kick, notify, lifeline: Some(theirs.as_fd()) };
+    client.introduce(domid, facts.store_gfn, facts.store_port, fds)?;
+    Ok(ours)
+}
+
+/// Write all nodes of the domain, at once or not at all. What an earlier domain of this number has left goes first.
+pub fn setup(client: &mut Client, launch: &Launch, facts: &Facts) -> Result<()> {
+    let nodes = nodes(launch, facts);
+    client.transaction(|store| {
+        for (path, value) in HOST {
+            if store.read_opt(path)?.is_none() {
+                store.write(path, value)?;
+            }
+        }
+        remove_nodes(store, launch.domid, &launch.config.uuid)?;
+        for (path, value, rights) in &nodes {
+            store.write(path, value)?;
+            if let Some(perms) = rights.perms(launch.domid) {
+                store.set_perms(path, &perms)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Record a new name, and a new uuid if `config` has another than `uuid`.
+pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig) -> Result<()> {
+    let (old, new) = (format!("/vm/{uuid}"), format!("/vm/{}", config.uuid));
+    client.transaction(|store| {
+        store.write(&format!("/local/domain/{domid}/name"), &config.name)?;
+        if old != new {
+            let start_time = store.read_opt(&format!("{old}/start_time"))?.unwrap_or_default();
+            remove(store, &old)?;
+            store.write(&new, "")?;
+            if let Some(perms) = Rights::GuestReads.perms(domid) {
+                store.set_perms(&new, &perms)?;
+            }
+            store.write(&format!("{new}/uuid"), &config.uuid)?;
+            store.write(&format!("{new}/start_time"), start_time)?;
+            store.write(&format!("/local/domain/{domid}/vm"), &new)?;
+        }
+        store.write(&format!("{new}/name"), &config.name)
+    })
+}
+
+/// Remove all nodes of the domain and let the store forget it. What is missing already is fine.
+pub fn teardown(client: &mut Client, domid: u16, uuid: &str) -> Result<()> {
+    client.transaction(|store| remove_nodes(store, domid, uuid))?;
+    missing_is_fine(client.release(domid))
+}
+
+fn remove_nodes(store: &mut Client, domid: u16, uuid: &str) -> Result<()> {
+    let backends = "/local/domain/0/backend";
+    for kind in children(store, backends)? {
+        let of_kind = format!("{backends}/{kind}");
+        let mut domains = children(store, &of_kind)?;
+        if domains.iter().any(|name| *name == domid.to_string()) {
+            remove(store, &format!("{of_kind}/{domid}"))?;
+            domains.retain(|name| *name != domid.to_string());
+            if domains.is_empty() {
+                remove(store, &of_kind)?;
+            }
+        }
+    }
+    remove(store, &format!("/local/domain/{domid}"))?;
+    remove(store, &format!("/libxl/{domid}"))?;
+    remove(store, &format!("/vm/{uuid}"))
+}
+
+fn children(store: &mut Client, path: &str) -> Result<Vec<String>> {
+    match store.directory(path) {
+        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
+        names => names,
+    }
+}
+
+fn remove(store: &mut Client, path: &str) -> Result<()> {
+    missing_is_fine(store.rm(path))
+}
+
+fn missing_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::launch;
+    use std::collections::BTreeMap;
+
+    /// What a store makes of `nodes`: every node with its value and the permissions it has in the end.
+    fn tree(nodes: &[Node], domid: u16) -> BTreeMap<String, (String, String)> {
+        let mut tree = BTreeMap::from([(String::new(), (String::new(), "n0".to_owned()))]);
+        for (path, value, rights) in nodes {
+            let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+            let mut inherited = "n0".to_owned();
+            for end in ends {
+                let node = tree.entry(path[..end].to_owned()).or_insert_with(|| (String::new(), inherited));
+                inherited = node.1.clone();
+            }
+            let perms = rights
+                .perms(domid)
+                .map(|perms| perms.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+            let node = tree.get_mut(path).unwrap();
+            *node = (value.clone(), perms.unwrap_or(inherited));
+        }
+        tree.remove("");
+        tree
+    }
+
+    #[test]
+    fn the_tree_is_that_of_a_real_libxl() {
+        let mut launch = launch(10);
+        launch.config.name = "pvh1".into();
+        launch.config.uuid = "2e9ff4b9-ed55-4f22-8400-167e74473a5c".into();
+        (launch.config.memory_mib, launch.config.maxmem_mib) = (128, 128);
+        (launch.config.vcpus, launch.config.max_vcpus) = (1, 2);
+        let facts = Facts {
+            console_gfn: 0xfefff,
+            console_port: 2,
+            store_gfn: 0xfeffc,
+            store_port: 1,
+            tty: Some("/dev/pts/0".into()),
+            start_time: 1_795_163_960.88,
+        };
+        let ours: Vec<String> = tree(&nodes(&launch, &facts), 10)
+            .iter()
+            .map(|(path, (value, perms))| format!("{path} = \"{value}\"   ({perms})"))
+            .collect();
+        let real: Vec<&str> = include_str!("xenbus_setup_golden.txt").lines().collect();
+        assert_eq!(ours, real);
+    }
+}
