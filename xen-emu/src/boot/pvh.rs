@@ -99,7 +99,8 @@ impl Layout<'_> {
     }
 
     /// What goes where: address and bytes.
-    pub fn pieces(&self) -> impl Iterator<Item = (Gpa, &[u8])> {
+    #[cfg(test)]
+    fn pieces(&self) -> impl Iterator<Item = (Gpa, &[u8])> {
         self.writes.iter().map(|(gpa, bytes)| (*gpa, &**bytes))
     }
 }

@@ -61,7 +61,9 @@ impl Power {
 #[derive(Debug)]
 pub struct Machine {
     power: Option<Power>,
+    /// Accesses to ports that do not exist, by port; the first [`UNKNOWN_MAX`] of them.
     unknown_ports: BTreeMap<u16, u64>,
+    /// Accesses to addresses where nothing is, by page; the first [`UNKNOWN_MAX`] of them.
     unknown_addresses: BTreeMap<u64, u64>,
 }
 
@@ -143,16 +145,6 @@ impl Machine {
         power.pm.press();
         power.update_sci(out);
         Ok(())
-    }
-
-    /// Accesses to ports that do not exist, by port; the first 256 of them.
-    pub fn unknown_ports(&self) -> &BTreeMap<u16, u64> {
-        &self.unknown_ports
-    }
-
-    /// Accesses to addresses where nothing is, by page; the first 256 of them.
-    pub fn unknown_addresses(&self) -> &BTreeMap<u64, u64> {
-        &self.unknown_addresses
     }
 
     /// The state as a text tree.
@@ -255,8 +247,8 @@ mod tests {
         let mut word = [0; 4];
         machine.mmio_read(0xfec0_0010, &mut word);
         assert_eq!(word, [0xff; 4]);
-        assert_eq!(machine.unknown_ports(), &BTreeMap::from([(0xb004, 2)]));
-        assert_eq!(machine.unknown_addresses(), &BTreeMap::from([(0xfec0_0000, 3)]));
+        assert_eq!(machine.unknown_ports, BTreeMap::from([(0xb004, 2)]));
+        assert_eq!(machine.unknown_addresses, BTreeMap::from([(0xfec0_0000, 3)]));
     }
 
     #[test]
@@ -265,8 +257,8 @@ mod tests {
         for port in (0x1000..0x3000).chain([0x1000]) {
             assert_eq!(read16(&mut machine, port), 0xffff);
         }
-        assert_eq!(machine.unknown_ports().len(), UNKNOWN_MAX);
-        assert_eq!(machine.unknown_ports()[&0x1000], 2);
+        assert_eq!(machine.unknown_ports.len(), UNKNOWN_MAX);
+        assert_eq!(machine.unknown_ports[&0x1000], 2);
         assert!(machine.describe().contains("unknown port 0x1000: 2\n"), "{}", machine.describe());
     }
 

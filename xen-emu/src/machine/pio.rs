@@ -17,43 +17,39 @@ const PULSE_RESET: u8 = 0xfe;
 const RESET_CPU: u8 = 1 << 2;
 const ABSENT: u8 = 0xff;
 
-/// Known ports, who would be there, and what a byte read there gives.
-const PORTS: &[(RangeInclusive<u16>, &str, u8)] = &[
-    (0x20..=0x21, "first interrupt controller", ABSENT),
-    (0x40..=0x41, "timer channels 0 and 1", ABSENT),
-    (0x42..=0x42, "timer channel 2", 0),
-    (0x43..=0x43, "timer mode", ABSENT),
-    (0x60..=0x60, "keyboard data", ABSENT),
-    (0x61..=0x61, "timer gate and speaker", ABSENT),
-    (KEYBOARD_COMMAND..=KEYBOARD_COMMAND, "keyboard command", ABSENT),
-    (0x70..=0x71, "CMOS clock", ABSENT),
-    (0x80..=0x80, "delay port", ABSENT),
-    (0xa0..=0xa1, "second interrupt controller", ABSENT),
-    (DEBUG_CONSOLE..=DEBUG_CONSOLE, "debug console", 0xe9),
-    (0xed..=0xed, "delay port", ABSENT),
-    (0x2e8..=0x2ef, "COM4", ABSENT),
-    (0x2f8..=0x2ff, "COM2", ABSENT),
-    (0x3e8..=0x3ef, "COM3", ABSENT),
-    (0x3f8..=0x3ff, "COM1", ABSENT),
-    (0x4d0..=0x4d1, "edge or level control", ABSENT),
-    (0xcf8..=0xcff, "PCI configuration, reset control", ABSENT),
+/// Known ports and what a byte read there gives.
+const PORTS: &[(RangeInclusive<u16>, u8)] = &[
+    (0x20..=0x21, ABSENT),                         // first interrupt controller
+    (0x40..=0x41, ABSENT),                         // timer channels 0 and 1
+    (0x42..=0x42, 0),                              // timer channel 2
+    (0x43..=0x43, ABSENT),                         // timer mode
+    (0x60..=0x60, ABSENT),                         // keyboard data
+    (0x61..=0x61, ABSENT),                         // timer gate and speaker
+    (KEYBOARD_COMMAND..=KEYBOARD_COMMAND, ABSENT), // keyboard command
+    (0x70..=0x71, ABSENT),                         // CMOS clock
+    (0x80..=0x80, ABSENT),                         // delay port
+    (0xa0..=0xa1, ABSENT),                         // second interrupt controller
+    (DEBUG_CONSOLE..=DEBUG_CONSOLE, 0xe9),         // debug console
+    (0xed..=0xed, ABSENT),                         // delay port
+    (0x2e8..=0x2ef, ABSENT),                       // COM4
+    (0x2f8..=0x2ff, ABSENT),                       // COM2
+    (0x3e8..=0x3ef, ABSENT),                       // COM3
+    (0x3f8..=0x3ff, ABSENT),                       // COM1
+    (0x4d0..=0x4d1, ABSENT),                       // edge or level control
+    (0xcf8..=0xcff, ABSENT),                       // PCI configuration, reset control
 ];
 
-fn row(port: u16) -> Option<&'static (RangeInclusive<u16>, &'static str, u8)> {
-    PORTS.iter().find(|row| row.0.contains(&port))
-}
-
-/// Who would be at a port.
-pub fn name(port: u16) -> Option<&'static str> {
-    row(port).map(|row| row.1)
+/// What a byte read at a known port gives.
+fn known(port: u16) -> Option<u8> {
+    PORTS.iter().find(|row| row.0.contains(&port)).map(|row| row.1)
 }
 
 /// A port read; each byte comes from its own port. Whether the port is a known one.
 pub fn read(port: u16, data: &mut [u8]) -> bool {
     for (at, byte) in (port..=u16::MAX).zip(data.iter_mut()) {
-        *byte = row(at).map_or(ABSENT, |row| row.2);
+        *byte = known(at).unwrap_or(ABSENT);
     }
-    row(port).is_some()
+    known(port).is_some()
 }
 
 /// What a port write came to.
@@ -74,7 +70,7 @@ pub fn write(port: u16, data: &[u8]) -> Wrote {
         (KEYBOARD_COMMAND, [PULSE_RESET]) => Wrote::Act(Action::Reset),
         // Only as a byte: wider writes here are PCI configuration addresses.
         (RESET_CONTROL, [value]) if value & RESET_CPU != 0 => Wrote::Act(Action::Reset),
-        _ if row(port).is_some() => Wrote::Nothing,
+        _ if known(port).is_some() => Wrote::Nothing,
         _ => Wrote::Unknown,
     }
 }
@@ -119,6 +115,5 @@ mod tests {
         for (port, data, expected) in cases {
             assert_eq!(write(port, data), expected, "{port:#x}");
         }
-        assert_eq!((name(0x42), name(0x510)), (Some("timer channel 2"), None));
     }
 }
