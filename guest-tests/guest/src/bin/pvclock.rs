@@ -1,0 +1,109 @@
+//! The clock: valid as soon as the shared info page is mapped, monotonic, and the wall clock sane.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::Ordering;
+use guest::events::Events;
+use guest::hypercall::vcpu_op;
+use guest::page::Page;
+use guest::{Verdict, check, check_eq, clock, cpu, fail, println, xen};
+use xen_abi::cpuid::LEAF_TIME;
+use xen_abi::shared_info::{Layout, VCPU_TIME, XEN_PVCLOCK_TSC_STABLE_BIT};
+use xen_abi::vcpu::{RegisterArea, VcpuOp};
+use xen_abi::xen::Width;
+
+guest::test!(run);
+
+static INFO: Page = Page::zero();
+static COPY: Page = Page::zero();
+const INFO_OFFSET: usize = 0x340;
+const COPY_OFFSET: usize = 0x80;
+/// 2024-01-01 and 2100-01-01.
+const YEARS: core::ops::Range<u64> = 1_704_067_200..4_102_444_800;
+
+fn run() -> Verdict {
+    let events = Events::map()?;
+    check_clock(events.shared, VCPU_TIME, "in the shared info page")?;
+    wall_clock(events.shared)?;
+
+    let before = clock::now(events.shared, VCPU_TIME);
+    events.register(0, &INFO, INFO_OFFSET)?;
+    check_clock(&INFO, INFO_OFFSET + VCPU_TIME, "where it was registered")?;
+    check!(clock::now(&INFO, INFO_OFFSET + VCPU_TIME) >= before, "time went back when vcpu_info moved");
+    check!(events.register(0, &COPY, 0).is_err(), "vcpu_info was registered twice");
+    let across = events.register(1 << 20, &COPY, 0);
+    check!(across.is_err(), "vcpu_info of a vCPU that is not there: registered");
+    monotonic()?;
+    second_copy()
+}
+
+fn check_clock(page: &'static Page, offset: usize, place: &str) -> Verdict {
+    let Some(info) = clock::snapshot(page, offset) else {
+        fail!("the clock {place} is always being written")
+    };
+    println!(
+        "clock {place}: version {}, mul {:#x}, shift {}, flags {:#x}, {} ns",
+        info.version, info.tsc_to_system_mul, info.tsc_shift, info.flags, info.system_time
+    );
+    check!(info.version > 0 && info.version.is_multiple_of(2), "version {} {place}", info.version);
+    check!(info.tsc_to_system_mul != 0, "the clock {place} does not run");
+    check!(info.tsc_timestamp <= cpu::rdtsc(), "tsc_timestamp {place} is in the future");
+    let [_, _, khz, _] = xen::leaf(LEAF_TIME, 0);
+    // ns in a second's worth of ticks, by the frequency that CPUID tells: within 1 %.
+    let ticks = u64::from(khz) * 1000;
+    let second = clock::system_time(&info, info.tsc_timestamp + ticks) - info.system_time;
+    check!((990_000_000..1_010_000_000).contains(&second), "{khz} kHz make {second} ns of a second {place}");
+    Ok(())
+}
+
+fn wall_clock(shared: &'static Page) -> Verdict {
+    let layout = Layout::of(Width::W64);
+    let word = |at: usize| u64::from(shared.u32(at).load(Ordering::SeqCst));
+    let (version, sec, nsec) =
+        (word(layout.wc_version), word(layout.wc_version + 4), word(layout.wc_version + 8));
+    let boot = word(layout.wc_sec_hi) << 32 | sec;
+    println!("wall clock: {boot}.{nsec:09} at system time 0, version {version}");
+    check!(version.is_multiple_of(2), "wc_version {version}");
+    check!(nsec < 1_000_000_000, "wc_nsec {nsec}");
+    let now = boot + clock::now(shared, VCPU_TIME).unwrap_or(0) / 1_000_000_000;
+    check!(YEARS.contains(&now), "Unix time {now}");
+    Ok(())
+}
+
+fn monotonic() -> Verdict {
+    let read = || clock::now(&INFO, INFO_OFFSET + VCPU_TIME).unwrap_or(0);
+    let first = read();
+    let mut last = first;
+    for i in 0..100_000 {
+        let now = read();
+        check!(now >= last, "time went back from {last} to {now} at reading {i}");
+        last = now;
+    }
+    check!(last > first, "time stood still at {first}");
+    println!("100000 readings took {} ns", last - first);
+    Ok(())
+}
+
+fn second_copy() -> Verdict {
+    let mut area = RegisterArea { addr: COPY.addr() + COPY_OFFSET as u64 };
+    if let Err(e) = vcpu_op(VcpuOp::REGISTER_VCPU_TIME_MEMORY_AREA.0, 0, &mut area) {
+        println!("no second copy of the clock: {e}");
+        return Ok(());
+    }
+    let Some(copy) = clock::snapshot(&COPY, COPY_OFFSET) else {
+        fail!("the second clock is always being written")
+    };
+    let Some(info) = clock::snapshot(&INFO, INFO_OFFSET + VCPU_TIME) else {
+        fail!("the clock is being written")
+    };
+    check!(copy.tsc_to_system_mul != 0, "the second clock does not run");
+    check_eq!(
+        copy.flags & XEN_PVCLOCK_TSC_STABLE_BIT,
+        info.flags & XEN_PVCLOCK_TSC_STABLE_BIT,
+        "stable flag"
+    );
+    let tsc = cpu::rdtsc();
+    let (a, b) = (clock::system_time(&copy, tsc), clock::system_time(&info, tsc));
+    check!(a.abs_diff(b) < 1_000_000, "the two clocks are {} ns apart", a.abs_diff(b));
+    Ok(())
+}

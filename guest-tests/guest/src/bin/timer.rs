@@ -1,0 +1,107 @@
+//! The single-shot timer of a vCPU.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
+
+use guest::events::{Events, bind_virq, selector_bit, wait_count};
+use guest::hypercall::{self, vcpu_op};
+use guest::{Verdict, check, check_eq, clock, cpu, println, smp, traps};
+use xen_abi::Errno;
+use xen_abi::hypercall::Hypercall;
+use xen_abi::shared_info::VCPU_TIME;
+use xen_abi::vcpu::{SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE, VcpuOp};
+use xen_abi::xen::{Port, Virq};
+
+guest::test!(run);
+
+const VECTOR: u8 = 0x41;
+const MS: u64 = 1_000_000;
+
+fn now(events: &Events) -> u64 {
+    clock::now(events.shared, VCPU_TIME).unwrap_or(0)
+}
+
+fn set(timeout_abs_ns: u64, flags: u32) -> Result<i64, Errno> {
+    let mut arg = SetSingleshotTimer { timeout_abs_ns, flags, pad: 0 };
+    vcpu_op(VcpuOp::SET_SINGLESHOT_TIMER.0, 0, &mut arg)
+}
+
+fn stop(op: VcpuOp) -> Result<i64, Errno> {
+    hypercall::call(Hypercall::VCPU_OP, &[op.0.into(), 0, 0])
+}
+
+fn run() -> Verdict {
+    let events = Events::init(VECTOR)?;
+    check_eq!(stop(VcpuOp::STOP_PERIODIC_TIMER), Ok(0), "stop_periodic_timer");
+    let port = bind_virq(Virq::TIMER, 0)?;
+    events.clear_mask(port);
+    events.take_selector();
+    events.clear_pending(port);
+
+    for ms in [0, 1, 2, 5, 10] {
+        fires(&events, port, ms)?;
+    }
+    sleeps(&events, port)?;
+    stopped(&events, port)?;
+    let past = set(1, VCPU_SSHOTTMR_FUTURE);
+    check!(matches!(past, Ok(0) | Err(Errno::ETIME)), "a time in the past, FUTURE asked: {past:?}");
+    by_set_timer_op(&events, port)
+}
+
+fn took(events: &Events, port: Port, what: &str) -> Verdict {
+    check_eq!(events.take_selector(), selector_bit(port), "selector after {what}");
+    check!(events.clear_pending(port), "VIRQ_TIMER is not pending after {what}");
+    Ok(())
+}
+
+fn fires(events: &Events, port: Port, ms: u64) -> Verdict {
+    let before = traps::count(VECTOR);
+    let target = now(events) + ms * MS;
+    check_eq!(set(target, 0), Ok(0), "set_singleshot_timer");
+    check!(wait_count(VECTOR, before + 1), "a timer of {ms} ms does not fire");
+    let late = now(events).checked_sub(target);
+    check!(late.is_some(), "a timer of {ms} ms fires early");
+    println!("timer of {ms} ms: {} us late", late.unwrap_or(0) / 1000);
+    took(events, port, "a timer")?;
+    check_eq!(traps::count(VECTOR), before + 1, "upcalls of one timer");
+    Ok(())
+}
+
+/// The vCPU halts meanwhile, as an idle guest does.
+fn sleeps(events: &Events, port: Port) -> Verdict {
+    for _ in 0..20 {
+        let before = traps::count(VECTOR);
+        check_eq!(set(now(events) + MS, 0), Ok(0), "set_singleshot_timer");
+        while traps::count(VECTOR) == before {
+            cpu::wait_interrupt();
+        }
+        took(events, port, "a sleep")?;
+    }
+    println!("20 sleeps");
+    Ok(())
+}
+
+fn stopped(events: &Events, port: Port) -> Verdict {
+    let before = traps::count(VECTOR);
+    let target = now(events) + 50 * MS;
+    check_eq!(set(target, 0), Ok(0), "set_singleshot_timer");
+    check_eq!(stop(VcpuOp::STOP_SINGLESHOT_TIMER), Ok(0), "stop_singleshot_timer");
+    cpu::sti();
+    let _ = smp::spin_until(|| now(events) > target + 20 * MS);
+    cpu::cli();
+    check_eq!(traps::count(VECTOR), before, "upcalls of a stopped timer");
+    check!(!events.is_pending(port), "a stopped timer is pending");
+    Ok(())
+}
+
+fn by_set_timer_op(events: &Events, port: Port) -> Verdict {
+    let before = traps::count(VECTOR);
+    // What FUTURE may have set goes away first.
+    check_eq!(hypercall::call(Hypercall::SET_TIMER_OP, &[0]), Ok(0), "set_timer_op 0");
+    events.take_selector();
+    events.clear_pending(port);
+    let target = now(events) + MS;
+    check_eq!(hypercall::call(Hypercall::SET_TIMER_OP, &[target]), Ok(0), "set_timer_op");
+    check!(wait_count(VECTOR, before + 1), "set_timer_op does not fire");
+    let _ = smp::spin_until(|| now(events) > target);
+    took(events, port, "set_timer_op")
+}

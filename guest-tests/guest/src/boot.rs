@@ -1,0 +1,45 @@
+//! What the loader handed over.
+#![forbid(unsafe_code)]
+
+use crate::page::read_phys;
+use core::sync::atomic::{AtomicU64, Ordering};
+use xen_abi::hvm::start_info::{HvmMemmapTableEntry, HvmStartInfo, MemmapType};
+use xen_abi::xen::PAGE_SHIFT;
+
+pub(crate) static START_INFO: AtomicU64 = AtomicU64::new(0);
+
+/// Address of the start info.
+#[must_use]
+pub fn start_info_addr() -> u64 {
+    START_INFO.load(Ordering::Relaxed)
+}
+
+/// The start info.
+#[must_use]
+pub fn start_info() -> HvmStartInfo {
+    read_phys(start_info_addr())
+}
+
+/// The memory map of the start info; empty before version 1.
+pub fn memmap() -> impl Iterator<Item = HvmMemmapTableEntry> {
+    let info = start_info();
+    let entries = if info.version > 0 { info.memmap_entries.min(128) } else { 0 };
+    (0..u64::from(entries)).map(move |i| read_phys(info.memmap_paddr + 24 * i))
+}
+
+/// A frame below 4 GiB that no entry of the memory map covers: room for special pages outside RAM.
+///
+/// `n` picks one of several neighbours.
+#[must_use]
+pub fn hole_gfn(n: u64) -> Option<u64> {
+    let taken =
+        |addr: u64| memmap().any(|e| addr < e.addr.saturating_add(e.size) && e.addr < addr + 0x10_0000);
+    let base = (0x20..0xfe0).rev().map(|mib| mib << 20).find(|&addr| !taken(addr))?;
+    Some((base >> PAGE_SHIFT) + n)
+}
+
+/// Pages of RAM in the memory map.
+#[must_use]
+pub fn ram_pages() -> u64 {
+    memmap().filter(|e| e.r#type == MemmapType::RAM).map(|e| e.size >> PAGE_SHIFT).sum()
+}

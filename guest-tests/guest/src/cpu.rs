@@ -1,0 +1,137 @@
+//! Instructions: the hypercall, CPUID, MSRs, ports, TSC, interrupt flag.
+#![expect(unsafe_code, reason = "instructions that Rust has no words for")]
+
+use core::arch::asm;
+
+/// `HYPERVISOR_*` by VMCALL (Intel) or VMMCALL (AMD), number and arguments in Xen's registers.
+///
+/// Addresses among `args` must be of memory that may hold any bytes; `hypercall` sees to that.
+#[must_use]
+pub fn vmcall(amd: bool, nr: u64, args: [u64; 6]) -> u64 {
+    let [a, b, c, d, e, f] = args;
+    let result;
+    // SAFETY: Xen clobbers nothing but RAX and the memory it was given.
+    unsafe {
+        if amd {
+            asm!("vmmcall", inlateout("rax") nr => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+                in("r8") e, in("r9") f);
+        } else {
+            asm!("vmcall", inlateout("rax") nr => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+                in("r8") e, in("r9") f);
+        }
+    }
+    result
+}
+
+/// The same through a stub of the hypercall page at `stub`.
+#[must_use]
+pub fn call_stub(stub: u64, args: [u64; 6]) -> u64 {
+    let [a, b, c, d, e, f] = args;
+    let result;
+    // SAFETY: the stub is the hypervisor's code; it clobbers RAX, and RCX and R11 if it is a SYSCALL.
+    unsafe {
+        asm!("call rax", inlateout("rax") stub => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _);
+    }
+    result
+}
+
+/// EAX, EBX, ECX, EDX of a CPUID leaf.
+#[must_use]
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: CPUID only writes its registers; RBX belongs to the compiler and is put back.
+    unsafe {
+        asm!("mov {tmp:r}, rbx", "cpuid", "xchg {tmp:r}, rbx", tmp = out(reg) b, inlateout("eax") leaf => a,
+            inlateout("ecx") subleaf => c, lateout("edx") d, options(nomem, nostack));
+    }
+    [a, b, c, d]
+}
+
+/// Reads an MSR; an unknown one faults, which fails the test.
+#[must_use]
+pub fn rdmsr(msr: u32) -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: reading an MSR touches no memory.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") lo, out("edx") hi, options(nomem, nostack)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// Writes an MSR; an unknown one faults, which fails the test.
+pub fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: the MSRs written here are the APIC's and the hypercall page's; the page is given to the hypervisor.
+    #[expect(clippy::cast_possible_truncation, reason = "low and high half")]
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
+    }
+}
+
+/// Writes a byte to a port.
+pub fn outb(port: u16, value: u8) {
+    // SAFETY: the ports written here are debug consoles.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
+}
+
+/// The time-stamp counter, after all loads before it.
+#[must_use]
+pub fn rdtsc() -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: only reads a counter; not `nomem`, so that it keeps its place among loads.
+    unsafe { asm!("lfence", "rdtsc", out("eax") lo, out("edx") hi, options(nostack)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// Loads the interrupt table at `base`.
+pub fn lidt(base: u64, limit: u16) {
+    let pointer: [u16; 5] = {
+        let [a, b, c, d, ..] = halves(base);
+        [limit, a, b, c, d]
+    };
+    // SAFETY: `traps` keeps a full table at `base` for ever.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack)) };
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the pieces of the word")]
+const fn halves(v: u64) -> [u16; 4] {
+    [v as u16, (v >> 16) as u16, (v >> 32) as u16, (v >> 48) as u16]
+}
+
+/// Lets interrupts in.
+pub fn sti() {
+    // SAFETY: handlers only touch atomics.
+    unsafe { asm!("sti", options(nostack)) };
+}
+
+/// Keeps interrupts out.
+pub fn cli() {
+    // SAFETY: harmless at any time.
+    unsafe { asm!("cli", options(nostack)) };
+}
+
+/// Waits for an interrupt with none lost in between, then keeps them out again.
+pub fn wait_interrupt() {
+    // SAFETY: STI takes effect after HLT has begun.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+}
+
+/// Stops this CPU for ever.
+pub fn stop() -> ! {
+    loop {
+        // SAFETY: there is nothing left to do.
+        unsafe { asm!("cli", "hlt", options(nostack)) };
+    }
+}
+
+/// The address that caused a page fault.
+#[must_use]
+pub fn cr2() -> u64 {
+    let value;
+    // SAFETY: only reads a register.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// Tells the CPU that this is a busy loop.
+pub fn pause() {
+    core::hint::spin_loop();
+}

@@ -1,0 +1,67 @@
+//! Starting one more CPU.
+#![forbid(unsafe_code)]
+
+use crate::{apic, cpu, page::Page, start};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Where the other CPU begins: a page below 1 MiB that neither we nor a PVH loader uses.
+const TRAMPOLINE: u64 = 0x8000;
+
+static ALIVE: AtomicBool = AtomicBool::new(false);
+static WANTED: AtomicU32 = AtomicU32::new(0);
+static DONE: AtomicU32 = AtomicU32::new(0);
+static JOB: Job = Job(AtomicBool::new(false));
+
+struct Job(AtomicBool);
+
+/// Sends INIT and start-up to the CPU with this APIC id; it then waits for `wait_event` to be asked of it.
+///
+/// Returns whether it came to life.
+#[must_use]
+pub fn start(apic_id: u32) -> bool {
+    Page::at(TRAMPOLINE).write(0, start::ap_trampoline());
+    ALIVE.store(false, Ordering::SeqCst);
+    apic::command(apic_id, apic::INIT);
+    for _ in 0..2 {
+        apic::command(apic_id, apic::STARTUP | 8);
+        if spin_until(|| ALIVE.load(Ordering::SeqCst)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Spins for a while, much longer than anything takes; returns whether the condition came true.
+#[must_use]
+pub fn spin_until(condition: impl Fn() -> bool) -> bool {
+    for _ in 0..200_000_000_u64 {
+        if condition() {
+            return true;
+        }
+        cpu::pause();
+    }
+    false
+}
+
+/// What another CPU does: switch its APIC on, let interrupts in, and run what it is asked to.
+pub(crate) fn run() -> ! {
+    apic::enable();
+    cpu::sti();
+    ALIVE.store(true, Ordering::SeqCst);
+    loop {
+        let wanted = WANTED.load(Ordering::SeqCst);
+        if JOB.0.load(Ordering::SeqCst) && wanted != DONE.load(Ordering::SeqCst) {
+            crate::events::send_by_ap();
+            DONE.store(wanted, Ordering::SeqCst);
+        }
+        cpu::pause();
+    }
+}
+
+/// Has the other CPU send an event; returns whether it did.
+#[must_use]
+pub fn send_from_other() -> bool {
+    JOB.0.store(true, Ordering::SeqCst);
+    let wanted = WANTED.fetch_add(1, Ordering::SeqCst) + 1;
+    spin_until(|| DONE.load(Ordering::SeqCst) == wanted)
+}

@@ -1,0 +1,46 @@
+//! Exceptions fail the test; interrupts are counted and acknowledged.
+#![forbid(unsafe_code)]
+
+use crate::{apic, cpu, fail, page::Page, start, verdict};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+static IDT: Page = Page::zero();
+static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
+
+/// Fills the table and loads it.
+pub(crate) fn init() {
+    for vector in 0..256 {
+        let stub = start::trap_stubs_addr() + 16 * vector as u64;
+        // Interrupt gate, present, selector 0x18.
+        IDT.u64(16 * vector)
+            .store(stub & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (stub & 0xffff_0000) << 32, Ordering::Relaxed);
+        IDT.u64(16 * vector + 8).store(stub >> 32, Ordering::Relaxed);
+    }
+    load();
+}
+
+/// Loads the table on this CPU.
+pub(crate) fn load() {
+    cpu::lidt(IDT.addr(), 0xfff);
+}
+
+/// How often an interrupt came.
+#[must_use]
+pub fn count(vector: u8) -> u32 {
+    COUNTS.get(usize::from(vector)).map_or(0, |c| c.load(Ordering::SeqCst))
+}
+
+pub(crate) fn handle(vector: u64, error: u64, rip: u64) {
+    let index = usize::try_from(vector).unwrap_or(0);
+    if vector < 32 {
+        verdict::end(exception(vector, error, rip));
+    }
+    if let Some(count) = COUNTS.get(index) {
+        count.fetch_add(1, Ordering::SeqCst);
+    }
+    apic::eoi();
+}
+
+fn exception(vector: u64, error: u64, rip: u64) -> verdict::Verdict {
+    fail!("exception {vector}, error {error:#x}, at {rip:#x}, cr2 {:#x}", cpu::cr2())
+}
