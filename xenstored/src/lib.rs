@@ -7,8 +7,21 @@
 //! Behaviour follows `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt` and `public/io/xs_wire.h` of Xen.
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod client;
+pub mod domain;
+mod nodes;
+mod ops;
+pub mod out;
+pub mod path;
 pub mod perms;
+pub mod quota;
+pub mod ring;
+pub mod server;
+pub mod store;
+pub mod transaction;
+pub mod tree;
+pub mod watch;
 pub mod wire;
 
 /// A domain's number. 0 is the host's own, privileged domain.

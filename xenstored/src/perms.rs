@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::DomId;
 use crate::wire::{Errno, number};
@@ -90,5 +91,176 @@ impl FromStr for Perm {
     type Err = Errno;
     fn from_str(text: &str) -> Result<Self, Errno> {
         Self::parse(text.as_bytes())
+    }
+}
+
+/// Which life of a domid is meant: a number that a later domain with the same domid does not share.
+///
+/// Domain 0 has life 0 for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Life(pub u32);
+
+impl Life {
+    /// Of a domain that does not exist: matches no domain ever.
+    pub const NEVER: Self = Self(u32::MAX);
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The domain.
+    pub domid: DomId,
+    /// Its life.
+    pub life: Life,
+    /// The domain whose rights it has too.
+    pub target: Option<(DomId, Life)>,
+    /// May do everything: domain 0 and all clients on the socket.
+    pub privileged: bool,
+}
+
+impl Caller {
+    /// A client on the socket.
+    pub const PRIVILEGED: Self = Self { domid: 0, life: Life(0), target: None, privileged: true };
+}
+
+/// A stored entry: an entry for a domid is one for the domain that had the domid when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// As set.
+    pub perm: Perm,
+    /// The domain's life then.
+    pub life: Life,
+}
+
+impl Entry {
+    fn names(&self, caller: &Caller) -> bool {
+        let own = |(domid, life)| self.perm.domid == domid && self.life == life;
+        self.perm.domid == DOMID_ANY || own((caller.domid, caller.life)) || caller.target.is_some_and(own)
+    }
+}
+
+/// The permissions of a node; never empty. Nodes that inherit them share them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Perms(Arc<[Entry]>);
+
+impl Perms {
+    /// `n0`: for domain 0 only.
+    #[must_use]
+    pub fn private() -> Self {
+        let entry = Entry { perm: Perm::new(Access::None, 0), life: Life(0) };
+        Self(Arc::new([entry]))
+    }
+
+    /// A list as set by a client; `None` if it is empty.
+    #[must_use]
+    pub fn new(entries: Vec<Entry>) -> Option<Self> {
+        if entries.is_empty() { None } else { Some(Self(entries.into())) }
+    }
+
+    /// The entries, owner first.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// The domain that owns the node and is charged for it.
+    #[must_use]
+    pub fn owner(&self) -> DomId {
+        self.0.first().map_or(0, |entry| entry.perm.domid)
+    }
+
+    /// What `caller` may do: owner and privileged callers everything, else the first entry that names the caller
+    /// decides, else the owner's entry says what everybody may.
+    #[must_use]
+    pub fn access(&self, caller: &Caller) -> Access {
+        let Some((owner, others)) = self.0.split_first() else { return Access::None };
+        if self.owned_by(caller) {
+            return Access::Both;
+        }
+        others.iter().find(|entry| entry.names(caller)).unwrap_or(owner).perm.access
+    }
+
+    /// Whether `caller` may change the permissions.
+    #[must_use]
+    pub fn owned_by(&self, caller: &Caller) -> bool {
+        caller.privileged
+            || self.0.first().is_some_and(|owner| owner.perm.domid != DOMID_ANY && owner.names(caller))
+    }
+
+    /// What a node that `caller` creates below gets: the same, but an unprivileged creator becomes the owner.
+    #[must_use]
+    pub fn inherited_by(&self, caller: &Caller) -> Self {
+        let own = |entry: &Entry| entry.perm.domid == caller.domid && entry.life == caller.life;
+        if caller.privileged || self.0.first().is_some_and(own) {
+            return self.clone();
+        }
+        let mut entries = self.0.to_vec();
+        if let Some(owner) = entries.first_mut() {
+            owner.perm.domid = caller.domid;
+            owner.life = caller.life;
+        }
+        Self(entries.into())
+    }
+
+    /// The list as GET_PERMS answers it.
+    #[must_use]
+    pub fn to_wire(&self) -> String {
+        self.0.iter().map(|entry| format!("{}\0", entry.perm)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(domid: DomId, life: u32) -> Caller {
+        Caller { domid, life: Life(life), target: None, privileged: false }
+    }
+
+    /// `n1 r2`, with lives equal to domids.
+    fn list(text: &str) -> Perms {
+        let entry = |perm: Perm| Entry { perm, life: Life(perm.domid.into()) };
+        Perms::new(text.split(' ').map(|perm| entry(perm.parse().unwrap())).collect()).unwrap()
+    }
+
+    #[test]
+    fn a1_a4_first_match_decides() {
+        for (perms, who, want) in [
+            ("n1 r2", guest(1, 1), 'b'),
+            ("n1 r2", guest(2, 2), 'r'),
+            ("n1 r2", guest(3, 3), 'n'),
+            ("w1 r2 b2", guest(2, 2), 'r'),
+            ("b1 n2", guest(2, 2), 'n'),
+            ("w1", guest(2, 2), 'w'),
+            ("n1 r32756 b2", guest(2, 2), 'r'),
+            ("n1 b2 r32756", guest(2, 2), 'b'),
+            ("n1", Caller { target: Some((1, Life(1))), ..guest(2, 2) }, 'b'),
+            ("n0 r1", Caller { target: Some((1, Life(1))), ..guest(2, 2) }, 'r'),
+            ("n1", Caller::PRIVILEGED, 'b'),
+        ] {
+            assert_eq!(list(perms).access(&who).letter(), want, "{perms} for {who:?}");
+        }
+    }
+
+    #[test]
+    fn a3_xsa322_rights_die_with_the_domain() {
+        assert_eq!(list("n0 r2").access(&guest(2, 99)), Access::None);
+        assert_eq!(list("n2").access(&guest(2, 99)), Access::None);
+        assert!(!list("n2").owned_by(&guest(2, 99)));
+    }
+
+    #[test]
+    fn s2_unprivileged_creators_become_owners() {
+        assert_eq!(list("r0 b5").inherited_by(&guest(2, 2)), list("r2 b5"));
+        assert_eq!(list("r0 b5").inherited_by(&Caller::PRIVILEGED), list("r0 b5"));
+    }
+
+    #[test]
+    fn a2_texts() {
+        assert_eq!("b17".parse(), Ok(Perm::new(Access::Both, 17)));
+        for bad in ["", "b", "x1", "r-1", "r70000", "r1 ", "R1"] {
+            assert_eq!(bad.parse::<Perm>(), Err(Errno::EINVAL), "{bad:?}");
+        }
+        assert_eq!(list("n1 r2 w3 b4").to_wire(), "n1\0r2\0w3\0b4\0");
     }
 }

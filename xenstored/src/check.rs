@@ -1,0 +1,44 @@
+//! The store examines itself: `xenstore control check`, and the tests after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::DomId;
+use crate::path::Path;
+use crate::store::Store;
+
+impl Store {
+    /// Compares the accounts of owners with a recount of the tree, and the watches of connections with the index.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn check(&mut self) -> Result<(), String> {
+        while self.tidy(1024) {}
+        let mut nodes: BTreeMap<DomId, usize> = BTreeMap::new();
+        let mut tops: BTreeMap<DomId, BTreeSet<Path>> = BTreeMap::new();
+        let mut rest = vec![(Path::root(), self.tree.root(), 0)];
+        while let Some((path, node, above)) = rest.pop() {
+            let owner = node.perms.owner();
+            if owner != 0 {
+                *nodes.entry(owner).or_default() += 1;
+                if owner != above {
+                    tops.entry(owner).or_default().insert(path.clone());
+                }
+            }
+            rest.extend(node.children().map(|child| (path.join(child.name()), child, owner)));
+        }
+        if nodes != self.accounts.all() {
+            return Err(format!("nodes owned: {nodes:?}, accounts: {:?}", self.accounts.all()));
+        }
+        for (owner, tops) in tops {
+            let account = self.accounts.tops(owner);
+            if tops != account.iter().cloned().collect() {
+                return Err(format!("topmost nodes of {owner}: {tops:?}, account: {account:?}"));
+            }
+        }
+        let watches: usize = self.conns.values().map(|conn| conn.watches.len()).sum();
+        if watches != self.watches.count() {
+            return Err(format!("watches of connections: {watches}, index: {}", self.watches.count()));
+        }
+        Ok(())
+    }
+}

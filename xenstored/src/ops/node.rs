@@ -1,0 +1,132 @@
+//! READ, WRITE and the other requests about nodes.
+
+use crate::out::Out;
+use crate::path::Name;
+use crate::perms::{Access, DOMID_ANY, Entry, Life, Perm, Perms};
+use crate::quota::Limit;
+use crate::store::{Call, Store};
+use crate::transaction::Aspect;
+use crate::wire::{Errno, PAYLOAD_MAX, args, first_arg, number, one_arg};
+
+pub(super) fn directory(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let path = store.path(call, one_arg(call.payload)?)?;
+    let node = store.fetch(call, &path, Access::read, Aspect::Children)?.clone();
+    out.reply(call, &[node.listing()])
+}
+
+/// `path\0offset\0` -> `generation\0` and names; one NUL too many after the last name.
+pub(super) fn directory_part(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let list = args(call.payload)?;
+    let [path, offset] = list[..] else { return Err(Errno::EINVAL) };
+    let (path, offset) = (store.path(call, path)?, number::<usize>(offset)?);
+    let node = store.fetch(call, &path, Access::read, Aspect::Children)?.clone();
+    let generation = format!("{}\0", node.changed.max(node.listed));
+    let names = node.listing().get(offset..).unwrap_or_default();
+    let room = PAYLOAD_MAX - generation.len() - 1;
+    let fit = match names.get(..room) {
+        None => names.len(),
+        Some(most) => most.iter().rposition(|&byte| byte == 0).map_or(0, |last| last + 1),
+    };
+    let end: &[u8] = if fit == names.len() { b"\0" } else { b"" };
+    out.reply(call, &[generation.as_bytes(), names.get(..fit).unwrap_or_default(), end])
+}
+
+pub(super) fn read(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let path = store.path(call, one_arg(call.payload)?)?;
+    let node = store.fetch(call, &path, Access::read, Aspect::Content)?.clone();
+    out.reply(call, &[&node.value])
+}
+
+/// `path\0value`; the value is any bytes.
+pub(super) fn write(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let (path, value) = first_arg(call.payload)?;
+    let path = store.path(call, path)?;
+    match store.fetch(call, &path, Access::write, Aspect::Content).map(drop) {
+        Ok(()) => store.write_node(call, &path, value, out)?,
+        Err(Errno::ENOENT) => store.create_node(call, &path, value, out)?,
+        Err(errno) => return Err(errno),
+    }
+    out.ack(call)
+}
+
+pub(super) fn mkdir(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let path = store.path(call, one_arg(call.payload)?)?;
+    match store.fetch(call, &path, Access::write, Aspect::Content).map(drop) {
+        Ok(()) => {}
+        Err(Errno::ENOENT) => store.create_node(call, &path, b"", out)?,
+        Err(errno) => return Err(errno),
+    }
+    out.ack(call)
+}
+
+pub(super) fn rm(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let path = store.path(call, one_arg(call.payload)?)?;
+    match store.fetch(call, &path, Access::write, Aspect::Children).map(drop) {
+        Ok(()) if path.is_root() => return Err(Errno::EINVAL),
+        Ok(()) => store.remove_node(Some(call), &path, out),
+        // That it is gone already is success, if it could have been there.
+        Err(Errno::ENOENT) => {
+            let parent = path.parent().ok_or(Errno::EINVAL)?;
+            store.view(call).get(&parent).ok_or(Errno::ENOENT)?;
+        }
+        Err(errno) => return Err(errno),
+    }
+    out.ack(call)
+}
+
+pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let perms = match store.name(call, one_arg(call.payload)?)? {
+        Name::Node(path) => store.fetch(call, &path, Access::read, Aspect::Content)?.perms.clone(),
+        Name::Special(name) => {
+            let perms = store.special.get(&*name).ok_or(Errno::ENOENT)?;
+            Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?.clone()
+        }
+    };
+    out.reply(call, &[perms.to_wire().as_bytes()])
+}
+
+/// `path\0perm\0perm\0...`, the owner's first.
+pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let list = args(call.payload)?;
+    let Some((name, texts)) = list.split_first().filter(|(_, texts)| !texts.is_empty()) else {
+        return Err(Errno::EINVAL);
+    };
+    let name = store.name(call, name)?;
+    if texts.len() > store.limit(&call.caller, Limit::NodePermissions) {
+        return Err(Errno::ENOSPC);
+    }
+    let perms = parse_perms(store, texts)?;
+    match name {
+        Name::Special(name) => {
+            if !call.caller.privileged {
+                return Err(Errno::EACCES);
+            }
+            *store.special.get_mut(&*name).ok_or(Errno::ENOENT)? = perms;
+        }
+        Name::Node(path) => {
+            let old = store.fetch(call, &path, Access::write, Aspect::Content)?.perms.clone();
+            if !old.owned_by(&call.caller) {
+                return Err(Errno::EACCES);
+            }
+            if !call.caller.privileged && old.owner() != perms.owner() {
+                return Err(Errno::EPERM);
+            }
+            store.set_node_perms(call, &path, &perms, out)?;
+        }
+    }
+    out.ack(call)
+}
+
+/// Binds every entry to the present life of its domain. One without a life never applies, and cannot own.
+fn parse_perms(store: &Store, texts: &[&[u8]]) -> Result<Perms, Errno> {
+    let entry = |text: &&[u8]| {
+        let perm = Perm::parse(text)?;
+        Ok(Entry { perm, life: store.domains.life(perm.domid).unwrap_or(Life::NEVER) })
+    };
+    let entries = texts.iter().map(entry).collect::<Result<Vec<_>, Errno>>()?;
+    let owner = entries.first().ok_or(Errno::EINVAL)?;
+    if owner.life == Life::NEVER || owner.perm.domid == DOMID_ANY {
+        return Err(Errno::ENOENT);
+    }
+    Perms::new(entries).ok_or(Errno::EINVAL)
+}

@@ -1,0 +1,42 @@
+//! TRANSACTION_START and TRANSACTION_END.
+
+use crate::out::Out;
+use crate::quota::Limit;
+use crate::store::{Call, Store};
+use crate::transaction::Transaction;
+use crate::wire::{Errno, one_arg};
+
+pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    if call.tx.is_some() {
+        return Err(Errno::EBUSY);
+    }
+    let limit = store.limit(&call.caller, Limit::Transactions);
+    let tx = Transaction::new(&store.tree);
+    let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
+    if state.transactions.len() >= limit {
+        return Err(Errno::ENOSPC);
+    }
+    let id = loop {
+        state.last_transaction = state.last_transaction.wrapping_add(1);
+        if state.last_transaction != 0 && !state.transactions.contains_key(&state.last_transaction) {
+            break state.last_transaction;
+        }
+    };
+    state.transactions.insert(id, tx);
+    out.reply(call, &[format!("{id}\0").as_bytes()])
+}
+
+/// `T` commits, `F` abandons. Whatever comes of it, the transaction is over.
+pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
+    let commit = match one_arg(call.payload)? {
+        b"T" => true,
+        b"F" => false,
+        _ => return Err(Errno::EINVAL),
+    };
+    let tx = call.tx.take().ok_or(Errno::ENOENT)?;
+    let quota = store.limit(&call.caller, Limit::Nodes);
+    let result = if commit { store.commit(call.caller.domid, quota, &tx, out) } else { Ok(()) };
+    store.discard(tx);
+    result?;
+    out.ack(call)
+}

@@ -1,0 +1,221 @@
+//! Node paths, and the wider class of names that can be watched.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use xen_abi::io::xs_wire::XENSTORE_ABS_PATH_MAX;
+
+use crate::DomId;
+use crate::wire::{Errno, number};
+
+/// The absolute, valid path of a node that may or may not exist.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Path(Arc<str>);
+
+impl Path {
+    /// `/`
+    #[must_use]
+    pub fn root() -> Self {
+        Self(Arc::from("/"))
+    }
+
+    /// `/local/domain/N`
+    #[must_use]
+    pub fn home(domid: DomId) -> Self {
+        Self(home(domid).into())
+    }
+
+    /// Reads a request's path argument; a relative one begins at the caller's home.
+    ///
+    /// `path_max` limits the part behind `/local/domain/N/`, for callers that have such a limit.
+    ///
+    /// # Errors
+    /// `EINVAL` for a character that is not allowed, an empty component, a slash at the end, too many bytes.
+    pub fn parse(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Result<Self, Errno> {
+        let text = std::str::from_utf8(arg).map_err(|_| Errno::EINVAL)?;
+        let path = if text.starts_with('/') {
+            Self(text.into())
+        } else if text.is_empty() || text.starts_with('@') {
+            return Err(Errno::EINVAL);
+        } else {
+            Self(format!("{}/{text}", home(caller)).into())
+        };
+        let limit = path_max.map_or(XENSTORE_ABS_PATH_MAX, |max| max + home_prefix_len(&path));
+        let shape = path.is_root() || (!path.ends_with('/') && !path.contains("//"));
+        let fits = path.len() <= limit.min(XENSTORE_ABS_PATH_MAX);
+        if shape && fits && path.bytes().all(valid_char) { Ok(path) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Whether this is `/`.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.len() == 1
+    }
+
+    /// The names from the root down; none for `/`.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|name| !name.is_empty())
+    }
+
+    /// The last name, empty for `/`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The path of the parent; none for `/`.
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() { None } else { parent(self).map(|path| Self(path.into())) }
+    }
+
+    /// The path of the first `depth` components, all of them if there are fewer.
+    #[must_use]
+    pub fn prefix(&self, depth: usize) -> Self {
+        if depth == 0 {
+            return Self::root();
+        }
+        let end = self.match_indices('/').nth(depth).map_or(self.len(), |(at, _)| at);
+        Self(self.get(..end).unwrap_or(self).into())
+    }
+
+    /// The path of a child. `name` is a single valid name.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        let parent = if self.is_root() { "" } else { self };
+        Self(format!("{parent}/{name}").into())
+    }
+}
+
+impl Deref for Path {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+/// What WATCH, GET_PERMS and SET_PERMS accept: a node's path or a special name such as `@releaseDomain`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A node.
+    Node(Path),
+    /// An event that is no node; with the `@`.
+    Special(Arc<str>),
+}
+
+impl Name {
+    /// Reads a request's argument, see [`Path::parse`].
+    ///
+    /// # Errors
+    /// `EINVAL` as there.
+    pub fn parse(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Result<Self, Errno> {
+        if arg.first() != Some(&b'@') {
+            return Path::parse(arg, caller, path_max).map(Self::Node);
+        }
+        let text = std::str::from_utf8(arg).map_err(|_| Errno::EINVAL)?;
+        let shape = !text.ends_with('/') && !text.contains("//") && arg.len() > 1;
+        let fits = arg.len() <= path_max.unwrap_or(XENSTORE_ABS_PATH_MAX);
+        let valid = shape && fits && text.bytes().all(valid_char);
+        if valid { Ok(Self::Special(text.into())) } else { Err(Errno::EINVAL) }
+    }
+
+    /// The name as one string; special ones begin with `@`, paths with `/`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Node(path) => path,
+            Self::Special(name) => name,
+        }
+    }
+}
+
+/// The parent of an absolute path other than `/`.
+pub(crate) fn parent(path: &str) -> Option<&str> {
+    match path.rfind('/')? {
+        0 => Some("/"),
+        end => path.get(..end),
+    }
+}
+
+/// The path of a domain's home as text.
+pub(crate) fn home(domid: DomId) -> String {
+    format!("/local/domain/{domid}")
+}
+
+/// Bytes of `/local/domain/N/` at the front of `path`, 0 if it begins otherwise.
+fn home_prefix_len(path: &str) -> usize {
+    let domid = path.strip_prefix("/local/domain/").and_then(|rest| rest.split_once('/'));
+    match domid {
+        Some((digits, rest)) if number::<DomId>(digits.as_bytes()).is_ok() => path.len() - rest.len(),
+        _ => 0,
+    }
+}
+
+fn valid_char(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arg: &str, path_max: Option<usize>) -> Result<String, Errno> {
+        Path::parse(arg.as_bytes(), 7, path_max).map(|path| path.to_string())
+    }
+
+    #[test]
+    fn p1_p2_p3_paths() {
+        for (arg, want) in [
+            ("/", "/"),
+            ("/a-b_c@d/0", "/a-b_c@d/0"),
+            ("a", "/local/domain/7/a"),
+            ("a/@b", "/local/domain/7/a/@b"),
+        ] {
+            assert_eq!(parse(arg, None).as_deref(), Ok(want));
+        }
+        for bad in ["", "//", "/a/", "/a//b", "a/", "/a b", "/a.b", "/ä", "@x", "/a\n"] {
+            assert_eq!(parse(bad, None), Err(Errno::EINVAL), "{bad:?}");
+        }
+        let long = |prefix: &str, total: usize| format!("{prefix}{}", "a".repeat(total - prefix.len()));
+        assert!(parse(&long("/", 3072), None).is_ok());
+        assert!(parse(&long("/", 3073), None).is_err());
+        assert!(parse(&long("/", 2048), Some(2048)).is_ok());
+        assert!(parse(&long("/", 2049), Some(2048)).is_err());
+        assert!(parse(&long("a", 2048), Some(2048)).is_ok());
+        assert!(parse(&long("a", 2049), Some(2048)).is_err());
+        assert!(parse(&long("/local/domain/12/", 2048 + 17), Some(2048)).is_ok());
+        assert!(parse(&long("/local/domain/x2/", 2048 + 17), Some(2048)).is_err());
+    }
+
+    #[test]
+    fn p3_special_names() {
+        assert_eq!(Name::parse(b"@releaseDomain/3", 0, None).unwrap().as_str(), "@releaseDomain/3");
+        for bad in [&b"@"[..], b"@a/", b"@a//b", b"@a b", b"@\xff"] {
+            assert_eq!(Name::parse(bad, 0, None), Err(Errno::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn families() {
+        let path = Path::parse(b"/a/b", 0, None).unwrap();
+        assert_eq!(path.components().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!((path.name(), path.parent().unwrap().to_string()), ("b", "/a".into()));
+        assert_eq!(path.parent().unwrap().parent(), Some(Path::root()));
+        assert_eq!((Path::root().parent(), Path::root().join("a").to_string()), (None, "/a".into()));
+        assert_eq!([0, 1, 2, 9].map(|n| path.prefix(n).to_string()), ["/", "/a", "/a/b", "/a/b"]);
+        assert_eq!(Path::home(3).join("x").to_string(), "/local/domain/3/x");
+    }
+}

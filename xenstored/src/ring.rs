@@ -1,0 +1,309 @@
+//! The ring page of a guest: two byte rings whose indices the guest may set to anything.
+//!
+//! Layout and rules: `public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`. The page is a memfd. It is mapped if it can
+//! be sealed against shrinking; one that cannot is read and written as a file, because whoever could truncate it could
+//! kill the process that maps it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use vm_memory::volatile_memory::VolatileMemory;
+use vm_memory::{Bytes, FileOffset, MmapRegion};
+use xen_abi::io::ring::{BadIndex, free, pieces, queued};
+use xen_abi::io::xs_wire::{
+    CONNECTION, ERROR, REQ_CONS, REQ_PROD, REQ_RING, RSP_CONS, RSP_PROD, RSP_RING, SERVER_FEATURES,
+    XENSTORE_CONNECTED, XENSTORE_ERROR_NONE, XENSTORE_RECONNECT, XENSTORE_RING_SIZE,
+};
+
+/// Bytes of the ring page.
+pub const PAGE_SIZE: usize = 4096;
+
+const SIZE: usize = XENSTORE_RING_SIZE as usize;
+
+/// Why a ring is not served any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The guest's indices make no sense.
+    #[error(transparent)]
+    Index(#[from] BadIndex),
+    /// The page went away.
+    #[error("ring page: {0}")]
+    Page(std::io::Error),
+}
+
+/// The page.
+#[derive(Debug)]
+enum Page {
+    Mapped(MmapRegion),
+    File(File),
+}
+
+impl Page {
+    fn load(&self, offset: usize) -> Result<u32, Fault> {
+        match self {
+            Self::Mapped(region) => {
+                region.as_volatile_slice().load(offset, Ordering::Acquire).map_err(memory)
+            }
+            Self::File(file) => {
+                // A read of a file is not atomic: two equal ones are taken for one that was not torn.
+                let read = || -> Result<u32, Fault> {
+                    let mut word = [0; 4];
+                    file.read_exact_at(&mut word, offset as u64).map_err(Fault::Page)?;
+                    Ok(u32::from_le_bytes(word))
+                };
+                let mut word = read()?;
+                for _ in 0..4 {
+                    let again = read()?;
+                    if std::mem::replace(&mut word, again) == again {
+                        break;
+                    }
+                }
+                Ok(word)
+            }
+        }
+    }
+
+    fn store(&self, offset: usize, value: u32) -> Result<(), Fault> {
+        match self {
+            Self::Mapped(region) => {
+                region.as_volatile_slice().store(value, offset, Ordering::Release).map_err(memory)
+            }
+            Self::File(file) => file.write_all_at(&value.to_le_bytes(), offset as u64).map_err(Fault::Page),
+        }
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Fault> {
+        match self {
+            Self::Mapped(region) => region.as_volatile_slice().read_slice(bytes, offset).map_err(memory),
+            Self::File(file) => file.read_exact_at(bytes, offset as u64).map_err(Fault::Page),
+        }
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Fault> {
+        match self {
+            Self::Mapped(region) => region.as_volatile_slice().write_slice(bytes, offset).map_err(memory),
+            Self::File(file) => file.write_all_at(bytes, offset as u64).map_err(Fault::Page),
+        }
+    }
+}
+
+fn memory(error: impl std::error::Error + Send + Sync + 'static) -> Fault {
+    Fault::Page(std::io::Error::other(error))
+}
+
+/// The store's side of a ring page.
+#[derive(Debug)]
+pub struct Ring(Page);
+
+impl Ring {
+    /// Takes the memfd of a ring page over: 4096 bytes at offset 0.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a descriptor that is no memfd or too short; what mapping it says.
+    pub fn new(memfd: OwnedFd) -> std::io::Result<Self> {
+        let file = File::from(memfd);
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS)?;
+        let sealed = seals & SealFlag::F_SEAL_SHRINK.bits() != 0
+            || fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).is_ok();
+        // Looked at only now that it cannot change to less any more.
+        if file.metadata()?.len() < PAGE_SIZE as u64 {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "ring page is shorter than 4096",
+            ));
+        }
+        if !sealed {
+            return Ok(Self(Page::File(file)));
+        }
+        let region = MmapRegion::from_file(FileOffset::new(file, 0), PAGE_SIZE);
+        region.map(|region| Self(Page::Mapped(region))).map_err(std::io::Error::other)
+    }
+
+    /// Says what the store can do and that it serves the ring; with `reset` empties both rings.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn start(&self, features: u32, reset: bool) -> Result<(), Fault> {
+        if reset {
+            for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
+                self.0.store(index, 0)?;
+            }
+        }
+        // Bits are only ever added: the guest may have seen those that are there.
+        self.0.store(SERVER_FEATURES, self.0.load(SERVER_FEATURES)? | features)?;
+        self.0.store(ERROR, XENSTORE_ERROR_NONE)?;
+        self.0.store(CONNECTION, XENSTORE_CONNECTED)
+    }
+
+    /// Whether the guest asks to begin anew; [`Ring::start`] answers it.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn wants_reconnect(&self) -> Result<bool, Fault> {
+        Ok(self.0.load(CONNECTION)? == XENSTORE_RECONNECT)
+    }
+
+    /// Tells the guest why it is not served any more (`XENSTORE_ERROR_*`).
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn fail(&self, error: u32) -> Result<(), Fault> {
+        self.0.store(ERROR, error)
+    }
+
+    /// Appends what the guest has sent to `bytes` and gives its room back. Answers how much that was.
+    ///
+    /// # Errors
+    /// [`Fault::Index`], and nothing is taken.
+    pub fn receive(&self, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+        let (prod, cons) = (self.0.load(REQ_PROD)?, self.0.load(REQ_CONS)?);
+        let waiting = queued::<XENSTORE_RING_SIZE>(prod, cons)?;
+        if waiting == 0 {
+            return Ok(0);
+        }
+        let at = pieces::<XENSTORE_RING_SIZE>(cons, waiting);
+        let mut copy = [0; SIZE];
+        let (head, rest) = copy.split_at_mut(at.head);
+        self.0.read(REQ_RING + at.offset, head)?;
+        let tail = rest.get_mut(..at.tail).unwrap_or_default();
+        self.0.read(REQ_RING, tail)?;
+        bytes.extend_from_slice(head);
+        bytes.extend_from_slice(tail);
+        self.0.store(REQ_CONS, cons.wrapping_add(waiting))?;
+        Ok(waiting as usize)
+    }
+
+    /// Puts as many of `bytes` into the ring as there is room for. Answers how many.
+    ///
+    /// # Errors
+    /// [`Fault::Index`], and nothing is put.
+    pub fn send(&self, bytes: &[u8]) -> Result<usize, Fault> {
+        let (prod, cons) = (self.0.load(RSP_PROD)?, self.0.load(RSP_CONS)?);
+        let room = free::<XENSTORE_RING_SIZE>(prod, cons)?;
+        let len = room.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        if len == 0 {
+            return Ok(0);
+        }
+        let at = pieces::<XENSTORE_RING_SIZE>(prod, len);
+        let (head, rest) = bytes.split_at(at.head);
+        self.0.write(RSP_RING + at.offset, head)?;
+        self.0.write(RSP_RING, rest.get(..at.tail).unwrap_or_default())?;
+        self.0.store(RSP_PROD, prod.wrapping_add(len))?;
+        Ok(len as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use proptest::prelude::*;
+
+    fn memfd(flags: MFdFlags, len: u64) -> File {
+        let file = File::from(memfd_create(c"ring", flags | MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        file
+    }
+
+    /// The store's side of a new page, and the guest's.
+    fn page(flags: MFdFlags) -> (Ring, File) {
+        let file = memfd(flags, 4096);
+        (Ring::new(file.try_clone().unwrap().into()).unwrap(), file)
+    }
+
+    fn word(file: &File, at: usize) -> u32 {
+        let mut word = [0; 4];
+        file.read_exact_at(&mut word, at as u64).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    fn set(file: &File, at: usize, value: u32) {
+        file.write_all_at(&value.to_le_bytes(), at as u64).unwrap();
+    }
+
+    const KINDS: [MFdFlags; 2] = [MFdFlags::MFD_ALLOW_SEALING, MFdFlags::empty()];
+
+    #[test]
+    fn the_page_cannot_be_pulled_away() {
+        let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
+        assert!(matches!(ring.0, Page::Mapped(_)));
+        assert!(file.set_len(0).is_err());
+        let (ring, file) = page(MFdFlags::empty());
+        file.set_len(0).unwrap();
+        assert!(matches!(ring.receive(&mut Vec::new()), Err(Fault::Page(_))));
+        assert!(Ring::new(memfd(MFdFlags::MFD_ALLOW_SEALING, 4095).into()).is_err());
+        assert!(Ring::new(File::open("/dev/null").unwrap().into()).is_err());
+    }
+
+    #[test]
+    fn r1_r2_impossible_indices_are_faults_and_change_nothing() {
+        for kind in KINDS {
+            let (ring, file) = page(kind);
+            for (prod, cons) in
+                [(1025, 0), (0, 1), (u32::MAX, 0), (0x8000_0000, 0), (5, 5u32.wrapping_sub(1025))]
+            {
+                for (at_prod, at_cons) in [(REQ_PROD, REQ_CONS), (RSP_PROD, RSP_CONS)] {
+                    set(&file, at_prod, prod);
+                    set(&file, at_cons, cons);
+                }
+                let mut bytes = Vec::new();
+                assert!(matches!(ring.receive(&mut bytes), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
+                assert!(matches!(ring.send(b"x"), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
+                assert_eq!((bytes.len(), word(&file, REQ_CONS), word(&file, RSP_PROD)), (0, cons, prod));
+            }
+        }
+    }
+
+    #[test]
+    fn r4_r5_features_are_only_added_and_reconnection_empties_the_rings() {
+        let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
+        set(&file, SERVER_FEATURES, 0x10);
+        set(&file, CONNECTION, 1);
+        set(&file, REQ_PROD, 7);
+        assert!(ring.wants_reconnect().unwrap());
+        ring.fail(2).unwrap();
+        assert_eq!(word(&file, ERROR), 2);
+        ring.start(0xf, true).unwrap();
+        let words = [SERVER_FEATURES, CONNECTION, REQ_PROD, ERROR].map(|at| word(&file, at));
+        assert_eq!(words, [0x1f, 0, 0, 0]);
+    }
+
+    proptest! {
+        /// What goes in at one end comes out at the other, from any start index, around the wrap.
+        #[test]
+        fn bytes_pass_in_order(
+            start in prop::sample::select(vec![0, 1, 1023, 0xffff_fff0, 0x7fff_ffff]),
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..1500), 0..12),
+        ) {
+            let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
+            for at in [REQ_PROD, REQ_CONS, RSP_PROD, RSP_CONS] {
+                set(&file, at, start);
+            }
+            let index = |n: usize| u32::try_from(n).unwrap();
+            let (mut sent, mut got, mut back) = (Vec::new(), Vec::new(), Vec::new());
+            for chunk in &chunks {
+                // The store sends, the guest reads it and sends it back.
+                let n = ring.send(chunk).unwrap();
+                prop_assert_eq!(n, chunk.len().min(1024));
+                sent.extend_from_slice(&chunk[..n]);
+                let mut response = vec![0; 1024];
+                file.read_exact_at(&mut response, RSP_RING as u64).unwrap();
+                let from = word(&file, RSP_CONS);
+                for i in 0..n {
+                    let at = from.wrapping_add(index(i)) as usize % 1024;
+                    back.push(response[at]);
+                    file.write_all_at(&[response[at]], (REQ_RING + at) as u64).unwrap();
+                }
+                set(&file, RSP_CONS, from.wrapping_add(index(n)));
+                set(&file, REQ_PROD, from.wrapping_add(index(n)));
+                prop_assert_eq!(ring.receive(&mut got).unwrap(), n);
+            }
+            prop_assert_eq!(&sent, &got);
+            prop_assert_eq!(&sent, &back);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Messages that a connection has not taken yet.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::wire::HEADER_LEN;
+
+/// Unsent bytes from which on an event that is queued already is not queued again.
+const CROWDED: usize = 16 * 1024;
+
+/// Unsent messages of one connection, in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    /// Bytes at the front that are sent.
+    sent: usize,
+    /// Length of every message that is not sent entirely, and whether it is an event.
+    messages: VecDeque<(usize, bool)>,
+    /// Bytes of the first message that are sent.
+    partial: usize,
+    replies: usize,
+    events: HashSet<Box<[u8]>>,
+}
+
+impl Outbox {
+    /// Queues a message with its header. An event that is in the queue already is left out when it is crowded;
+    /// special events are always queued.
+    pub(super) fn push(&mut self, message: &[u8], event: bool) {
+        let special = message.get(HEADER_LEN) == Some(&b'@');
+        if event && !special && self.len() > CROWDED && !self.events.insert(message.into()) {
+            return;
+        }
+        self.replies += usize::from(!event);
+        self.messages.push_back((message.len(), event));
+        self.bytes.extend_from_slice(message);
+    }
+
+    /// The unsent bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    /// How many bytes are unsent.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// How many replies are not sent entirely.
+    pub(super) fn replies(&self) -> usize {
+        self.replies
+    }
+
+    /// `count` bytes are sent.
+    pub(super) fn advance(&mut self, count: usize) {
+        let mut done = self.partial + count;
+        let mut start = self.sent - self.partial;
+        while let Some(&(len, event)) = self.messages.front().filter(|(len, _)| *len <= done) {
+            if event && !self.events.is_empty() {
+                self.events.remove(self.bytes.get(start..start + len).unwrap_or_default());
+            }
+            self.replies -= usize::from(!event);
+            self.messages.pop_front();
+            start += len;
+            done -= len;
+        }
+        self.partial = done;
+        self.sent += count;
+        if self.sent == self.bytes.len() {
+            // One big reply must not keep its room for ever.
+            if self.bytes.capacity() > 4 * CROWDED {
+                self.bytes = Vec::new();
+            }
+            self.bytes.clear();
+            self.sent = 0;
+        } else if start >= self.bytes.len() / 2 {
+            self.bytes.drain(..start);
+            self.sent -= start;
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: &str) -> Vec<u8> {
+        let mut message = vec![0; HEADER_LEN];
+        message.extend_from_slice(payload.as_bytes());
+        message
+    }
+
+    #[test]
+    fn v7_crowded_events_are_collapsed_until_they_are_sent() {
+        let mut outbox = Outbox::default();
+        outbox.push(&vec![1; CROWDED + 1], false);
+        for _ in 0..3 {
+            outbox.push(&message("/a"), true);
+            outbox.push(&message("@releaseDomain"), true);
+        }
+        assert_eq!(outbox.len(), CROWDED + 1 + 18 + 3 * 30);
+        assert_eq!(outbox.replies(), 1);
+        outbox.advance(CROWDED);
+        assert_eq!((outbox.replies(), outbox.bytes()[0]), (1, 1));
+        outbox.advance(1 + 17);
+        outbox.push(&vec![1; CROWDED + 1], false);
+        outbox.push(&message("/a"), true);
+        assert_eq!(outbox.len(), 1 + 3 * 30 + CROWDED + 1, "still in the queue");
+        outbox.advance(1);
+        outbox.push(&message("/a"), true);
+        assert_eq!(outbox.len(), 3 * 30 + CROWDED + 1 + 18, "was sent");
+        outbox.advance(outbox.len());
+        assert_eq!((outbox.len(), outbox.replies(), outbox.bytes.len()), (0, 0, 0));
+    }
+}

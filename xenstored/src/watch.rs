@@ -1,0 +1,135 @@
+//! Watches, indexed by what they watch.
+//!
+//! An event looks at the watches on its own path and on the paths above it, a removal also at those below: nothing
+//! here visits watches of unconcerned paths or connections.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::path::{Path, parent};
+use crate::perms::{Caller, Perms};
+use crate::store::ConnId;
+use crate::tree::Node;
+
+/// One watch.
+#[derive(Debug)]
+pub struct Watch {
+    /// Who is told.
+    pub conn: ConnId,
+    /// Chosen by the client, part of every event.
+    pub token: Box<[u8]>,
+    /// How many levels below the watched name count; `None`: all.
+    pub depth: Option<usize>,
+    /// Bytes to leave away at the front of event paths, for watches registered by a relative path.
+    pub relative: usize,
+}
+
+/// A change of the tree, as watches see it.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The node that changed.
+    pub path: Path,
+    /// If it was removed: the node as it was. Watches below are told too, those exactly on a removed node.
+    pub removed: Option<Arc<Node>>,
+    /// Permissions of the node before and after the change, and of its parent: who may read by one of them may know.
+    pub perms: [Option<Perms>; 3],
+}
+
+impl Change {
+    fn known_to(&self, caller: &Caller) -> bool {
+        self.perms.iter().flatten().any(|perms| perms.access(caller).read())
+    }
+}
+
+/// All watches, by watched name.
+#[derive(Debug, Default)]
+pub struct Watches(BTreeMap<Arc<str>, Vec<Watch>>);
+
+impl Watches {
+    /// Registers a watch. That it is new is the caller's concern.
+    pub fn insert(&mut self, name: Arc<str>, watch: Watch) {
+        self.0.entry(name).or_default().push(watch);
+    }
+
+    /// Removes the watch of a connection with this token; `false` if there is none.
+    pub fn remove(&mut self, name: &str, conn: ConnId, token: &[u8]) -> bool {
+        let Some(list) = self.0.get_mut(name) else { return false };
+        let Some(index) = list.iter().position(|watch| watch.conn == conn && *watch.token == *token) else {
+            return false;
+        };
+        list.remove(index);
+        if list.is_empty() {
+            self.0.remove(name);
+        }
+        true
+    }
+
+    /// Calls `tell` with the event path of every watch that a change concerns and that may know of it.
+    pub fn fire(
+        &self,
+        change: &Change,
+        caller: impl Fn(ConnId) -> Option<Caller>,
+        mut tell: impl FnMut(&Watch, &str),
+    ) {
+        let may_know = |watch: &Watch| caller(watch.conn).is_some_and(|caller| change.known_to(&caller));
+        let (mut name, mut distance) = (Some(&*change.path), 0);
+        while let Some(above) = name {
+            for watch in self.0.get(above).into_iter().flatten() {
+                if watch.depth.is_none_or(|depth| distance <= depth) && may_know(watch) {
+                    tell(watch, change.path.get(watch.relative..).unwrap_or_default());
+                }
+            }
+            name = if above == "/" { None } else { parent(above) };
+            distance += 1;
+        }
+        if let Some(root) = &change.removed {
+            self.fire_below(&change.path, root, caller, tell);
+        }
+    }
+
+    fn fire_below(
+        &self,
+        path: &Path,
+        root: &Arc<Node>,
+        caller: impl Fn(ConnId) -> Option<Caller>,
+        mut tell: impl FnMut(&Watch, &str),
+    ) {
+        let (from, to) = (format!("{path}/"), format!("{path}0"));
+        for (name, list) in self.0.range::<str, _>((Bound::Excluded(&*from), Bound::Excluded(&*to))) {
+            let Some((above, node)) = descend(root, name.get(from.len()..).unwrap_or_default()) else {
+                continue;
+            };
+            for watch in list {
+                let may_read =
+                    |caller: Caller| node.perms.access(&caller).read() || above.perms.access(&caller).read();
+                if caller(watch.conn).is_some_and(may_read) {
+                    tell(watch, name.get(watch.relative..).unwrap_or_default());
+                }
+            }
+        }
+    }
+
+    /// Calls `tell` for the watches on a special event, such as `@releaseDomain` of domain 7: those on
+    /// `@releaseDomain`, which hear of the domain only with a depth, and those on `@releaseDomain/7`.
+    pub fn fire_special(&self, event: &str, domid: crate::DomId, mut tell: impl FnMut(&Watch, &str)) {
+        let precise = format!("{event}/{domid}");
+        for watch in self.0.get(event).into_iter().flatten() {
+            tell(watch, if watch.depth.is_some_and(|depth| depth > 0) { &precise } else { event });
+        }
+        for watch in self.0.get(&*precise).into_iter().flatten() {
+            tell(watch, &precise);
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+}
+
+/// The node at a relative path below `root`, and its parent.
+fn descend<'a>(root: &'a Arc<Node>, relative: &str) -> Option<(&'a Arc<Node>, &'a Arc<Node>)> {
+    relative.split('/').try_fold((root, root), |(_, node), name| Some((node, node.child(name)?)))
+}
