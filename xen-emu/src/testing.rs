@@ -1,12 +1,14 @@
 //! What the tests of several modules share.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use xen_emu_api::config::{Actions, DomainConfig, Launch};
-use xenstored::wire::{self, MsgType};
+use xenstored::client::Client;
+use xenstored::out::Out;
+use xenstored::store::Store;
+use xenstored::wire;
 
 /// A launch with xl's defaults.
 pub fn launch(domid: u16) -> Launch {
@@ -36,72 +38,67 @@ pub fn launch(domid: u16) -> Launch {
     }
 }
 
-/// A store that keeps nodes and nothing else: no rights, no watches, no isolation of transactions.
-pub struct FakeStore {
+/// A store as xenstored's core has it, on a socket: rights, watches and transactions, but no rings.
+pub struct TestStore {
     /// Its socket.
     pub path: PathBuf,
-    nodes: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
 }
 
-impl FakeStore {
+impl TestStore {
     /// Listens in `dir` until the process ends.
-    pub fn start(dir: &Path) -> FakeStore {
-        let store = FakeStore { path: dir.join("store.sock"), nodes: Arc::default() };
-        let (listener, nodes) = (UnixListener::bind(&store.path).unwrap(), store.nodes.clone());
+    pub fn start(dir: &Path) -> TestStore {
+        let path = dir.join("store.sock");
+        let (listener, store) = (UnixListener::bind(&path).unwrap(), Arc::new(Mutex::new(Store::new())));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (mut stream, nodes) = (stream.unwrap(), nodes.clone());
-                std::thread::spawn(move || {
-                    let (mut input, mut chunk) = (Vec::new(), [0; 4096]);
-                    while let Ok(n @ 1..) = stream.read(&mut chunk) {
-                        input.extend(&chunk[..n]);
-                        while let Ok(Some((header, payload))) = wire::split(&input) {
-                            let (kind, reply) = answer(&mut nodes.lock().unwrap(), header.kind, payload);
-                            let (done, mut out) = (wire::HEADER_LEN + payload.len(), Vec::new());
-                            wire::put(&mut out, kind, header.req_id, header.tx_id, &[&reply]).unwrap();
-                            stream.write_all(&out).unwrap();
-                            input.drain(..done);
-                        }
-                    }
-                });
+                let (stream, store) = (stream.unwrap(), store.clone());
+                std::thread::spawn(move || serve(stream, &store));
             }
         });
-        store
+        TestStore { path }
+    }
+
+    /// A connection to it.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.path).unwrap()
     }
 
     /// A node's value.
     pub fn get(&self, path: &str) -> Option<String> {
-        self.nodes.lock().unwrap().get(path).map(|value| String::from_utf8(value.clone()).unwrap())
+        self.client().read_opt(path).unwrap()
     }
 
-    /// All nodes whose path contains `part`.
-    pub fn matching(&self, part: &str) -> Vec<String> {
-        self.nodes.lock().unwrap().keys().filter(|path| path.contains(part)).cloned().collect()
+    /// Every node: path, value, permissions as `xenstore-ls -fp` shows them.
+    pub fn listing(&self) -> Vec<String> {
+        let (mut client, mut lines, mut todo) = (self.client(), Vec::new(), vec![String::new()]);
+        while let Some(dir) = todo.pop() {
+            for name in client.directory(if dir.is_empty() { "/" } else { &dir }).unwrap() {
+                let path = format!("{dir}/{name}");
+                let perms = client.get_perms(&path).unwrap();
+                let perms: Vec<_> = perms.iter().map(ToString::to_string).collect();
+                let value = client.read_string(&path).unwrap();
+                lines.push(format!("{path} = \"{value}\"   ({})", perms.join(",")));
+                todo.push(path);
+            }
+        }
+        lines.sort();
+        lines
     }
 }
 
-fn answer(nodes: &mut BTreeMap<String, Vec<u8>>, kind: MsgType, payload: &[u8]) -> (MsgType, Vec<u8>) {
-    let (path, value) = wire::first_arg(payload).unwrap_or((payload, &[]));
-    let path = String::from_utf8(path.to_vec()).unwrap();
-    let below = format!("{path}/");
-    let missing = (MsgType::ERROR, b"ENOENT\0".to_vec());
-    match kind {
-        MsgType::READ => nodes.get(&path).map_or(missing, |value| (kind, value.clone())),
-        MsgType::DIRECTORY => {
-            let names = nodes.keys().filter_map(|node| node.strip_prefix(&below)?.split('/').next());
-            let mut names: Vec<_> = names.map(|name| format!("{name}\0")).collect();
-            names.dedup();
-            if names.is_empty() { missing } else { (kind, names.concat().into_bytes()) }
+fn serve(mut stream: UnixStream, store: &Mutex<Store>) {
+    let conn = store.lock().unwrap().connect();
+    let (mut input, mut chunk) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        input.extend(&chunk[..n]);
+        while let Ok(Some((header, payload))) = wire::split(&input) {
+            let mut out = Out::default();
+            store.lock().unwrap().handle(conn, header, payload, false, &mut out);
+            let done = wire::HEADER_LEN + payload.len();
+            out.messages().filter(|(to, ..)| *to == conn).for_each(|(_, bytes, _)| {
+                stream.write_all(bytes).unwrap();
+            });
+            input.drain(..done);
         }
-        MsgType::RM => {
-            nodes.retain(|node, _| *node != path && !node.starts_with(&below));
-            (kind, b"OK\0".to_vec())
-        }
-        MsgType::TRANSACTION_START => (kind, b"1\0".to_vec()),
-        MsgType::WRITE => {
-            nodes.insert(path, value.to_vec());
-            (kind, b"OK\0".to_vec())
-        }
-        _ => (kind, b"OK\0".to_vec()),
     }
 }

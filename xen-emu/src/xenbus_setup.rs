@@ -151,8 +151,8 @@ pub fn connect(launch: &Launch) -> Result<Client> {
 }
 
 /// Make the domain known to the store: from here on its ring is served. Comes back with our end of its life line:
-/// a byte `s` says that the domain has shut down, its end that it is gone. Precedes [`setup`], because rights can
-/// be given only to a domain that is known.
+/// a byte `s` says that the domain has shut down, its end that it is gone. After [`setup`], so that whoever hears
+/// `@introduceDomain` finds the nodes.
 pub fn introduce(
     client: &mut Client,
     domid: u16,
@@ -252,28 +252,7 @@ fn missing_is_fine(result: Result<()>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::launch;
-    use std::collections::BTreeMap;
-
-    /// What a store makes of `nodes`: every node with its value and the permissions it has in the end.
-    fn tree(nodes: &[Node], domid: u16) -> BTreeMap<String, (String, String)> {
-        let mut tree = BTreeMap::from([(String::new(), (String::new(), "n0".to_owned()))]);
-        for (path, value, rights) in nodes {
-            let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-            let mut inherited = "n0".to_owned();
-            for end in ends {
-                let node = tree.entry(path[..end].to_owned()).or_insert_with(|| (String::new(), inherited));
-                inherited = node.1.clone();
-            }
-            let perms = rights
-                .perms(domid)
-                .map(|perms| perms.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
-            let node = tree.get_mut(path).unwrap();
-            *node = (value.clone(), perms.unwrap_or(inherited));
-        }
-        tree.remove("");
-        tree
-    }
+    use crate::testing::{TestStore, launch};
 
     #[test]
     fn the_tree_is_that_of_a_real_libxl() {
@@ -290,11 +269,31 @@ mod tests {
             tty: Some("/dev/pts/0".into()),
             start_time: 1_795_163_960.88,
         };
-        let ours: Vec<String> = tree(&nodes(&launch, &facts), 10)
-            .iter()
-            .map(|(path, (value, perms))| format!("{path} = \"{value}\"   ({perms})"))
-            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let store = TestStore::start(dir.path());
+        let empty = store.listing();
+        let mut client = store.client();
+        setup(&mut client, &launch, &facts).unwrap();
         let real: Vec<&str> = include_str!("xenbus_setup_golden.txt").lines().collect();
+        let ours: Vec<_> = store.listing().into_iter().filter(|line| !empty.contains(line)).collect();
         assert_eq!(ours, real);
+
+        launch.config.name = "pvh1-dead".into();
+        let uuid = std::mem::replace(&mut launch.config.uuid, "11111111-2222-4333-8444-555555555555".into());
+        rename(&mut client, 10, &uuid, &launch.config).unwrap();
+        let renamed = store.listing();
+        let named: Vec<_> = renamed.iter().filter(|line| line.contains("pvh1")).cloned().collect();
+        let vm = format!("/vm/{}", launch.config.uuid);
+        let want = [
+            "/local/domain/10/name = \"pvh1-dead\"   (n0,r10)".to_owned(),
+            format!("{vm}/name = \"pvh1-dead\"   (n0,r10)"),
+        ];
+        assert_eq!(named, want);
+        assert!(!renamed.iter().any(|line| line.contains(&uuid)), "{renamed:#?}");
+        assert!(renamed.contains(&format!("{vm}/start_time = \"1795163960.88\"   (n0,r10)")));
+
+        teardown(&mut client, 10, &launch.config.uuid).unwrap();
+        let left: Vec<_> = store.listing().into_iter().filter(|line| !empty.contains(line)).collect();
+        assert!(left.iter().all(|line| !line.contains("10") && !line.contains("console")), "{left:#?}");
     }
 }
