@@ -13,6 +13,7 @@ use crate::vm::{Vm, VmEvent};
 use anyhow::Context;
 use calloop::channel::{self, Channel};
 use calloop::generic::Generic;
+use calloop::ping::{self, Ping};
 use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopHandle, Mode, PostAction, RegistrationToken};
 use nix::sys::signal;
@@ -22,6 +23,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use xen_emu_api::config::Launch;
@@ -109,10 +111,11 @@ enum Source {
 }
 
 /// How the serving ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum End {
     Destroy,
-    Restart,
+    /// The successor's directory is reserved.
+    Restart(RunDir),
 }
 
 struct Reactor {
@@ -138,6 +141,10 @@ struct Reactor {
     power_off_by: Option<Instant>,
     /// A restart is put off until then.
     pending: Option<(Instant, Fate)>,
+    /// A thread that reserves the successor's directory: the lock that this takes may be held by somebody who
+    /// awaits an answer of ours.
+    preparing: Option<(Fate, JoinHandle<anyhow::Result<RunDir>>)>,
+    prepared: Ping,
     end: Option<End>,
 }
 
@@ -148,6 +155,7 @@ impl Reactor {
         let control = Server::open(&path).with_context(|| path.display().to_string())?;
         life_line.set_nonblocking(true)?;
         let store_fd = store.as_fd().try_clone_to_owned()?;
+        let (prepared, when_prepared) = ping::make_ping().context("ping")?;
         let mut reactor = Reactor {
             handle,
             watches: HashMap::new(),
@@ -167,6 +175,8 @@ impl Reactor {
             waiting: Vec::new(),
             power_off_by: None,
             pending: None,
+            preparing: None,
+            prepared,
             end: None,
         };
         let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).context("signals")?;
@@ -178,6 +188,7 @@ impl Reactor {
             }
         };
         handle.insert_source(events, tell).map_err(|e| e.error)?;
+        handle.insert_source(when_prepared, |(), (), r| r.prepared()).map_err(|e| e.error)?;
         for (source, fd) in reactor.console.sources() {
             let on = if source == console::Source::Kick { Interest::READ } else { Interest::BOTH };
             reactor.watch(fd, on, Source::Console(source))?;
@@ -217,8 +228,8 @@ impl Reactor {
         }
         loop {
             let turn = self.turn(Instant::now());
-            if let Some(end) = self.end {
-                return Ok(end);
+            if let Some(end) = &self.end {
+                return Ok(end.clone());
             }
             let until = turn.deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let timeout = if turn.again { Some(Duration::ZERO) } else { until };

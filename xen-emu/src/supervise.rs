@@ -110,28 +110,24 @@ pub enum Logs {
     Copy,
 }
 
-/// Make ready the run directory of the domain that comes after `old` with `config`: a fresh domid (not one that
-/// `taken` knows), its `launch.json`, and the logs.
+/// Reserve the run directory of the domain that comes after that of `launch`, with `config`: a fresh domid (not one
+/// that `taken` knows) and its `launch.json`. Waits for the lock of the run directory, which `xlr create` may hold
+/// for seconds.
 ///
 /// # Errors
 /// The host's. Nothing is left behind then.
-pub fn succeed(
-    old: (&Launch, &RunDir),
+pub fn reserve(
+    launch: &Launch,
     config: DomainConfig,
     quick: usize,
-    logs: Logs,
     taken: impl Fn(u16) -> bool,
 ) -> anyhow::Result<RunDir> {
-    let (launch, old) = old;
     let root = RunRoot::at(&launch.run_root)?;
-    let next = {
-        let _lock = root.lock()?;
-        root.reserve(taken)?
-    };
+    let _lock = root.lock()?;
+    let next = root.reserve(taken)?;
     let launch = Launch { domid: next.domid, paused: false, config, ..launch.clone() };
     let made = write_launch(&next, &launch)
-        .and_then(|()| fs::write(next.path().join(QUICK_LIVES), quick.to_string()))
-        .and_then(|()| carry_logs(old, &next, logs));
+        .and_then(|()| fs::write(next.path().join(QUICK_LIVES), quick.to_string()));
     if let Err(e) = made {
         next.remove()?;
         return Err(e).context(format!("cannot prepare {}", next.path().display()));
@@ -143,7 +139,8 @@ fn write_launch(dir: &RunDir, launch: &Launch) -> io::Result<()> {
     fs::write(dir.launch(), serde_json::to_vec_pretty(launch)?)
 }
 
-fn carry_logs(from: &RunDir, to: &RunDir, logs: Logs) -> io::Result<()> {
+/// Hand the logs of a domain to its successor.
+pub fn carry_logs(from: &RunDir, to: &RunDir, logs: Logs) -> io::Result<()> {
     let carry = |from: &Path, to: &Path| match logs {
         Logs::Move => fs::rename(from, to),
         Logs::Copy => fs::copy(from, to).map(drop),

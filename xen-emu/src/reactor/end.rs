@@ -4,9 +4,10 @@ use super::{End, Exit, LAST_BYTES, POWER_OFF, Reactor};
 use crate::supervise::{self, Fate, Logs, Verdict, reason};
 use crate::vm::VmEvent;
 use crate::xenbus_setup;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use calloop::signals::Signal;
 use std::io::Write;
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 use tracing::{error, info, warn};
 use xen_emu_api::config::DomainConfig;
@@ -101,36 +102,67 @@ impl Reactor {
     pub(super) fn carry_out(&mut self, fate: Fate) {
         match fate {
             Fate::Destroy => self.end = Some(End::Destroy),
-            Fate::Restart => self.end = Some(End::Restart),
+            Fate::Restart => self.prepare(fate, self.launch.config.clone()),
             Fate::Preserve => {}
             Fate::RenameRestart => {
-                if let Err(e) = self.rename_restart() {
-                    error!("the domain stays as it is: {e:#}");
+                let config = self.launch.config.clone();
+                match self.rename() {
+                    Ok(()) => self.prepare(fate, config),
+                    Err(e) => error!("the domain stays as it is: {e:#}"),
                 }
             }
         }
     }
 
-    /// Go on as a dead domain under another name; another process becomes the new domain.
-    fn rename_restart(&mut self) -> anyhow::Result<()> {
-        let config = self.launch.config.clone();
-        let dead = supervise::renamed(&config, SystemTime::now())?;
-        let domid = self.launch.domid;
-        self.with_store(|store| xenbus_setup::rename(store, domid, &config.uuid, &dead))?;
+    /// Go on as a dead domain under another name.
+    fn rename(&mut self) -> anyhow::Result<()> {
+        let (domid, uuid) = (self.launch.domid, self.launch.config.uuid.clone());
+        let dead = supervise::renamed(&self.launch.config, SystemTime::now())?;
+        self.with_store(|store| xenbus_setup::rename(store, domid, &uuid, &dead))?;
         info!("Domain {domid} is kept as {}", dead.name);
         self.launch.config = dead;
-        supervise::record(&self.run_dir, &self.launch)?;
-        let next = self.succeed(config, Logs::Copy)?;
-        supervise::spawn(&next).or_else(|e| {
-            next.remove()?;
-            Err(e)
-        })
+        supervise::record(&self.run_dir, &self.launch)
     }
 
-    fn succeed(&mut self, config: DomainConfig, logs: Logs) -> anyhow::Result<RunDir> {
+    /// Have a directory reserved for the domain that comes next, with `config`; [`Reactor::prepared`] goes on.
+    fn prepare(&mut self, fate: Fate, config: DomainConfig) {
         let known = self.with_store(|store| store.directory("/local/domain")).unwrap_or_default();
-        let taken = |domid: u16| known.iter().any(|name| *name == domid.to_string());
-        supervise::succeed((&self.launch, &self.run_dir), config, self.quick_lives, logs, taken)
+        let (launch, quick, ping) = (self.launch.clone(), self.quick_lives, self.prepared.clone());
+        let reserve = move || {
+            let taken = |domid: u16| known.iter().any(|name| *name == domid.to_string());
+            let reserved = supervise::reserve(&launch, config, quick, taken);
+            ping.ping();
+            reserved
+        };
+        match std::thread::Builder::new().name("successor".into()).spawn(reserve) {
+            Ok(thread) => self.preparing = Some((fate, thread)),
+            Err(e) => self.not_restarted(fate, &e.into()),
+        }
+    }
+
+    /// The directory is reserved: become the new domain, or start it beside this one.
+    pub(super) fn prepared(&mut self) {
+        let Some((fate, thread)) = self.preparing.take() else { return };
+        match (fate, joined(thread)) {
+            (Fate::RenameRestart, Ok(next)) => {
+                let started = supervise::carry_logs(&self.run_dir, &next, Logs::Copy)
+                    .map_err(Into::into)
+                    .and_then(|()| supervise::spawn(&next));
+                if let Err(e) = started {
+                    discard(&next);
+                    self.not_restarted(fate, &e);
+                }
+            }
+            (_, Ok(next)) => self.end = Some(End::Restart(next)),
+            (_, Err(e)) => self.not_restarted(fate, &e),
+        }
+    }
+
+    fn not_restarted(&mut self, fate: Fate, why: &anyhow::Error) {
+        error!("cannot restart the domain: {why:#}");
+        if fate == Fate::Restart {
+            self.end = Some(End::Destroy);
+        }
     }
 
     /// Talk to the store, over a new connection if the old one is gone.
@@ -152,29 +184,49 @@ impl Reactor {
 
     /// Free everything. The sockets close last: who sees their end finds everything clean.
     pub(super) fn finish(mut self, served: anyhow::Result<End>) -> anyhow::Result<Exit> {
-        let (domid, end) = (self.launch.domid, served.as_ref().copied().unwrap_or(End::Destroy));
-        self.end = Some(end);
+        let (domid, uuid) = (self.launch.domid, self.launch.config.uuid.clone());
+        self.end.get_or_insert(End::Destroy);
         if self.shutdown.is_some() {
             info!("Domain {domid} needs to be cleaned up: destroying the domain");
         }
         self.vm.stop();
         self.console.finish(LAST_BYTES);
-        let config = self.launch.config.clone();
-        let next = match end {
-            End::Restart => Some(self.succeed(config, Logs::Move)),
-            End::Destroy => None,
-        };
-        let uuid = self.launch.config.uuid.clone();
+        if let Some((_, thread)) = self.preparing.take()
+            && let Ok(unwanted) = joined(thread)
+        {
+            discard(&unwanted);
+        }
         if let Err(e) = self.with_store(|store| xenbus_setup::teardown(store, domid, &uuid)) {
             warn!("the store keeps nodes of domain {domid}: {e}");
         }
-        info!("{}", if end == End::Restart { "Done. Rebooting now" } else { "Done. Exiting now" });
+        let exit = match &served {
+            Ok(End::Restart(next)) => {
+                if let Err(e) = supervise::carry_logs(&self.run_dir, next, Logs::Move) {
+                    warn!("the logs of domain {domid} are lost: {e}");
+                }
+                info!("Done. Rebooting now");
+                Exit::Restart(next.clone())
+            }
+            _ => {
+                info!("Done. Exiting now");
+                Exit::Gone
+            }
+        };
         self.run_dir.remove().with_context(|| self.run_dir.path().display().to_string())?;
         // Whoever has asked just now gets an answer and not a reset connection.
         while self.control.accept().is_some() {}
         self.requests();
         self.control.finish(LAST_BYTES);
-        served?;
-        Ok(next.transpose()?.map_or(Exit::Gone, Exit::Restart))
+        served.map(|_| exit)
+    }
+}
+
+fn joined(thread: JoinHandle<anyhow::Result<RunDir>>) -> anyhow::Result<RunDir> {
+    thread.join().unwrap_or_else(|_| bail!("the thread that prepares it has panicked"))
+}
+
+fn discard(dir: &RunDir) {
+    if let Err(e) = dir.remove() {
+        warn!("{}: {e}", dir.path().display());
     }
 }

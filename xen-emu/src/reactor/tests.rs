@@ -231,6 +231,20 @@ fn a_reset_restarts_with_a_new_domid_and_the_same_console_log() {
 }
 
 #[test]
+fn a_restart_that_waits_for_the_lock_can_still_be_asked_and_destroyed() {
+    let life = begin(|_| {});
+    let root = RunRoot::at(life.root.path().join("run")).unwrap();
+    let lock = root.lock().unwrap();
+    life.events.send(VmEvent::Shutdown(reason::REBOOT)).unwrap();
+    wait_for("the shutdown", || life.status().shutdown == Some(reason::REBOOT));
+    life.connect().ask(&Request::Destroy).unwrap();
+    drop(lock);
+    let (exit, _root) = life.end();
+    assert!(matches!(exit, Exit::Gone));
+    assert!(root.domains().unwrap().is_empty(), "the successor's directory is gone too");
+}
+
+#[test]
 fn rename_restart_keeps_the_dead_beside_its_successor() {
     let life = begin(|launch| launch.config.actions.watchdog = Action::RenameRestart);
     life.events.send(VmEvent::Shutdown(reason::WATCHDOG)).unwrap();
