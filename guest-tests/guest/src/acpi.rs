@@ -21,10 +21,16 @@ pub fn table(signature: [u8; 4]) -> Option<(u64, u32)> {
     if rsdp == 0 || read_phys::<[u8; 8]>(rsdp) != *b"RSD PTR " {
         return None;
     }
-    let xsdt: u64 = u64::from_le_bytes(read_phys(rsdp + 24));
-    let length = read_u32(xsdt + 4).clamp(36, 4096);
-    (0..u64::from(length - 36) / 8)
-        .map(|i| u64::from_le_bytes(read_phys(xsdt + 36 + 8 * i)))
+    // Version 0 has a table of 32-bit addresses only.
+    let (root, size) = if read_u8(rsdp + 15) < 2 {
+        (u64::from(read_u32(rsdp + 16)), 4)
+    } else {
+        (u64::from_le_bytes(read_phys(rsdp + 24)), 8)
+    };
+    let length = read_u32(root + 4).clamp(36, 4096);
+    (0..u64::from(length - 36) / size)
+        .map(|i| root + 36 + size * i)
+        .map(|at| u64::from(read_u32(at)) | if size == 8 { u64::from(read_u32(at + 4)) << 32 } else { 0 })
         .find(|&table| read_phys::<[u8; 4]>(table) == signature)
         .map(|table| (table, read_u32(table + 4)))
 }

@@ -14,7 +14,7 @@ static JOB: Job = Job(AtomicBool::new(false));
 
 struct Job(AtomicBool);
 
-/// Sends INIT and start-up to the CPU with this APIC id; it then waits for `wait_event` to be asked of it.
+/// Sends INIT and start-up to the CPU with this APIC id; it then waits to be asked for events.
 ///
 /// Returns whether it came to life.
 #[must_use]

@@ -17,6 +17,9 @@ pub(crate) fn init() {
         IDT.u64(16 * vector + 8).store(stub >> 32, Ordering::Relaxed);
     }
     load();
+    // A PC with a BIOS hands over with its timer interrupt on, at a vector of exceptions; PVH has no such chip.
+    cpu::outb(0x21, 0xff);
+    cpu::outb(0xa1, 0xff);
 }
 
 /// Loads the table on this CPU.

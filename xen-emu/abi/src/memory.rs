@@ -222,7 +222,7 @@ abi_structs! {
         pub nr_entries: u32,
         /// Zero.
         pub pad: u32,
-        /// Guest address of `E820Entry`s; NULL asks for the number.
+        /// Guest address of `E820Entry`s.
         pub buffer: u64,
     }
 
@@ -230,7 +230,7 @@ abi_structs! {
     pub struct MemoryMapCompat {
         /// In: room; out: entries written.
         pub nr_entries: u32,
-        /// Guest address of `E820Entry`s; NULL asks for the number.
+        /// Guest address of `E820Entry`s.
         pub buffer: u32,
     }
 

@@ -74,7 +74,7 @@ abi_structs! {
 
     /// `struct xen_feature_info`.
     pub struct FeatureInfo {
-        /// In: which 32 features; only 0 exists, others read 0.
+        /// In: which 32 features; only 0 exists, others are -EINVAL.
         pub submap_idx: u32,
         /// Out: `Features` of that map.
         pub submap: u32,

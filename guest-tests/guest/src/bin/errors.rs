@@ -9,7 +9,7 @@ use xen_abi::grant_table::GnttabOp;
 use xen_abi::hvm::op::HvmOp;
 use xen_abi::hypercall::Hypercall;
 use xen_abi::memory::MemoryOp;
-use xen_abi::sched::{SchedOp, SchedShutdown, ShutdownReason};
+use xen_abi::sched::SchedOp;
 use xen_abi::vcpu::VcpuOp;
 use xen_abi::version::XenVer;
 use xen_abi::xen::Port;
@@ -23,7 +23,6 @@ fn unknown() -> Verdict {
     for nr in [11, 38, 43, 56, 63, 127] {
         check_eq!(hypercall::call(Hypercall(nr), &[0, 0]), Err(Errno::ENOSYS), "hypercall {nr}");
     }
-    // Memory and version calls of PV, toolstack and no meaning at all.
     let calls = [
         (Hypercall::XEN_VERSION, 99),
         (Hypercall::EVENT_CHANNEL_OP, 99),
@@ -42,7 +41,6 @@ fn bad_pointers() -> Verdict {
         (Hypercall::XEN_VERSION, XenVer::GET_FEATURES.0),
         (Hypercall::MEMORY_OP, MemoryOp::ADD_TO_PHYSMAP.0),
         (Hypercall::MEMORY_OP, MemoryOp::MEMORY_MAP.0),
-        (Hypercall::MEMORY_OP, MemoryOp::DECREASE_RESERVATION.0),
         (Hypercall::EVENT_CHANNEL_OP, EvtchnOp::ALLOC_UNBOUND.0),
         (Hypercall::EVENT_CHANNEL_OP, EvtchnOp::STATUS.0),
         (Hypercall::HVM_OP, HvmOp::GET_PARAM.0),
@@ -84,9 +82,6 @@ fn bad_values() -> Verdict {
     }
     let rc = hypercall::call(Hypercall::VCPU_OP, &[VcpuOp::IS_UP.0.into(), 9999, 0]);
     check_eq!(rc, Err(Errno::ENOENT), "vCPU 9999");
-    let mut shutdown = SchedShutdown { reason: ShutdownReason(77) };
-    let rc = hypercall::op(Hypercall::SCHED_OP, SchedOp::SHUTDOWN_CODE.0, &mut shutdown);
-    check_eq!(rc, Err(Errno::EINVAL), "shutdown reason 77");
     for nr in [Hypercall::DOMCTL, Hypercall::SYSCTL, Hypercall::PLATFORM_OP] {
         let rc = hypercall::call(nr, &[0; 2]);
         let refused = matches!(rc, Err(Errno::EPERM | Errno::EFAULT | Errno::EACCES | Errno::ENOSYS));
