@@ -16,7 +16,7 @@ mod timer_op;
 mod vcpu_area;
 mod vcpu_op;
 mod vm_assist;
-pub mod xen_version;
+mod xen_version;
 
 use xen_abi::errno::Errno;
 

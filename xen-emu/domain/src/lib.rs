@@ -20,6 +20,8 @@ mod placing;
 pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod time;
 mod vcpu;
 pub mod version;

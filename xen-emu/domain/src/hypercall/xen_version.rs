@@ -10,26 +10,12 @@ use xen_abi::version::{
 
 use crate::domain::Domain;
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Width, value};
-
-/// Version of Xen whose interface this is: major.
-pub const MAJOR: u16 = 4;
-/// And minor.
-pub const MINOR: u16 = 20;
-/// What follows the version, for people.
-pub const EXTRAVERSION: &str = ".0-xlr";
-/// Kinds of guests, as Xen words them on a 64-bit host; the blank at the end is Xen's.
-pub const CAPABILITIES: &str = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ";
-/// No source revision is told.
-pub const CHANGESET: &str = "";
-/// Compiler told by XENVER_compile_info.
-pub const COMPILER: &str = concat!("rustc, xlr ", env!("CARGO_PKG_VERSION"));
-/// HYPERVISOR_VIRT_START, of no use to HVM guests.
-pub const VIRT_START: u64 = 0xffff_8000_0000_0000;
-/// The same for 32-bit callers.
-pub const VIRT_START_COMPAT: u64 = 0xf580_0000;
+use crate::version::{
+    CAPABILITIES, CHANGESET, COMPILER, EXTRAVERSION, VIRT_START, VIRT_START_COMPAT, XEN_VERSION,
+};
 
 pub(super) const OPS: &[(u32, Handler)] = &[
-    (XenVer::VERSION.0, |_, _, _| value(u64::from(MAJOR) << 16 | u64::from(MINOR))),
+    (XenVer::VERSION.0, |_, _, _| value(XEN_VERSION.into())),
     (XenVer::EXTRAVERSION.0, |_, call, cx| text::<EXTRAVERSION_LEN>(call, cx, EXTRAVERSION)),
     (XenVer::COMPILE_INFO.0, compile_info),
     (XenVer::CAPABILITIES.0, |_, call, cx| text::<CAPABILITIES_LEN>(call, cx, CAPABILITIES)),

@@ -1,0 +1,259 @@
+use xen_abi::errno::Errno;
+use xen_abi::event_channel::{BindIpi, EvtchnOp, Send};
+use xen_abi::hvm::op::{EvtchnUpcallVector, HvmOp, XenHvmParam};
+use xen_abi::hvm::params::HvmParam;
+use xen_abi::sched::{SchedOp, SchedPoll, SchedWatchdog};
+use xen_abi::shared_info::Layout;
+use xen_abi::vcpu::{
+    RegisterVcpuInfo, RunstateInfo, RunstateInfoCompat, SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE,
+    VcpuHvmContext, VcpuOp,
+};
+use xen_abi::xen::{Domid, Port};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::{BOTH, EVTCHN, HVM, SCHED, VCPU};
+use crate::effect::{CallbackVia, ShutdownReason};
+use crate::hypercall::{Outcome, Until, Width};
+use crate::mem::{Gpa, GuestMem, SpecialPage};
+use crate::testing::{Bench, Effect, result};
+
+impl Bench {
+    fn vcpu_op<T: IntoBytes + Immutable>(&mut self, op: VcpuOp, vcpu: u64, arg: &T) -> Result<i64, Errno> {
+        self.put(Self::ARG, arg);
+        result(self.call(VCPU, [op.0.into(), vcpu, Self::ARG]))
+    }
+
+    fn register_info(&mut self, vcpu: u64, mfn: u64, offset: u32) -> Result<i64, Errno> {
+        self.vcpu_op(VcpuOp::REGISTER_VCPU_INFO, vcpu, &RegisterVcpuInfo { mfn, offset, rsvd: 0 })
+    }
+}
+
+#[test]
+fn vcpu_info_is_registered_once_and_keeps_what_was_pending() {
+    for width in BOTH {
+        let mut b = Bench::new(width);
+        let layout = Layout::of(width.into());
+        assert_eq!(b.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu: 1, port: Port(0) }).0, Ok(0));
+        b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(1) }).0.unwrap();
+        b.effects();
+        assert_eq!(b.register_info(1, 20, 4096 - 63), Err(Errno::ENXIO), "crosses the page");
+        assert_eq!(b.register_info(1, 20, 2), Err(Errno::ENXIO), "unaligned");
+        assert_eq!(b.register_info(1, 64, 0), Err(Errno::EINVAL), "no memory");
+        assert_eq!(b.register_info(9, 20, 0), Err(Errno::ENOENT));
+        assert_eq!(b.register_info(1, 20, 128), Ok(0));
+        let new = Gpa((20 << 12) + 128);
+        assert_eq!(b.effects(), [Effect::VcpuInfo(1, Some(new)), Effect::Upcall(1)]);
+        let selector = b.get::<u8>(new.0 + layout.vcpu_pending_sel as u64);
+        assert_eq!((b.get::<u8>(new.0), selector), (1, 1));
+        assert_eq!(b.register_info(1, 20, 0), Err(Errno::EINVAL), "once only");
+        b.domain.note_vcpu_online(2, true);
+        assert_eq!(b.register_info(2, 20, 0), Err(Errno::EINVAL), "another one that runs");
+        // Events go to the new place from now on.
+        b.ram.write(new, &[0; 64]).unwrap();
+        let bit = SpecialPage::SharedInfo.home().offset(layout.pending as u64);
+        b.ram.store_u32(bit, 0).unwrap();
+        b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(1) }).0.unwrap();
+        assert_eq!(b.effects(), [Effect::Upcall(1)]);
+        assert_eq!(b.get::<u8>(new.0), 1);
+    }
+}
+
+#[test]
+fn areas_are_registered_by_virtual_and_by_physical_address() {
+    use VcpuOp as Op;
+    let mut b = Bench::new(Width::Bits64);
+    let area = Gpa(0x9fe8);
+    assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &area.0), Ok(0), "may straddle pages");
+    assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &0xfff0u64), Err(Errno::EFAULT));
+    assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &0u64), Ok(0));
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_MEMORY_AREA, 3, &0x9fe8u64), Err(Errno::EINVAL));
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_MEMORY_AREA, 3, &0x9fe0u64), Ok(0));
+    assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_PHYS_AREA, 1, &0x2_0000u64), Ok(0), "no translation");
+    assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_PHYS_AREA, 1, &area.0), Err(Errno::ENXIO));
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_PHYS_AREA, 1, &4u64), Err(Errno::ENXIO));
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_PHYS_AREA, 1, &(1u64 << 56)), Err(Errno::EINVAL), "a home");
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_PHYS_AREA, 1, &u64::MAX), Ok(0));
+    assert_eq!(
+        b.effects(),
+        [
+            Effect::Runstate(0, Some(area)),
+            Effect::Runstate(0, None),
+            Effect::TimeInfo(3, Some(Gpa(0x9fe0))),
+            Effect::Runstate(1, Some(Gpa(0x2_0000))),
+            Effect::TimeInfo(1, None),
+        ]
+    );
+}
+
+#[test]
+fn runstate_is_told_in_both_layouts() {
+    for width in BOTH {
+        let mut b = Bench::new(width);
+        assert_eq!(b.vcpu_op(VcpuOp::GET_RUNSTATE_INFO, 2, &0u64), Ok(0));
+        let (entry, time) = match width {
+            Width::Bits64 => {
+                let info: RunstateInfo = b.get(Bench::ARG);
+                (info.state_entry_time, info.time)
+            }
+            Width::Bits32 => {
+                let info: RunstateInfoCompat = b.get(Bench::ARG);
+                (info.state_entry_time.get(), info.time.map(|time| time.get()))
+            }
+        };
+        assert_eq!((entry, time), (102, [1, 2, 3, 4]));
+    }
+}
+
+#[test]
+fn timers_follow_xens_rules() {
+    use VcpuOp as Op;
+    for width in BOTH {
+        let mut b = Bench::new(width);
+        let past = SetSingleshotTimer { timeout_abs_ns: 4, flags: VCPU_SSHOTTMR_FUTURE, pad: 0 };
+        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 0, &past), Err(Errno::ETIME));
+        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 1, &past), Err(Errno::EINVAL), "one's own only");
+        let now = SetSingleshotTimer { flags: 0, ..past };
+        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 0, &now), Ok(0), "a past one is due at once");
+        assert_eq!(b.vcpu_op(Op::STOP_SINGLESHOT_TIMER, 0, &0u64), Ok(0));
+        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &999_999u64), Err(Errno::EINVAL));
+        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &u64::MAX), Err(Errno::EINVAL));
+        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &1_000_000u64), Ok(0));
+        assert_eq!(b.vcpu_op(Op::STOP_PERIODIC_TIMER, 1, &0u64), Ok(0));
+        let set_timer = match width {
+            Width::Bits64 => [0x1_0000_0002, 0],
+            Width::Bits32 => [2, 1],
+        };
+        assert_eq!(result(b.call(15, set_timer)), Ok(0));
+        assert_eq!(
+            b.effects(),
+            [
+                Effect::Singleshot(0, Some(4)),
+                Effect::Singleshot(0, None),
+                Effect::Periodic(1, Some(1_000_000)),
+                Effect::Periodic(1, None),
+                Effect::Singleshot(0, Some(0x1_0000_0002)),
+            ]
+        );
+    }
+}
+
+#[test]
+fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
+    use VcpuOp as Op;
+    let mut b = Bench::new(Width::Bits64);
+    assert_eq!(b.vcpu_op(Op::UP, 1, &0u64), Err(Errno::EINVAL), "no register values yet");
+    let context = VcpuHvmContext { mode: 1, pad: 0, cpu_regs: [0; 120] };
+    assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &VcpuHvmContext { mode: 2, ..context }), Err(Errno::EINVAL));
+    assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &context), Ok(0));
+    assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &context), Err(Errno::EEXIST));
+    assert_eq!((b.vcpu_op(Op::IS_UP, 1, &0u64), b.vcpu_op(Op::IS_UP, 0, &0u64)), (Ok(0), Ok(1)));
+    assert_eq!((b.vcpu_op(Op::UP, 1, &0u64), b.vcpu_op(Op::IS_UP, 1, &0u64)), (Ok(0), Ok(1)));
+    assert_eq!((b.vcpu_op(Op::DOWN, 0, &0u64), b.domain.vcpu_online(0)), (Ok(0), false));
+    assert_eq!(b.vcpu_op(Op::SEND_NMI, 1, &0u64), Err(Errno::EINVAL), "takes no argument");
+    assert_eq!(result(b.call(VCPU, [Op::SEND_NMI.0.into(), 1, 0])), Ok(0));
+    assert_eq!(b.vcpu_op(Op::GET_PHYSID, 1, &0u64), Err(Errno::EINVAL));
+    assert_eq!(
+        b.effects(),
+        [Effect::VcpuInitialise(1), Effect::VcpuUp(1), Effect::VcpuDown(0), Effect::Nmi(1)]
+    );
+    b.domain.note_vcpu_online(3, true);
+    assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
+    let last = b.call(VCPU, [Op::DOWN.0.into(), 3, 0]);
+    assert_eq!((last, b.domain.shutdown_code()), (Outcome::Exit(ShutdownReason(0)), Some(0)));
+}
+
+#[test]
+fn poll_waits_for_its_port_even_masked() {
+    for width in BOTH {
+        let mut b = Bench::new(width);
+        for _ in 0..2 {
+            b.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu: 1, port: Port(0) }).0.unwrap();
+        }
+        let mask = SpecialPage::SharedInfo.home().offset(Layout::of(width.into()).mask as u64);
+        b.ram.fetch_or_u32(mask, 0xff).unwrap();
+        b.effects();
+        let poll = |b: &mut Bench, nr_ports: u32, timeout: u64| {
+            b.put(0x9000, &[1u32, 2]);
+            let poll = SchedPoll { ports: 0x9000, nr_ports, pad: 0, timeout };
+            match b.width {
+                Width::Bits64 => b.put(Bench::ARG, &poll),
+                Width::Bits32 => b.put(Bench::ARG, &poll.to_compat()),
+            }
+            b.call(SCHED, [SchedOp::POLL.0.into(), Bench::ARG])
+        };
+        assert_eq!(result(poll(&mut b, 129, 0)), Err(Errno::EINVAL));
+        assert_eq!(poll(&mut b, 1, 77), Outcome::Block(Until { deadline: Some(77) }));
+        let send = |b: &mut Bench, port| {
+            b.vcpu = 1;
+            b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(port) }).0.unwrap();
+            b.vcpu = 0;
+            b.effects()
+        };
+        assert_eq!(send(&mut b, 2), [], "not its port");
+        assert_eq!(send(&mut b, 1), [Effect::Wake(0)]);
+        assert_eq!(poll(&mut b, 1, 0), Outcome::Done(0), "pending now");
+        b.with(|domain, _| domain.unblocked(0));
+        assert_eq!(send(&mut b, 1), []);
+        b.put(0x9000, &[1u32, 5000]);
+        assert_eq!(result(b.call(SCHED, [SchedOp::POLL.0.into(), 0x2_0000])), Err(Errno::EFAULT));
+    }
+}
+
+#[test]
+fn shutdown_watchdogs_and_block() {
+    let mut b = Bench::new(Width::Bits64);
+    let block = [SchedOp::BLOCK.0.into()];
+    assert_eq!(b.call(SCHED, block), Outcome::Block(Until { deadline: None }));
+    b.ram.fetch_or_u8(SpecialPage::SharedInfo.home(), 1).unwrap();
+    assert_eq!((b.call(SCHED, block), b.call(SCHED, [0])), (Outcome::Done(0), Outcome::Done(0)));
+    let mut dog = |id, timeout| b.op(SCHED, SchedOp::WATCHDOG.0, &SchedWatchdog { id, timeout }).0;
+    assert_eq!(
+        (dog(0, 0), dog(1, 5), dog(3, 5)),
+        (Err(Errno::EINVAL), Err(Errno::EINVAL), Err(Errno::EINVAL))
+    );
+    assert_eq!((dog(0, 5), dog(0, 6), dog(0, 7)), (Ok(1), Ok(2), Err(Errno::ENOSPC)));
+    assert_eq!((dog(1, 0), dog(1, 9), dog(0, 8)), (Ok(0), Err(Errno::EINVAL), Ok(1)));
+    let asked = [(1, 5), (2, 6), (1, 0), (1, 8)].map(|(id, s)| Effect::Watchdog(id, s));
+    assert_eq!(b.effects(), asked);
+    assert_eq!(b.op(SCHED, SchedOp::REMOTE_SHUTDOWN.0, &[0u32, 0]).0, Err(Errno::EPERM));
+    assert_eq!(b.op(SCHED, SchedOp::PIN_OVERRIDE.0, &0u32).0, Err(Errno::EPERM));
+    b.op(SCHED, SchedOp::SHUTDOWN_CODE.0, &4u32).0.unwrap();
+    b.put(Bench::ARG, &3u32);
+    let end = b.call(SCHED, [SchedOp::SHUTDOWN.0.into(), Bench::ARG]);
+    assert_eq!(end, Outcome::Exit(ShutdownReason(4)), "the code set before wins");
+}
+
+#[test]
+fn callbacks_vectors_and_the_latched_width() {
+    let mut b = Bench::new(Width::Bits64);
+    let set = |b: &mut Bench, index, value| {
+        b.op(HVM, HvmOp::SET_PARAM.0, &XenHvmParam { domid: Domid::SELF, pad: 0, index, value }).0
+    };
+    assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, 2 << 56 | 0xf3), Ok(0));
+    assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, 1), Ok(0), "a GSI: not on this machine");
+    let vector = |vcpu, vector| EvtchnUpcallVector { vcpu, vector, pad: [0; 3] };
+    let mut upcall = |v| b.op(HVM, HvmOp::SET_EVTCHN_UPCALL_VECTOR.0, &v).0;
+    assert_eq!((upcall(vector(1, 0xf)), upcall(vector(4, 0xf3))), (Err(Errno::EINVAL), Err(Errno::ENOENT)));
+    assert_eq!(upcall(vector(1, 0xf3)), Ok(0));
+    let long = Effect::LatchLongMode(true);
+    assert_eq!(
+        b.effects(),
+        [
+            long.clone(),
+            Effect::Callback(CallbackVia::Vector(0xf3)),
+            long,
+            Effect::Callback(CallbackVia::None),
+            Effect::UpcallVector(1, 0xf3),
+        ]
+    );
+    b.width = Width::Bits32;
+    set(&mut b, HvmParam::CALLBACK_IRQ, 0).unwrap();
+    assert_eq!(b.effects()[0], Effect::LatchLongMode(false));
+    assert_eq!(b.get::<u32>(SpecialPage::SharedInfo.home().0 + 0x904), 1_700_000_000, "the clock moved too");
+    assert_eq!(set(&mut b, HvmParam::STORE_PFN, 1), Err(Errno::EPERM));
+    assert_eq!(set(&mut b, HvmParam::STORE_EVTCHN, 9), Ok(0));
+    assert_eq!(set(&mut b, HvmParam(4), 9), Err(Errno::EINVAL));
+    assert_eq!(set(&mut b, HvmParam(39), 9), Err(Errno::EINVAL));
+    assert_eq!(set(&mut b, HvmParam::ACPI_IOPORTS_LOCATION, 2), Err(Errno::EINVAL));
+    assert_eq!(b.domain.describe("params"), "params: STORE_EVTCHN = 0x9\n");
+}
