@@ -58,6 +58,13 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
     kvm::vcpu::install_kick()?;
 
     let kernel = Kernel::open(&config.kernel)?;
+    tracing::info!(
+        "kernel {}: entry {:#x}, {}, hypercalls by {}",
+        config.kernel.display(),
+        kernel.entry,
+        if kernel.long_mode { "64-bit" } else { "32-bit" },
+        if kernel.hypercall_page { "page" } else { "instruction" },
+    );
     let ramdisk = match &config.ramdisk {
         Some(path) => Some(map::map_file(path).with_context(|| format!("ramdisk {}", path.display()))?),
         None => None,
@@ -94,7 +101,6 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         timers: Timers::default(),
         events: Mutex::new(events),
         threads: Mutex::default(),
-        vcpus: config.vcpus,
         started: Instant::now(),
         exits: Counters::default(),
     });

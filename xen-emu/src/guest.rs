@@ -45,8 +45,6 @@ pub struct Guest {
     pub events: Mutex<Sender<VmEvent>>,
     /// The vCPU threads.
     pub threads: Mutex<Vec<Thread>>,
-    /// vCPUs online at start: those beyond are offline until the guest starts them.
-    pub vcpus: u32,
     /// When the machine was made; its devices count time from here.
     pub started: Instant,
     /// Exits to userspace, by kind.

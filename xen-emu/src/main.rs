@@ -16,6 +16,8 @@ mod memory;
 mod reactor;
 mod socket;
 mod supervise;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod vm;
 mod xenbus_setup;

@@ -168,11 +168,6 @@ impl Memory {
         Ok((special.map.clone(), special.place))
     }
 
-    /// A view of a special page's own mapping, for a backend in this process.
-    pub fn special_view(&self, page: SpecialPage) -> Result<Arc<MmapRegion>, Fault> {
-        self.special(page).map(|(map, _)| map)
-    }
-
     /// Whether this frame is backed by a region of ours.
     pub fn is_ram(&self, gfn: Gfn) -> bool {
         self.regions.iter().any(|r| r.offset(gfn.gpa().0, PAGE_LEN).is_some())
