@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # Init of a Linux guest. lab=ACTION on the kernel's command line says what it does; lines meant for tests begin with `guest:`.
+echo "guest: init"
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin:/debian/bin TERM=linux HOME=/
 mount -t proc proc /proc
@@ -72,7 +73,7 @@ demo) demo; report; poweroff -f ;;
 shell)
     demo
     echo "A shell in the guest; \`exit\` powers it off."
-    setsid cttyhack sh
+    setsid -c sh </dev/hvc0 >/dev/hvc0 2>&1
     poweroff -f
     ;;
 acpid)
@@ -95,7 +96,7 @@ xenbus)
     report
     echo "guest: name $(xenstore-read name)"
     xenstore-write data/lab-test hello && echo "guest: wrote $(xenstore-read data/lab-test)"
-    xenstore-ls -f . | sed 's/^/guest: node /'
+    xenstore-ls -f "/local/domain/$(xenstore-read domid)" | sed 's/^/guest: node /'
     poweroff -f
     ;;
 flood)

@@ -43,7 +43,7 @@ cd /root || exit
 
 if [ -n "$interactive" ]; then
     stty -F /dev/hvc0 rows "$rows" cols "$columns"
-    setsid cttyhack sh /lab/start </dev/hvc0 >/dev/hvc0 2>&1 9>&- 7>&- 8>&-
+    setsid -c sh /lab/start </dev/hvc0 >/dev/hvc0 2>&1 9>&- 7>&- 8>&-
     status=$?
 else
     # Descriptor 9 stays open for a runner that reports test by test.

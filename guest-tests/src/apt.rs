@@ -67,7 +67,8 @@ impl Apt {
     /// The newest package whose name matches the POSIX regular expression, alone.
     pub fn newest(&self, pattern: &str) -> Result<Vec<Package>> {
         let names = self.output("apt-cache", &["search", "--names-only", pattern])?;
-        let Some(name) = names.lines().filter_map(|l| l.split_whitespace().next()).max_by_key(|n| numbers(n)) else {
+        let Some(name) = names.lines().filter_map(|l| l.split_whitespace().next()).max_by_key(|n| numbers(n))
+        else {
             bail!("the package lists have no package named like {pattern}");
         };
         let uris = self.output("apt-get", &["download", "--print-uris", "-qq", name])?;
@@ -107,7 +108,8 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// Only what the machine says about fetching (proxies, certificates) is taken over; its hooks and paths are not.
 fn configuration(folder: &Path) -> Result<String> {
     let dump = run(Command::new("apt-config").arg("dump"))?;
-    let mut text: String = dump.lines().filter(|l| l.starts_with("Acquire::")).map(|l| format!("{l}\n")).collect();
+    let mut text: String =
+        dump.lines().filter(|l| l.starts_with("Acquire::")).map(|l| format!("{l}\n")).collect();
     let folder = folder.display();
     for (key, value) in [
         ("Dir::Etc::main", "/dev/null".to_owned()),
@@ -131,12 +133,20 @@ fn configuration(folder: &Path) -> Result<String> {
 
 fn sources() -> Result<String> {
     let format = "$(REPO_URI) $(RELEASE) $(ORIGIN)";
-    let listed = run(Command::new("apt-get").args(["indextargets", "Created-By: Packages", "--format", format]))
-        .context("the lab takes its packages from a Debian 12 or 13 machine's own mirrors")?;
+    let listed =
+        run(Command::new("apt-get").args(["indextargets", "Created-By: Packages", "--format", format]))
+            .context("the lab takes its packages from a Debian 12 or 13 machine's own mirrors")?;
     let (archive, security) = mirrors(&listed).with_context(|| {
-        format!("no Debian mirror among this machine's apt sources; apt-get indextargets says: {:?}", listed.trim())
+        format!(
+            "no Debian mirror among this machine's apt sources; apt-get indextargets says: {:?}",
+            listed.trim()
+        )
     })?;
-    let option = if Path::new(KEYRING).exists() { format!("[arch=amd64 signed-by={KEYRING}]") } else { "[arch=amd64]".to_owned() };
+    let option = if Path::new(KEYRING).exists() {
+        format!("[arch=amd64 signed-by={KEYRING}]")
+    } else {
+        "[arch=amd64]".to_owned()
+    };
     Ok(format!(
         "deb {option} {archive} {RELEASE} main\ndeb {option} {archive} {RELEASE}-backports main\n\
          deb {option} {security} {RELEASE}-security main\n"
@@ -187,10 +197,14 @@ mod tests {
 
     #[test]
     fn mirrors_from_the_machines_sources() {
-        let both = "http://m/pool/ bookworm Docker\nhttp://m/x/ trixie Debian\nhttp://m/y/ trixie-security Debian\n";
+        let both =
+            "http://m/pool/ bookworm Docker\nhttp://m/x/ trixie Debian\nhttp://m/y/ trixie-security Debian\n";
         assert_eq!(mirrors(both), Some(("http://m/x/".into(), "http://m/y/".into())));
         let never_updated = "http://m/debian/ bookworm $(ORIGIN)\n";
-        assert_eq!(mirrors(never_updated), Some(("http://m/debian/".into(), "http://m/debian-security".into())));
+        assert_eq!(
+            mirrors(never_updated),
+            Some(("http://m/debian/".into(), "http://m/debian-security".into()))
+        );
         assert_eq!(mirrors("http://m/ubuntu/ noble Ubuntu\n"), None);
     }
 

@@ -35,8 +35,10 @@ pub fn build(packages: &[&str], debug: bool) -> Result<Built> {
         bail!("nothing to build is called {unknown:?}; there are {}", ALL.join(", "));
     }
     let wanted: Vec<_> = PACKAGES.into_iter().filter(|(name, _)| packages.contains(name)).collect();
-    let programs = if wanted.is_empty() { Vec::new() } else { step("static binaries", || programs(&wanted, debug))? };
-    let micro = if packages.contains(&MICROKERNELS) { step("microkernels", microkernels)? } else { Vec::new() };
+    let programs =
+        if wanted.is_empty() { Vec::new() } else { step("static binaries", || programs(&wanted, debug))? };
+    let micro =
+        if packages.contains(&MICROKERNELS) { step("microkernels", microkernels)? } else { Vec::new() };
     Ok(Built { programs, micro })
 }
 

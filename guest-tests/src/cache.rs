@@ -21,7 +21,8 @@ impl Cache {
             (_, _, Some(home)) => Path::new(&home).join(".cache/xlr-lab"),
             _ => bail!("no folder for the cache: set XLR_LAB_CACHE, XDG_CACHE_HOME or HOME"),
         };
-        fs::create_dir_all(&root).with_context(|| format!("cannot make the cache folder {}", root.display()))?;
+        fs::create_dir_all(&root)
+            .with_context(|| format!("cannot make the cache folder {}", root.display()))?;
         let root = root.canonicalize()?;
         Ok(Self { root })
     }

@@ -3,10 +3,13 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{demo, script, suite};
+use crate::{bench, demo, script, suite};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo lab", about = "A real KVM with KVM_XEN on any machine: QEMU's TCG (L0), a small Linux (L1), Xen guests (L2)")]
+#[command(
+    name = "cargo lab",
+    about = "A real KVM with KVM_XEN on any machine: QEMU's TCG (L0), a small Linux (L1), Xen guests (L2)"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -18,6 +21,8 @@ enum Command {
     Demo(demo::Demo),
     /// Run the unit tests and every test that needs a guest
     Test(suite::Suite),
+    /// Measure a guest's boot against QEMU's own Xen emulation, in one run of L1
+    Bench(bench::Bench),
     /// Run a script in L1; its output and exit status come back
     Run(script::Run),
     /// An interactive prompt in L1, with xlr ready
@@ -29,6 +34,7 @@ pub fn run() -> Result<u8> {
     match Cli::parse().command {
         Command::Demo(demo) => demo::run(&demo),
         Command::Test(suite) => suite::run(&suite),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Run(run) => script::run(&run),
         Command::Shell(options) => script::shell(&options),
     }

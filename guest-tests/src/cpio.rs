@@ -41,7 +41,8 @@ impl<W: Write> Archive<W> {
 
     /// A copy of the host's file at `from`, executable for all.
     pub fn copy(&mut self, path: &str, from: &Path) -> io::Result<()> {
-        let data = fs::read(from).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", from.display())))?;
+        let data =
+            fs::read(from).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", from.display())))?;
         self.file(path, 0o755, &data)
     }
 
@@ -69,7 +70,8 @@ impl<W: Write> Archive<W> {
     }
 
     fn entry(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), data: &[u8]) -> io::Result<()> {
-        let too_large = |_| io::Error::new(io::ErrorKind::FileTooLarge, format!("{path} is too large for an initramfs"));
+        let too_large =
+            |_| io::Error::new(io::ErrorKind::FileTooLarge, format!("{path} is too large for an initramfs"));
         let size = u32::try_from(data.len()).map_err(too_large)?;
         let name = u32::try_from(path.len() + 1).map_err(too_large)?;
         self.entries += 1;
@@ -99,12 +101,23 @@ mod tests {
         let mut archive = Archive::new(Vec::new());
         archive.file("a/b", 0o644, b"hello").expect("a vector takes all");
         let bytes = archive.finish().expect("a vector takes all");
-        assert!(bytes.starts_with(b"07070100000001000041ed"), "the folder comes first: a directory of mode 0755");
-        assert_eq!(bytes.get(94..112), Some(b"0000000200000000a\0".as_slice()), "name length, checksum, name");
+        assert!(
+            bytes.starts_with(b"07070100000001000041ed"),
+            "the folder comes first: a directory of mode 0755"
+        );
+        assert_eq!(
+            bytes.get(94..112),
+            Some(b"0000000200000000a\0".as_slice()),
+            "name length, checksum, name"
+        );
         let second = bytes.get(112..).expect("a second entry");
         assert!(second.starts_with(b"07070100000002000081a4"), "a regular file of mode 0644");
         assert_eq!(second.get(54..62), Some(b"00000005".as_slice()), "its size");
-        assert_eq!(second.get(110..124), Some(b"a/b\0\0\0hello\0\0\0".as_slice()), "name and contents, padded to four");
+        assert_eq!(
+            second.get(110..124),
+            Some(b"a/b\0\0\0hello\0\0\0".as_slice()),
+            "name and contents, padded to four"
+        );
         assert_eq!(bytes.len() % 4, 0);
     }
 }

@@ -68,8 +68,11 @@ pub fn run(demo: &Demo) -> Result<u8> {
         return Ok(0);
     }
     let shown = String::from_utf8_lossy(&shown);
-    let missing: Vec<String> =
-        PROOFS.iter().filter(|(line, _)| !shown.contains(line)).map(|(line, proof)| format!("{line:?} ({proof})")).collect();
+    let missing: Vec<String> = PROOFS
+        .iter()
+        .filter(|(line, _)| !shown.contains(line))
+        .map(|(line, proof)| format!("{line:?} ({proof})"))
+        .collect();
     ensure!(missing.is_empty(), "the guest never showed {}", missing.join(", "));
     eprintln!("lab: a Debian kernel came up as a Xen PVH guest without Xen, and powered itself off");
     Ok(0)
@@ -82,7 +85,8 @@ fn local_kvm_lacks() -> Option<String> {
         Err(error) => return Some(format!("/dev/kvm: {}", io::Error::from(error))),
     };
     let found = kvm.check_extension_int(Cap::XenHvm);
-    (found & NEEDED != NEEDED).then(|| format!("KVM_CAP_XEN_HVM is {found:#x}, needed are the bits {NEEDED:#x}"))
+    (found & NEEDED != NEEDED)
+        .then(|| format!("KVM_CAP_XEN_HVM is {found:#x}, needed are the bits {NEEDED:#x}"))
 }
 
 /// The arguments after `xlr` that start the guest; the last word for a key counts.
@@ -102,17 +106,22 @@ fn on_local_kvm(cache: &Cache, built: &Built, stay: bool, shown: &mut Vec<u8>) -
     let folder = tempfile::tempdir()?;
     Linux::get(cache, KERNEL)?.write_to(folder.path())?;
     let programs = built.programs.first().and_then(|p| p.parent()).context("nothing was built")?;
-    let path = env::join_paths([programs.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())))?;
+    let path = env::join_paths(
+        [programs.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
+    )?;
     let config = binaries::workspace().join(CONFIG);
     let mut command = Command::new(programs.join("xlr"));
     command.args(create(&config.to_string_lossy(), &folder.path().to_string_lossy(), stay)).env("PATH", path);
     // A run directory of the demonstration's own, its store included: nothing outside is touched.
-    command.env("XDG_RUNTIME_DIR", folder.path()).env("XENSTORED_PATH", folder.path().join("xenstored.socket"));
+    command
+        .env("XDG_RUNTIME_DIR", folder.path())
+        .env("XENSTORED_PATH", folder.path().join("xenstored.socket"));
     if stay {
         return Ok(command.status().context("cannot start xlr")?.code().unwrap_or(255));
     }
     // An open, silent stdin: its end would be the console's.
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start xlr")?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start xlr")?;
     let stdin = child.stdin.take();
     show(child.stdout.take().context("xlr has no output")?, shown)?;
     let status = child.wait()?;
@@ -133,7 +142,8 @@ fn show(mut from: impl Read, shown: &mut Vec<u8>) -> Result<()> {
 }
 
 fn in_lab(cache: &Cache, built: Built, stay: bool, shown: &mut Vec<u8>) -> Result<i32> {
-    let words: Vec<String> = create("/lab/debian.cfg", "/guest", stay).iter().map(|word| quote(word)).collect();
+    let words: Vec<String> =
+        create("/lab/debian.cfg", "/guest", stay).iter().map(|word| quote(word)).collect();
     let xlr = format!("xlr {}", words.join(" "));
     let (start, settings) = if stay {
         let (rows, columns) = Term::stdout().size();
@@ -145,7 +155,7 @@ fn in_lab(cache: &Cache, built: Built, stay: bool, shown: &mut Vec<u8>) -> Resul
     let guests = Guests::new(cache, &[KERNEL], Vec::new())?;
     let job = Job {
         kernel: Kernel::get(cache, KERNEL)?,
-        contents: Contents { programs: built.programs, guests, files, settings, start },
+        contents: Contents { programs: built.programs, guests, files, settings, start, peer: false },
         memory_mib: default_memory_mib()?.min(3072),
         limit: LIMIT,
         interactive: stay,

@@ -45,7 +45,8 @@ impl Linux {
     /// Writes `vmlinuz-NAME` and `initrd-NAME` into a folder of the host.
     pub fn write_to(&self, folder: &Path) -> Result<()> {
         fs::copy(&self.image, folder.join(format!("vmlinuz-{}", self.name)))?;
-        fs::write(folder.join(format!("initrd-{}", self.name)), &self.initrd).context("cannot write the guest's initramfs")
+        fs::write(folder.join(format!("initrd-{}", self.name)), &self.initrd)
+            .context("cannot write the guest's initramfs")
     }
 }
 
@@ -63,7 +64,10 @@ impl Guests {
             image.file(&format!("guest/initrd-{}", linux.name), 0o644, &linux.initrd)?;
         }
         for path in &self.micro {
-            image.copy(&format!("guest/micro/{}", path.file_name().unwrap_or_default().to_string_lossy()), path)?;
+            image.copy(
+                &format!("guest/micro/{}", path.file_name().unwrap_or_default().to_string_lossy()),
+                path,
+            )?;
         }
         Ok(())
     }

@@ -40,7 +40,10 @@ impl Kernel {
     /// The bzImage.
     pub fn image(&self) -> Result<PathBuf> {
         let boot = self.folder.join("boot");
-        let found = fs::read_dir(&boot)?.flatten().map(|e| e.path()).find(|p| p.to_string_lossy().contains("/vmlinuz-"));
+        let found = fs::read_dir(&boot)?
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| p.to_string_lossy().contains("/vmlinuz-"));
         found.with_context(|| format!("no vmlinuz in {}", boot.display()))
     }
 
@@ -49,7 +52,8 @@ impl Kernel {
         let root = self.modules_folder()?;
         let mut files = BTreeMap::new();
         index(&root, &mut files)?;
-        let built_in = fs::read_to_string(root.join("modules.builtin")).context("the kernel package has no modules.builtin")?;
+        let built_in = fs::read_to_string(root.join("modules.builtin"))
+            .context("the kernel package has no modules.builtin")?;
         let built_in: Vec<String> = built_in.lines().map(|l| module_name(Path::new(l))).collect();
         let mut order = Vec::new();
         for name in wanted {
@@ -58,7 +62,13 @@ impl Kernel {
         Ok(order)
     }
 
-    fn add(&self, name: &str, files: &BTreeMap<String, PathBuf>, built_in: &[String], order: &mut Vec<Module>) -> Result<()> {
+    fn add(
+        &self,
+        name: &str,
+        files: &BTreeMap<String, PathBuf>,
+        built_in: &[String],
+        order: &mut Vec<Module>,
+    ) -> Result<()> {
         let name = name.replace('-', "_");
         if built_in.contains(&name) || order.iter().any(|m| m.name == name) {
             return Ok(());
@@ -115,7 +125,8 @@ fn module_name(path: &Path) -> String {
 fn dependencies(object: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = object.windows(KEY.len()).position(|w| w == KEY) else { return Vec::new() };
-    let value = object.get(at + KEY.len()..).unwrap_or_default().split(|b| *b == 0).next().unwrap_or_default();
+    let value =
+        object.get(at + KEY.len()..).unwrap_or_default().split(|b| *b == 0).next().unwrap_or_default();
     String::from_utf8_lossy(value).split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
 

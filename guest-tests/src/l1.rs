@@ -11,6 +11,7 @@ use crate::cpio::Archive;
 use crate::guests::Guests;
 use crate::kernel::Kernel;
 use crate::packages::USERLAND;
+use crate::qemu::add_peer;
 use crate::system::{add_modules, add_userland};
 
 const INIT: &str = include_str!("../lab/l1-init.sh");
@@ -38,6 +39,8 @@ pub struct Contents {
     pub guests: Guests,
     /// Other files: path in L1 without the leading slash, file on the host.
     pub files: Vec<(String, PathBuf)>,
+    /// QEMU too, to compare with.
+    pub peer: bool,
     /// Settings of the init as shell assignments.
     pub settings: String,
     /// Shell text that runs the program of this run; its descriptor 9 is the control channel.
@@ -67,6 +70,9 @@ pub fn write_image(cache: &Cache, kernel: &Kernel, contents: &Contents, path: &P
         image.link(&format!("usr/bin/{name}"), target)?;
     }
     contents.guests.add_to(&mut image)?;
+    if contents.peer {
+        add_peer(&mut image, cache)?;
+    }
     for (to, from) in &contents.files {
         image.copy(to, from)?;
     }

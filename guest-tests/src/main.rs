@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod binaries;
 mod cache;
 mod cli;

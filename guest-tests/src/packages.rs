@@ -26,17 +26,37 @@ pub struct Set {
     choice: Choice,
 }
 
-/// QEMU with nested SVM that does not corrupt memory: 10 or newer.
-pub const QEMU: Set = Set { name: "qemu", choice: Choice::Closure("-backports", &["qemu-system-x86"]) };
+/// QEMU with nested SVM that does not corrupt memory: 10 or newer. And zstd, to unpack a kernel for QEMU's PVH entry.
+pub const QEMU: Set =
+    Set { name: "qemu", choice: Choice::Closure("-backports", &["qemu-system-x86", "zstd"]) };
 /// The userland of L1 and of guests, and the XenStore clients nobody here wrote.
-pub const USERLAND: Set = Set { name: "userland", choice: Choice::Closure("", &["busybox-static", "xenstore-utils"]) };
+pub const USERLAND: Set =
+    Set { name: "userland", choice: Choice::Closure("", &["busybox-static", "xenstore-utils"]) };
 
 /// Debian's kernels by the names the lab calls them.
 pub const KERNELS: [(&str, Set); 4] = [
-    ("6.12-cloud", Set { name: "linux-6.12-cloud", choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-cloud-amd64$") }),
-    ("6.12-full", Set { name: "linux-6.12-full", choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-amd64$") }),
-    ("6.1-cloud", Set { name: "linux-6.1-cloud", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$") }),
-    ("6.1-full", Set { name: "linux-6.1-full", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-amd64$") }),
+    (
+        "6.12-cloud",
+        Set {
+            name: "linux-6.12-cloud",
+            choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-cloud-amd64$"),
+        },
+    ),
+    (
+        "6.12-full",
+        Set {
+            name: "linux-6.12-full",
+            choice: Choice::Newest(r"^linux-image-6\.12\.[0-9]+\+deb12(\.[0-9]+)?-amd64$"),
+        },
+    ),
+    (
+        "6.1-cloud",
+        Set { name: "linux-6.1-cloud", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$") },
+    ),
+    (
+        "6.1-full",
+        Set { name: "linux-6.1-full", choice: Choice::Newest(r"^linux-image-6\.1\.0-[0-9]+-amd64$") },
+    ),
 ];
 
 impl Set {

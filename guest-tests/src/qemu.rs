@@ -2,16 +2,19 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cache::Cache;
+use crate::cpio::Archive;
 use crate::packages::QEMU;
 
 /// Where Debian's packages keep libraries, relative to their root.
-const LIBRARIES: [&str; 3] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
+const LIBRARIES: [&str; 3] =
+    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
 /// The machine under L1. A virtual GIF corrupts the memory of nested guests; without nested paging nothing boots.
@@ -26,11 +29,16 @@ const LEAST_MIB: u64 = 2048;
 const HOST_MIB: u64 = 1536;
 
 /// The command that starts L1's machine from `kernel` and `image`; channels are still to be added.
-pub fn machine(cache: &Cache, kernel: &Path, image: &Path, command_line: &str, memory_mib: u64) -> Result<Command> {
+pub fn machine(
+    cache: &Cache,
+    kernel: &Path,
+    image: &Path,
+    command_line: &str,
+    memory_mib: u64,
+) -> Result<Command> {
     let root = QEMU.get(cache)?;
-    let mut command = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
-    command.arg("--library-path").arg(env::join_paths(LIBRARIES.map(|l| root.join(l)))?);
-    command.arg(root.join("usr/bin/qemu-system-x86_64")).env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
+    let mut command = program(&root, "qemu-system-x86_64")?;
+    command.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
     for folder in FIRMWARE.map(|f| root.join(f)).into_iter().filter(|f| f.is_dir()) {
         command.arg("-L").arg(folder);
     }
@@ -39,13 +47,72 @@ pub fn machine(cache: &Cache, kernel: &Path, image: &Path, command_line: &str, m
     Ok(command)
 }
 
+/// A program of the set, started by the set's own loader with the set's own libraries.
+fn program(root: &Path, name: &str) -> Result<Command> {
+    let mut command = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(env::join_paths(LIBRARIES.map(|l| root.join(l)))?);
+    command.arg(root.join("usr/bin").join(name));
+    Ok(command)
+}
+
+/// The ELF kernel inside a bzImage with a zstd payload, for QEMU's PVH entry, which takes nothing else.
+///
+/// The setup header gives the payload's place (Documentation/arch/x86/boot.rst: `setup_sects` at 0x1f1, `payload_offset` at 0x248,
+/// `payload_length` at 0x24c); its last four bytes are the unpacked size and no part of the stream.
+pub fn unpack_kernel(cache: &Cache, image: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(image)?;
+    let word = |at: usize| {
+        bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(|b| u32::from_le_bytes(b) as usize)
+    };
+    let payload = || {
+        let start = (usize::from(*bytes.get(0x1f1)?) + 1) * 512 + word(0x248)?;
+        bytes.get(start..(start + word(0x24c)?).checked_sub(4)?)
+    };
+    let packed = to.with_extension("zst");
+    fs::write(&packed, payload().with_context(|| format!("{} is no bzImage", image.display()))?)?;
+    let mut zstd = program(&QEMU.get(cache)?, "zstd")?;
+    crate::apt::run(zstd.args(["-q", "-d", "-f", "-o"]).arg(to).arg(&packed))?;
+    Ok(())
+}
+
+/// Puts QEMU itself into an image, below `peer/`, as `/usr/bin/qemu-system-x86_64`: its own Xen emulation is what ours is measured against.
+pub fn add_peer<W: Write>(image: &mut Archive<W>, cache: &Cache) -> Result<()> {
+    let root = QEMU.get(cache)?;
+    image.copy("peer/usr/bin/qemu-system-x86_64", &root.join("usr/bin/qemu-system-x86_64"))?;
+    for folder in LIBRARIES.iter().chain(&FIRMWARE) {
+        let Ok(entries) = fs::read_dir(root.join(folder)) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_file() {
+                image.copy(
+                    &format!("peer/{folder}/{}", path.file_name().unwrap_or_default().to_string_lossy()),
+                    &path,
+                )?;
+            }
+        }
+    }
+    let firmware = FIRMWARE.map(|f| format!("-L /peer/{f}")).join(" ");
+    let libraries = LIBRARIES.map(|l| format!("/peer/{l}")).join(":");
+    let start = format!(
+        "#!/bin/sh\nexec /peer/{0}/ld-linux-x86-64.so.2 --library-path {libraries} /peer/usr/bin/qemu-system-x86_64 {firmware} \"$@\"\n",
+        LIBRARIES[0]
+    );
+    Ok(image.file("usr/bin/qemu-system-x86_64", 0o755, start.as_bytes())?)
+}
+
 /// The memory of L1 when the user names none: 8 GiB, less on a smaller host.
 pub fn default_memory_mib() -> Result<u64> {
     let path = PathBuf::from("/proc/meminfo");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let available = text.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let available = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let mib = available.context("no MemAvailable in /proc/meminfo")? / 1024;
     let free = mib.saturating_sub(HOST_MIB);
-    ensure!(free >= LEAST_MIB, "the lab needs {} MiB of free memory, this machine has {mib}", LEAST_MIB + HOST_MIB);
+    ensure!(
+        free >= LEAST_MIB,
+        "the lab needs {} MiB of free memory, this machine has {mib}",
+        LEAST_MIB + HOST_MIB
+    );
     Ok(free.min(MEMORY_MIB))
 }

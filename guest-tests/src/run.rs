@@ -70,7 +70,8 @@ pub enum Event {
 
 /// Boots L1 once and runs the job, handing every event to `sink`.
 pub fn once(cache: &Cache, job: &Job, sink: &mut dyn FnMut(Event)) -> Result<End> {
-    let folder = tempfile::Builder::new().prefix("xlr-lab-").tempdir().context("no folder for the run's sockets")?;
+    let folder =
+        tempfile::Builder::new().prefix("xlr-lab-").tempdir().context("no folder for the run's sockets")?;
     fs::create_dir_all(&job.out).with_context(|| format!("cannot make {}", job.out.display()))?;
     let image = folder.path().join("initramfs");
     write_image(cache, &job.kernel, &job.contents, &image)?;
@@ -80,7 +81,12 @@ pub fn once(cache: &Cache, job: &Job, sink: &mut dyn FnMut(Event)) -> Result<End
     drop(events);
     let complaint = folder.path().join("qemu.err");
     let stdio = || if job.interactive { Stdio::inherit() } else { Stdio::null() };
-    let child = command.stdin(stdio()).stdout(stdio()).stderr(File::create(&complaint)?).spawn().context("cannot start QEMU")?;
+    let child = command
+        .stdin(stdio())
+        .stdout(stdio())
+        .stderr(File::create(&complaint)?)
+        .spawn()
+        .context("cannot start QEMU")?;
     let mut machine = Machine(child);
     let limit = (!job.interactive).then(|| Duration::from_secs(job.limit));
     let end = follow(&receiver, limit, sink);
@@ -130,7 +136,8 @@ fn add_channels(command: &mut Command, job: &Job, folder: &Path, events: &Sender
     }
     for (name, read) in [("ctl", read_lines as Reader), ("out", read_out), ("err", read_err)] {
         let path = folder.join(name);
-        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         let events = events.clone();
         thread::spawn(move || listener.accept().map(|(stream, _)| read(stream, &events)));
         command.args(["-chardev", &format!("socket,id={name},path={}", path.display())]);
@@ -201,7 +208,9 @@ fn follow(receiver: &Receiver<Event>, limit: Option<Duration>, sink: &mut dyn Fn
         if end.is_none() && heard.elapsed() > SILENCE {
             return End::Died(format!("no heartbeat for {} s", SILENCE.as_secs()));
         }
-        if (end.is_some() && heard.elapsed() > FAREWELL) || (end.is_none() && limit.is_some_and(|l| start.elapsed() > l + 2 * SILENCE)) {
+        if (end.is_some() && heard.elapsed() > FAREWELL)
+            || (end.is_none() && limit.is_some_and(|l| start.elapsed() > l + 2 * SILENCE))
+        {
             break;
         }
     }
@@ -221,7 +230,9 @@ fn explain(reason: &str, log: &Path, complaint: &Path) -> String {
     let panic = log.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign)));
     match (panic, complaint.trim()) {
         (Some(line), _) => line.trim().to_owned(),
-        (None, "") => format!("{reason}; its log ends with: {}", log.lines().last().unwrap_or("nothing at all").trim()),
+        (None, "") => {
+            format!("{reason}; its log ends with: {}", log.lines().last().unwrap_or("nothing at all").trim())
+        }
         (None, complaint) => format!("{reason}; QEMU says: {complaint}"),
     }
 }

@@ -51,6 +51,9 @@ pub struct Options {
     /// Debian kernels below /guest: 6.12-cloud, 6.12-full, 6.1-cloud, 6.1-full
     #[arg(long, value_delimiter = ',', default_value = "6.12-cloud,6.1-cloud")]
     guests: Vec<String>,
+    /// QEMU in L1 too (qemu-system-x86_64), whose Xen emulation ours is compared with
+    #[arg(long)]
+    peer: bool,
     /// Debug builds of our programs
     #[arg(long)]
     debug: bool,
@@ -83,7 +86,10 @@ pub fn run(run: &Run) -> Result<u8> {
     let cache = Cache::open()?;
     let mut contents = run.options.contents(&cache)?;
     contents.files.push(("lab/script".to_owned(), run.script.clone()));
-    contents.start = format!("exec /lab/script {} 9>&-\n", run.args.iter().map(|a| quote(a)).collect::<Vec<_>>().join(" "));
+    contents.start = format!(
+        "exec /lab/script {} 9>&-\n",
+        run.args.iter().map(|a| quote(a)).collect::<Vec<_>>().join(" ")
+    );
     contents.settings = format!("limit={} interactive=\n", run.timeout);
     let job = run.options.job(&cache, contents, run.timeout, false)?;
     status(with_retry(&cache, &job, &mut print)?, run.timeout)
@@ -105,7 +111,7 @@ impl Options {
         let built = binaries::build(&names(&self.build), self.debug)?;
         let guests = Guests::new(cache, &names(&self.guests), built.micro)?;
         let files = self.with.iter().map(|w| extra_file(w)).collect::<Result<_>>()?;
-        Ok(Contents { programs: built.programs, guests, files, ..Contents::default() })
+        Ok(Contents { programs: built.programs, guests, files, peer: self.peer, ..Contents::default() })
     }
 
     fn job(&self, cache: &Cache, contents: Contents, limit: u64, interactive: bool) -> Result<Job> {
@@ -128,13 +134,16 @@ fn names(list: &[String]) -> Vec<&str> {
 fn extra_file(with: &str) -> Result<(String, PathBuf)> {
     let (file, name) = match with.split_once('=') {
         Some((file, name)) => (Path::new(file), name.to_owned()),
-        None => (Path::new(with), Path::new(with).file_name().unwrap_or_default().to_string_lossy().into_owned()),
+        None => {
+            (Path::new(with), Path::new(with).file_name().unwrap_or_default().to_string_lossy().into_owned())
+        }
     };
     ensure!(file.is_file(), "no file {} to hand in", file.display());
     Ok((format!("lab/{name}"), file.to_owned()))
 }
 
-fn print(event: Event) {
+/// Script output as it comes, other lines of the run beside it.
+pub fn print(event: Event) {
     // A reader of ours that has gone away is no reason to stop the run.
     let _ = match event {
         Event::Out(bytes) => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),
@@ -143,14 +152,17 @@ fn print(event: Event) {
     };
 }
 
-fn status(end: End, limit: u64) -> Result<u8> {
+/// What a run's end means for our own exit status.
+pub fn status(end: End, limit: u64) -> Result<u8> {
     match end {
         End::Exit(status) => Ok(u8::try_from(status).unwrap_or(u8::MAX)),
         End::Timeout => {
             eprintln!("lab: the script did not end in {limit} s and was killed");
             Ok(124)
         }
-        End::Died(reason) => Err(anyhow::anyhow!(reason)).context("L1 died, which says nothing about the script"),
+        End::Died(reason) => {
+            Err(anyhow::anyhow!(reason)).context("L1 died, which says nothing about the script")
+        }
     }
 }
 

@@ -39,5 +39,8 @@ pub fn watch_download(command: &mut Command, folder: &Path, total: u64) -> Resul
 
 fn bytes_below(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    entries.flatten().map(|e| e.metadata().map_or(0, |m| if m.is_dir() { bytes_below(&e.path()) } else { m.len() })).sum()
+    entries
+        .flatten()
+        .map(|e| e.metadata().map_or(0, |m| if m.is_dir() { bytes_below(&e.path()) } else { m.len() }))
+        .sum()
 }

@@ -70,7 +70,8 @@ struct Tally {
 
 /// Runs what was asked for; status 1 if anything failed.
 pub fn run(suite: &Suite) -> Result<u8> {
-    let chosen = |name: &str| suite.filter.is_empty() || suite.filter.iter().any(|f| name.contains(f.as_str()));
+    let chosen =
+        |name: &str| suite.filter.is_empty() || suite.filter.iter().any(|f| name.contains(f.as_str()));
     if suite.list {
         TESTS.iter().filter(|t| chosen(t.name)).for_each(|t| println!("{}", t.name));
         return Ok(0);
@@ -82,7 +83,11 @@ pub fn run(suite: &Suite) -> Result<u8> {
     let cache = Cache::open()?;
     let built = binaries::build(&binaries::ALL, suite.debug)?;
     let cases: Vec<Case> = cases(&built.micro).into_iter().filter(|case| chosen(&case.name)).collect();
-    ensure!(!cases.is_empty() || suite.filter.is_empty(), "no test is named like {}; see --list", suite.filter.join(" or "));
+    ensure!(
+        !cases.is_empty() || suite.filter.is_empty(),
+        "no test is named like {}; see --list",
+        suite.filter.join(" or ")
+    );
     let out = binaries::target_folder().join("lab/test");
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot clear {}", out.display()))?;
@@ -92,7 +97,10 @@ pub fn run(suite: &Suite) -> Result<u8> {
     for (host, cases) in [(Host::WithXen, with_xen), (Host::Plain, plain)] {
         on_host(&cache, &built, host, cases.into(), &out, &mut tally)?;
     }
-    println!("{} passed, {} failed, {} skipped; L1 died {} times", tally.passed, tally.failed, tally.skipped, tally.l1_deaths);
+    println!(
+        "{} passed, {} failed, {} skipped; L1 died {} times",
+        tally.passed, tally.failed, tally.skipped, tally.l1_deaths
+    );
     Ok(u8::from(tally.failed > 0))
 }
 
@@ -100,14 +108,26 @@ pub fn run(suite: &Suite) -> Result<u8> {
 fn cases(micro: &[PathBuf]) -> Vec<Case> {
     let kernels = micro.iter().filter_map(|path| path.file_name()).map(|name| {
         let name = name.to_string_lossy();
-        Case { name: format!("micro-{name}"), host: Host::WithXen, words: words("micro.sh", &[&name]), limit: 60, deaths: 0 }
+        Case {
+            name: format!("micro-{name}"),
+            host: Host::WithXen,
+            words: words("micro.sh", &[&name]),
+            limit: 60,
+            deaths: 0,
+        }
     });
     kernels.chain(TESTS.iter().map(Case::from)).collect()
 }
 
 impl From<&Test> for Case {
     fn from(test: &Test) -> Self {
-        Self { name: test.name.to_owned(), host: test.host, words: words(test.script, test.args), limit: test.limit, deaths: 0 }
+        Self {
+            name: test.name.to_owned(),
+            host: test.host,
+            words: words(test.script, test.args),
+            limit: test.limit,
+            deaths: 0,
+        }
     }
 }
 
@@ -126,7 +146,14 @@ fn unit_tests() -> Verdict {
 }
 
 /// Runs the cases in L1 boot after boot until none is left.
-fn on_host(cache: &Cache, built: &Built, host: Host, mut left: VecDeque<Case>, out: &Path, tally: &mut Tally) -> Result<()> {
+fn on_host(
+    cache: &Cache,
+    built: &Built,
+    host: Host,
+    mut left: VecDeque<Case>,
+    out: &Path,
+    tally: &mut Tally,
+) -> Result<()> {
     let mut boot = 0;
     while !left.is_empty() {
         boot += 1;
@@ -165,14 +192,17 @@ fn give_up_or_retry(end: &End, left: &mut VecDeque<Case>, tally: &mut Tally) {
             tally.count(&case.name, &Verdict::Fail(format!("L1 died in it twice: {reason}")));
         }
         End::Timeout => tally.count(&case.name, &Verdict::Fail("the whole run took too long".to_owned())),
-        End::Exit(status) => tally.count(&case.name, &Verdict::Fail(format!("the runner ended early with status {status}"))),
+        End::Exit(status) => {
+            tally.count(&case.name, &Verdict::Fail(format!("the runner ended early with status {status}")))
+        }
     }
     left.pop_front();
 }
 
 fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: PathBuf) -> Result<Job> {
     let used = |name: &str| cases.iter().any(|case| case.words.iter().any(|word| word == name));
-    let linux: Vec<&str> = KERNELS.iter().map(|(name, _)| *name).filter(|name| *name == "6.12-cloud" || used(name)).collect();
+    let linux: Vec<&str> =
+        KERNELS.iter().map(|(name, _)| *name).filter(|name| *name == "6.12-cloud" || used(name)).collect();
     let mut start = String::new();
     for case in cases {
         let words: Vec<String> = case.words.iter().map(|word| quote(word)).collect();
@@ -187,6 +217,7 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
             files: scripts()?,
             settings: format!("limit={limit} interactive=\n"),
             start,
+            peer: false,
         },
         memory_mib: default_memory_mib()?,
         limit,
@@ -199,7 +230,9 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
 fn scripts() -> Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     for (from, to) in [(FOLDER, "lab/tests"), ("examples", "lab/examples")] {
-        for entry in fs::read_dir(binaries::workspace().join(from)).with_context(|| format!("no folder {from}"))? {
+        for entry in
+            fs::read_dir(binaries::workspace().join(from)).with_context(|| format!("no folder {from}"))?
+        {
             let entry = entry?;
             files.push((format!("{to}/{}", entry.file_name().to_string_lossy()), entry.path()));
         }
@@ -253,7 +286,13 @@ mod tests {
     use super::*;
 
     fn left(names: &[&str]) -> VecDeque<Case> {
-        let case = |name: &&str| Case { name: (*name).to_owned(), host: Host::WithXen, words: Vec::new(), limit: 1, deaths: 0 };
+        let case = |name: &&str| Case {
+            name: (*name).to_owned(),
+            host: Host::WithXen,
+            words: Vec::new(),
+            limit: 1,
+            deaths: 0,
+        };
         names.iter().map(case).collect()
     }
 

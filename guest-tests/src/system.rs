@@ -42,7 +42,9 @@ fn needed_libraries(userland: &Path) -> Result<Vec<PathBuf>> {
     let mut libraries = Vec::new();
     for folder in ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"] {
         let files = files_in(&userland.join(folder))?;
-        libraries.extend(files.into_iter().filter(|path| WANTED.iter().any(|wanted| name(path).starts_with(wanted))));
+        libraries.extend(
+            files.into_iter().filter(|path| WANTED.iter().any(|wanted| name(path).starts_with(wanted))),
+        );
     }
     Ok(libraries)
 }

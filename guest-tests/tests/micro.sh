@@ -4,8 +4,8 @@ cat >g.cfg <<EOF
 name = "g"
 type = "pvh"
 kernel = "/guest/micro/$1"
-memory = 32
-vcpus = 1
+memory = 64
+vcpus = 2
 EOF
 boot g
 if grep -q SUCCESS g.log; then exit 0; fi
