@@ -292,7 +292,7 @@ mod tests {
         tree.remove(&path("/a"));
         tree.create(&path("/a"), Perms::private(), b"").unwrap();
         assert_eq!(tree.root().listing(), b"b\0c10\0c2\0a\0");
-        assert_eq!(tree.root().listing_len(), 10);
+        assert_eq!(tree.root().listing_len(), 11);
     }
 
     proptest! {

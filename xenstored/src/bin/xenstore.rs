@@ -1,2 +1,0 @@
-//! The store tool.
-fn main() {}

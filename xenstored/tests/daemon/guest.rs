@@ -1,0 +1,178 @@
+//! A guest's end of a ring, as a domain's process and its kernel have it.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use xenstored::client::RingFds;
+use xenstored::wire::{HEADER_LEN, split};
+
+const REQ_CONS: u64 = 2048;
+const REQ_PROD: u64 = 2052;
+const RSP_CONS: u64 = 2056;
+const RSP_PROD: u64 = 2060;
+const CONNECTION: u64 = 2068;
+const ERROR: u64 = 2072;
+const WATCH_EVENT: u32 = 15;
+
+pub struct Guest {
+    page: File,
+    kick: EventFd,
+    notify: EventFd,
+    stores_end: UnixStream,
+    lifeline: UnixStream,
+    input: Vec<u8>,
+    events: Vec<Vec<u8>>,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        Self::with_page(4096)
+    }
+
+    pub fn with_page(len: u64) -> Self {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let page = File::from(memfd_create(c"xenstore ring", flags).unwrap());
+        page.set_len(len).unwrap();
+        let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let (lifeline, stores_end) = UnixStream::pair().unwrap();
+        let (kick, notify) = (eventfd(), eventfd());
+        let guest = Self { page, kick, notify, stores_end, lifeline, input: Vec::new(), events: Vec::new() };
+        if len >= 4096 {
+            // A guest may see this until the store has come.
+            guest.set_word(CONNECTION, 1);
+        }
+        guest
+    }
+
+    pub fn fds(&self) -> RingFds<'_> {
+        RingFds {
+            page: self.page.as_fd(),
+            kick: self.kick.as_fd(),
+            notify: self.notify.as_fd(),
+            lifeline: Some(self.stores_end.as_fd()),
+        }
+    }
+
+    pub fn word(&self, at: u64) -> u32 {
+        let mut word = [0; 4];
+        self.page.read_exact_at(&mut word, at).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    pub fn set_word(&self, at: u64, value: u32) {
+        self.page.write_all_at(&value.to_le_bytes(), at).unwrap();
+    }
+
+    pub fn set_index(&mut self, index: u32) {
+        for at in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
+            self.set_word(at, index);
+        }
+    }
+
+    pub fn connection(&self) -> u32 {
+        self.word(CONNECTION)
+    }
+
+    pub fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    pub fn shut_down(&mut self) {
+        self.lifeline.write_all(b"s").unwrap();
+    }
+
+    pub fn wait_for_error(&self) -> u32 {
+        while self.word(ERROR) == 0 {
+            self.wait();
+        }
+        self.word(ERROR)
+    }
+
+    pub fn reconnect(&mut self) {
+        self.set_word(CONNECTION, 1);
+        self.kick();
+        while self.connection() != 0 {
+            self.wait();
+        }
+        self.input.clear();
+    }
+
+    pub fn send(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let prod = self.word(REQ_PROD);
+            let room = 1024 - prod.wrapping_sub(self.word(REQ_CONS)) as usize;
+            let (now, rest) = bytes.split_at(room.min(bytes.len()));
+            for (n, byte) in now.iter().enumerate() {
+                let at = prod.wrapping_add(u32::try_from(n).unwrap()) % 1024;
+                self.page.write_all_at(&[*byte], at.into()).unwrap();
+            }
+            self.set_word(REQ_PROD, prod.wrapping_add(u32::try_from(now.len()).unwrap()));
+            self.kick();
+            bytes = rest;
+            if now.is_empty() {
+                self.wait();
+            }
+        }
+    }
+
+    /// Sends a request and answers type and payload of the reply.
+    pub fn request(&mut self, kind: u32, payload: &[u8]) -> (u32, Vec<u8>) {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header: Vec<u8> = [kind, 7, 0, len].iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.send(&[&header, payload].concat());
+        loop {
+            let (kind, payload) = self.message();
+            if kind != WATCH_EVENT {
+                return (kind, payload);
+            }
+            self.events.push(payload);
+        }
+    }
+
+    pub fn event(&mut self) -> Vec<u8> {
+        if !self.events.is_empty() {
+            return self.events.remove(0);
+        }
+        let (kind, payload) = self.message();
+        assert_eq!(kind, WATCH_EVENT);
+        payload
+    }
+
+    fn message(&mut self) -> (u32, Vec<u8>) {
+        loop {
+            if let Some((header, payload)) = split(&self.input).unwrap() {
+                let message = (header.kind.0, payload.to_vec());
+                self.input.drain(..HEADER_LEN + message.1.len());
+                return message;
+            }
+            let (prod, cons) = (self.word(RSP_PROD), self.word(RSP_CONS));
+            let count = prod.wrapping_sub(cons);
+            assert!(count <= 1024);
+            for n in 0..count {
+                let mut byte = [0];
+                let at = 1024 + cons.wrapping_add(n) % 1024;
+                self.page.read_exact_at(&mut byte, at.into()).unwrap();
+                self.input.push(byte[0]);
+            }
+            self.set_word(RSP_CONS, prod);
+            if count > 0 {
+                self.kick();
+            } else {
+                self.wait();
+            }
+        }
+    }
+
+    /// Until the store notifies.
+    fn wait(&self) {
+        let mut fds = [PollFd::new(self.notify.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(60_000u16)), Ok(1), "the store is silent");
+        self.notify.read().unwrap();
+    }
+}

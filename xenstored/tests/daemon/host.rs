@@ -1,0 +1,81 @@
+//! A daemon in a folder of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use xenstored::client::Client;
+
+pub struct Daemon {
+    folder: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = spawn(&folder);
+        Self { folder, child }
+    }
+
+    pub fn restart(&mut self) {
+        self.child = spawn(&self.folder);
+    }
+
+    pub fn command(&self) -> Command {
+        command(&self.folder)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.folder.path().join("pid")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn client(&self) -> Client {
+        let mut client = Client::connect(self.socket()).unwrap();
+        client.set_timeout(crate::LONG);
+        client
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(folder: &TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
+    command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", folder.path());
+    command.args(["-N", "--log", "error", "--ready-fd", "1", "-F"]).arg(folder.path().join("pid"));
+    command
+}
+
+fn spawn(folder: &TempDir) -> Child {
+    let mut child = command(folder).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    child
+}

@@ -1,0 +1,206 @@
+//! The daemon as a process: its socket, a guest's ring, and the tools.
+#![expect(clippy::unwrap_used, reason = "a panic is the verdict of a test")]
+
+mod guest;
+mod host;
+mod tools;
+
+use std::time::Duration;
+
+use xenstored::client::{Client, Error};
+use xenstored::perms::Perm;
+use xenstored::wire::Errno;
+
+use guest::Guest;
+use host::Daemon;
+
+/// Long enough for any machine; nothing is measured.
+const LONG: Option<Duration> = Some(Duration::from_secs(60));
+
+fn event(client: &mut Client) -> (String, String) {
+    let event = client.next_event(LONG).unwrap().expect("an event");
+    (event.path, event.token)
+}
+
+#[test]
+fn one_daemon_per_path_and_nothing_left_behind() {
+    let mut daemon = Daemon::start();
+    let second = daemon.command().output().unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(text.contains("another xenstored serves it"), "{text}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&daemon.socket().metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(std::fs::read_to_string(daemon.pid_file()).unwrap().trim(), daemon.pid().to_string());
+    assert!(daemon.terminate().success());
+    assert!(!daemon.socket().exists() && !daemon.pid_file().exists());
+}
+
+#[test]
+fn a_dead_daemons_socket_is_replaced() {
+    let mut daemon = Daemon::start();
+    daemon.kill();
+    assert!(daemon.socket().exists());
+    daemon.restart();
+    daemon.client().write("/a", "1").unwrap();
+}
+
+#[test]
+fn clients_read_write_watch_and_commit() {
+    let daemon = Daemon::start();
+    let (mut one, mut two) = (daemon.client(), daemon.client());
+    two.watch("/a", "token").unwrap();
+    assert_eq!(event(&mut two), ("/a".into(), "token".into()));
+    one.write("/a/b", b"\0\xff").unwrap();
+    assert_eq!(event(&mut two), ("/a/b".into(), "token".into()));
+    assert_eq!(two.read("/a/b").unwrap(), b"\0\xff");
+    assert_eq!(two.read_opt("/nope").unwrap(), None);
+    let perms: Vec<Perm> = vec!["r0".parse().unwrap(), "b7".parse().unwrap()];
+    one.set_perms("/a/b", &perms).unwrap();
+    assert_eq!(one.get_perms("/a/b").unwrap(), perms);
+
+    let mut runs = 0;
+    let before = one.transaction(|tx| {
+        let before = tx.read_string("/a")?;
+        runs += 1;
+        if runs == 1 {
+            two.write("/a", "other")?;
+        }
+        tx.write("/a", "mine")?;
+        Ok::<_, Error>(before)
+    });
+    assert_eq!((before.unwrap().as_str(), runs), ("other", 2));
+    assert_eq!(two.read("/a").unwrap(), b"mine");
+    let failed = one.transaction(|tx| tx.write("/a", "lost").and_then(|()| tx.read("/nope")));
+    assert_eq!(failed.unwrap_err().errno(), Some(Errno::ENOENT));
+    assert_eq!(two.read("/a").unwrap(), b"mine");
+    one.rm("/a").unwrap();
+    assert_eq!(one.get_domain_path(7).unwrap(), "/local/domain/7");
+    assert_eq!(one.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
+fn w7_a_big_directory_comes_in_parts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let names: Vec<String> = (0..3000).map(|n| format!("child-{n}")).collect();
+    for name in &names {
+        client.write(&format!("/big/{name}"), "").unwrap();
+    }
+    assert_eq!(client.directory("/big").unwrap(), names);
+}
+
+#[test]
+fn many_clients_are_served_and_a_deaf_one_harms_nobody() {
+    let daemon = Daemon::start();
+    let mut deaf = daemon.client();
+    deaf.watch("/", "deaf").unwrap();
+    let mut clients: Vec<Client> = (0..500).map(|_| daemon.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.watch("/shared", &n.to_string()).unwrap();
+        client.write(&format!("/own/{n}"), n.to_string()).unwrap();
+        assert_eq!(event(client).1, n.to_string());
+    }
+    clients[0].write("/shared", "x").unwrap();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(event(client), ("/shared".into(), n.to_string()));
+        assert_eq!(client.read_string(&format!("/own/{n}")).unwrap(), n.to_string());
+    }
+}
+
+#[test]
+fn a_guest_is_served_from_its_ring_until_it_dies() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@introduceDomain", "in").unwrap();
+    host.watch("@releaseDomain", "out").unwrap();
+    assert_eq!((event(&mut host).1, event(&mut host).1), ("in".into(), "out".into()));
+    // As a toolstack does it: the home first, for the domain to be.
+    host.mkdir("/local/domain/5").unwrap();
+    host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+    assert!(!host.is_introduced(5).unwrap());
+    let mut guest = Guest::new();
+    guest.set_index(0xffff_fff0);
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    assert!(host.is_introduced(5).unwrap());
+    assert_eq!(event(&mut host).1, "in");
+    assert_eq!(guest.connection(), 0);
+
+    assert_eq!(guest.request(11, b"device/x\0value"), (11, b"OK\0".to_vec()));
+    assert_eq!(host.read("/local/domain/5/device/x").unwrap(), b"value");
+    assert_eq!(guest.request(2, b"/tool\0"), (16, b"EACCES\0".to_vec()));
+    assert_eq!(guest.request(8, b"6\x001\x001\0"), (16, b"EACCES\0".to_vec()));
+    assert_eq!(guest.request(4, b"device\0t\0"), (4, b"OK\0".to_vec()));
+    assert_eq!(guest.event(), b"device\0t\0");
+    host.write("/local/domain/5/device/y", "1").unwrap();
+    assert_eq!(guest.event(), b"device/y\0t\0");
+    // R3: larger than the ring, both ways.
+    let big = [b"device/big\0".to_vec(), vec![b'v'; 1900]].concat();
+    assert_eq!(guest.request(11, &big).0, 11);
+    assert_eq!(guest.event(), b"device/big\0t\0");
+    assert_eq!(guest.request(2, b"device/big\0"), (2, vec![b'v'; 1900]));
+
+    guest.shut_down();
+    assert_eq!(event(&mut host), ("@releaseDomain".into(), "out".into()));
+    guest.shut_down();
+    host.resume(5).unwrap();
+    guest.shut_down();
+    assert_eq!(event(&mut host).1, "out");
+    assert!(host.is_introduced(5).unwrap());
+    drop(guest);
+    assert_eq!(event(&mut host).1, "out");
+    assert!(!host.is_introduced(5).unwrap());
+    assert_eq!(host.read_opt("/local/domain/5").unwrap(), None);
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
+fn introduce_refuses_what_is_no_ring() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let good = Guest::new();
+    let refused = |host: &mut Client, fds| {
+        assert_eq!(host.introduce(5, 1, 2, fds).unwrap_err().errno(), Some(Errno::EINVAL));
+    };
+    let short = Guest::with_page(4095);
+    refused(&mut host, short.fds());
+    let fds = good.fds();
+    refused(&mut host, xenstored::client::RingFds { page: fds.kick, ..fds });
+    refused(&mut host, xenstored::client::RingFds { kick: fds.page, ..fds });
+    refused(&mut host, xenstored::client::RingFds { notify: fds.page, ..fds });
+    let bare = host.request(xenstored::wire::MsgType::INTRODUCE, "5", &[b"5\x001\x002\0"], &[]);
+    assert_eq!(bare.unwrap_err().errno(), Some(Errno::EINVAL));
+    assert_eq!(host.introduce(0, 1, 2, fds).unwrap_err().errno(), Some(Errno::EINVAL));
+    assert_eq!(host.introduce(5, 1, 0, fds).unwrap_err().errno(), Some(Errno::EINVAL));
+    host.introduce(5, 1, 2, fds).unwrap();
+}
+
+#[test]
+fn r2_w2_a_hostile_ring_is_ignored_until_it_begins_anew() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@releaseDomain", "out").unwrap();
+    event(&mut host);
+    let mut guest = Guest::new();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    guest.set_word(2052, 5000);
+    guest.kick();
+    assert_eq!(guest.wait_for_error(), 2);
+    assert!(host.is_introduced(5).unwrap());
+    // R5: it asks to reconnect.
+    guest.reconnect();
+    assert_eq!(guest.request(2, b"/nope\0").0, 16);
+    guest.send(&[&2u32.to_le_bytes()[..], &[0; 8], &5000u32.to_le_bytes()].concat());
+    assert_eq!(guest.wait_for_error(), 3);
+    // Introduced again it is served again, with a page of its own.
+    let mut again = Guest::new();
+    again.set_index(77);
+    host.introduce(5, 1, 3, again.fds()).unwrap();
+    assert_eq!(again.request(2, b"/nope\0").0, 16);
+    // The life line of the first introduction is not this domain's any more.
+    drop(guest);
+    assert!(host.is_introduced(5).unwrap());
+    host.release(5).unwrap();
+    assert_eq!(event(&mut host).1, "out");
+    assert_eq!(host.release(5).unwrap_err().errno(), Some(Errno::ENOENT));
+}
