@@ -122,6 +122,7 @@ const LIST_OPTIONS: &[Opt] = &[
 const CONSOLE_OPTIONS: &[Opt] = &[
     value('t', "t", "TYPE", "Console type: pv."),
     value('n', "n", "NUMBER", "Console number: 0 is the only one."),
+    value('e', "e", "CHAR", "Leave by this key instead of ^]."),
 ];
 
 /// Every command, in the order of the help.

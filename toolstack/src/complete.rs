@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(propose("shutdown web w"), "", "one domain only");
         assert_eq!(propose("list web d"), "db");
         assert_eq!(propose("trigger web p"), "power");
-        assert_eq!(propose("console -"), "-t -n");
+        assert_eq!(propose("console -"), "-t -n -e");
         assert_eq!(propose("create gue"), "", "files are the shell's");
         assert_eq!(propose("completion "), "bash zsh fish");
     }

@@ -6,6 +6,7 @@ use crate::store;
 use anyhow::{Context, Result};
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_emu_api::config::{DomainConfig, Launch};
 use xen_emu_api::control::{Connection, Reply, Request, Status};
@@ -13,6 +14,11 @@ use xen_emu_api::run_dir::RunDir;
 
 /// Xen's SHUTDOWN_crash (public/sched.h).
 pub const CRASH: u32 = 3;
+
+/// From its directory to its process at the longest: a crash loop waits a minute before the next life.
+const BIRTH: Duration = Duration::from_secs(120);
+/// From making the lock file to holding it.
+const GRASP: Duration = Duration::from_secs(1);
 
 /// One domain.
 #[derive(Debug)]
@@ -180,7 +186,7 @@ fn probe(dir: &RunDir) -> Probe {
     let reply = Connection::open(&dir.control()).and_then(|mut c| c.ask(&Request::Status));
     match reply {
         Ok(Reply::Status(status)) => Probe::Living(status),
-        _ if !dir.is_alive() => Probe::Dead,
+        _ if !unborn(dir) && !dir.is_alive() => Probe::Dead,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             tell!("domain '{}' (id {}): its process does not answer", assumed(dir, None).name, dir.domid);
             Probe::Living(Box::new(assumed(dir, None)))
@@ -188,6 +194,17 @@ fn probe(dir: &RunDir) -> Probe {
         // It is being built, or on its way out.
         _ => Probe::Living(Box::new(assumed(dir, None))),
     }
+}
+
+/// No process holds the directory yet, but one is on its way: at a restart the old one becomes it. A lock file that
+/// has just been made is not tried, since that would keep its process from taking it.
+fn unborn(dir: &RunDir) -> bool {
+    let younger = |path: &Path, limit: Duration| {
+        let made = fs::metadata(path).and_then(|meta| meta.modified());
+        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < limit))
+    };
+    let lock = dir.path().join("lock");
+    if lock.exists() { younger(&lock, GRASP) && !dir.control().exists() } else { younger(dir.path(), BIRTH) }
 }
 
 fn launch(dir: &RunDir) -> Result<Launch> {

@@ -1,7 +1,7 @@
 //! `xlr console`: the primary PV console, from the beginning of its log.
 
 use super::first;
-use super::terminal::{self, ESCAPE};
+use super::terminal::{self, ESCAPE, Ended};
 use crate::args::Args;
 use crate::domains::Domain;
 use crate::failure::Failure;
@@ -28,8 +28,12 @@ pub fn run(args: &Args) -> Result<()> {
             .ok_or_else(|| Failure::error(2, "escape character: one letter or ^ and one letter"))?,
         None => ESCAPE,
     };
-    let domain = Host::open()?.find(first(args))?;
-    terminal::attach(connect(&domain)?, escape)?;
+    let host = Host::open()?;
+    let domain = host.find(first(args))?;
+    if terminal::attach(connect(&domain)?, escape)? == Ended::Gone {
+        // Its process may have died: that is said and cleaned up.
+        host.survey()?;
+    }
     Ok(())
 }
 

@@ -156,7 +156,11 @@ fn end(vigil: &mut Vigil, host: &Host, log: bool) -> Result<Option<Vigil>> {
             let action = vigil.action(reason).map_or("none", xen_emu_api::config::Action::name);
             note(format!("Action for shutdown reason code {reason} is {action}"));
         }
-        None => note(format!("Domain {domid} has been destroyed.")),
+        None => {
+            note(format!("Domain {domid} has been destroyed."));
+            // Or its process died: that is said and cleaned up.
+            host.survey()?;
+        }
     }
     let next = vigil.successor(host, reason)?;
     match &next {

@@ -63,7 +63,8 @@ fn long(with_host: bool, domains: &[Domain]) -> Result<()> {
     if with_host {
         all.push(host_config());
     }
-    for domain in domains {
+    // One that has been cleaned up has none any more.
+    for domain in domains.iter().filter(|domain| domain.dir.path().exists()) {
         let config = domain.config()?;
         all.push(json::text(&Entry { domid: domain.dir.domid, config: Config::new(&config) })?);
     }
