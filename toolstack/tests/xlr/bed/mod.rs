@@ -108,7 +108,7 @@ impl Bed {
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bin-{}", std::process::id()));
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bin");
         fs::create_dir_all(&dir).unwrap();
         for name in ["xlr", "xl"] {
             let _ = fs::remove_file(dir.join(name));
