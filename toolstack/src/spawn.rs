@@ -16,7 +16,7 @@ pub fn program(name: &str) -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(name))
 }
 
-/// Start `name` with its output appended to `log`. The daemon makes itself a session of its own.
+/// Start `name` with its output appended to `log`. xen-emu makes itself a session of its own.
 pub fn detached(
     name: &str,
     log: &Path,

@@ -4,6 +4,7 @@ use crate::host::Host;
 use crate::spawn;
 use anyhow::{Context, Result, bail};
 use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen_emu_api::run_dir::RunRoot;
@@ -45,8 +46,11 @@ pub fn ensure(host: &Host) -> Result<Client> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let log = host.root.path().join("xenstored.log");
-    let mut daemon =
-        spawn::detached("xenstored", &log, &[("XENSTORED_PATH", host.xenstored.as_os_str())], |_| {})?;
+    let path = ("XENSTORED_PATH", host.xenstored.as_os_str());
+    // A group of its own: ^C and the end of the terminal are not meant for it.
+    let mut daemon = spawn::detached("xenstored", &log, &[path], |command| {
+        command.process_group(0);
+    })?;
     let limit = Instant::now() + ANSWER;
     loop {
         if let Some(client) = connect(host)? {
