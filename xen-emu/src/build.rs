@@ -19,6 +19,7 @@ use kvm_ioctls::Kvm;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -98,6 +99,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         machine: Mutex::new(Machine::new(config.acpi)),
         slots: Mutex::new(slots),
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
+        vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
         timers: Timers::default(),
         events: Mutex::new(events),
         threads: Mutex::default(),

@@ -1,6 +1,7 @@
 //! The machine as the core's [`Effects`].
 
 use crate::guest::{Guest, lock};
+use crate::kvm::cpuid::apic_id;
 use crate::kvm::mailbox::Ticket;
 use crate::kvm::vcpu::Mail;
 use crate::kvm::{VcpuAttr, XenAccel, ioctl};
@@ -8,6 +9,7 @@ use crate::memory::Place;
 use crate::timers::Timer;
 use crate::vm::VmEvent;
 use kvm_ioctls::VcpuFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use xen_abi::errno::Errno;
 use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, VcpuId};
@@ -71,6 +73,13 @@ impl<'a> Fx<'a> {
     }
 }
 
+/// MSI address of the LAPIC with id 0, physical destination.
+const LAPIC_MSI: u64 = 0xfee0_0000;
+
+fn index(vcpu: VcpuId) -> Option<usize> {
+    usize::try_from(vcpu).ok()
+}
+
 fn logged(what: &str, result: std::io::Result<()>) {
     if let Err(e) = result {
         crate::log::limited!(warn, "{what}: {e}");
@@ -103,6 +112,9 @@ impl Effects for Fx<'_> {
     }
 
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8) {
+        if let Some(known) = index(vcpu).and_then(|vcpu| self.guest.vectors.get(vcpu)) {
+            known.store(vector, Ordering::Release);
+        }
         self.attr(vcpu, VcpuAttr::UpcallVector(vector));
     }
 
@@ -164,8 +176,12 @@ impl Effects for Fx<'_> {
     }
 
     fn upcall(&mut self, vcpu: VcpuId) {
-        // Only for a vCPU whose vcpu_info the kernel does not know yet: it looks at upcall_pending on entry.
-        self.guest.kick(usize::try_from(vcpu).unwrap_or(usize::MAX));
+        let Some(index) = index(vcpu) else { return };
+        match self.guest.vectors.get(index).map(|vector| vector.load(Ordering::Acquire)) {
+            // The global vector: KVM looks at upcall_pending on every entry.
+            None | Some(0) => self.guest.kick(index),
+            Some(vector) => self.guest.msi(LAPIC_MSI | u64::from(apic_id(vcpu)) << 12, vector.into()),
+        }
     }
 
     fn kick(&mut self, backend: Backend) {

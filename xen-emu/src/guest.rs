@@ -15,6 +15,7 @@ use crate::vm::{Vm, VmEvent};
 use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_domain::Domain;
@@ -39,6 +40,8 @@ pub struct Guest {
     pub slots: Mutex<Slots>,
     /// Pausing, stopping, and work for vCPUs.
     pub mailboxes: Mailboxes<Mail>,
+    /// Per-vCPU upcall vectors; 0 = none set.
+    pub vectors: Vec<AtomicU8>,
     /// Timers that the kernel does not run.
     pub timers: Timers,
     /// To the main thread.
@@ -134,8 +137,9 @@ impl Guest {
         }
     }
 
+    /// Send a message-signalled interrupt.
     #[expect(clippy::cast_possible_truncation, reason = "the low and high half")]
-    fn msi(&self, address: u64, data: u32) {
+    pub fn msi(&self, address: u64, data: u32) {
         let msi = kvm_msi {
             address_lo: address as u32,
             address_hi: (address >> 32) as u32,
@@ -197,12 +201,8 @@ impl Vm for Guest {
         match path {
             "exits" => self.exits.describe(),
             "machine" => lock(&self.machine).describe(),
-            "" => [
-                lock(&self.domain).describe(""),
-                self.exits.describe(),
-                lock(&self.machine).describe(),
-            ]
-            .join("\n"),
+            "" => [lock(&self.domain).describe(""), self.exits.describe(), lock(&self.machine).describe()]
+                .join("\n"),
             path => lock(&self.domain).describe(path),
         }
     }

@@ -340,12 +340,7 @@ impl GuestMem for Memory {
     }
 
     fn cas_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<Result<u32, u32>, Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.compare_exchange(
-            old,
-            new,
-            Ordering::SeqCst,
-            Ordering::SeqCst
-        ))
+        atomic!(self, gpa, AtomicU32, 4, |w| w.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst))
     }
 }
 

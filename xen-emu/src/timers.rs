@@ -64,7 +64,8 @@ impl Timers {
                 return None;
             }
             let now = Instant::now();
-            let first = state.armed.iter().min_by_key(|(_, (at, _))| *at).map(|(&t, &(at, every))| (t, at, every));
+            let first =
+                state.armed.iter().min_by_key(|(_, (at, _))| *at).map(|(&t, &(at, every))| (t, at, every));
             match first {
                 Some((timer, at, every)) if at <= now => {
                     if matches!(timer, Timer::Watchdog(_)) {
@@ -91,7 +92,9 @@ pub fn run(guest: &Arc<Guest>) {
     let mut last_time = None;
     while let Some(timer) = guest.timers.next() {
         match timer {
-            Timer::Periodic(vcpu) => guest.with_domain(|domain, cx| domain.raise_virq(Virq::TIMER.0, vcpu, cx)),
+            Timer::Periodic(vcpu) => {
+                guest.with_domain(|domain, cx| domain.raise_virq(Virq::TIMER.0, vcpu, cx))
+            }
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(WATCHDOG)),
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();

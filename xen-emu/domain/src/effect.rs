@@ -78,7 +78,7 @@ pub trait Effects {
     fn latch_long_mode(&mut self, long_mode: bool);
     /// Event delivery for vCPUs without a vector of their own.
     fn set_callback(&mut self, via: CallbackVia);
-    /// HVMOP_set_evtchn_upcall_vector; the vCPU must see a pending upcall at once.
+    /// HVMOP_set_evtchn_upcall_vector. The core calls [`Effects::upcall`] afterwards where one is pending.
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8);
     /// Where this vCPU's vcpu_info lies. Called too when shared_info moves and the vCPU uses its slot there.
     fn set_vcpu_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);

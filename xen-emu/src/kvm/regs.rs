@@ -38,12 +38,7 @@ pub fn pvh_entry(fd: &VcpuFd, entry: u32, start_info: u32) -> io::Result<()> {
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
     sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: 11, s: 0, db: 0, g: 0, ..flat(11, true) };
     fd.set_sregs(&sregs)?;
-    let regs = kvm_regs {
-        rip: entry.into(),
-        rbx: start_info.into(),
-        rflags: 2,
-        ..Default::default()
-    };
+    let regs = kvm_regs { rip: entry.into(), rbx: start_info.into(), rflags: 2, ..Default::default() };
     Ok(fd.set_regs(&regs)?)
 }
 
@@ -65,10 +60,29 @@ pub fn dump(fd: &VcpuFd) -> String {
          RSI {:016x} RDI {:016x} RBP {:016x} RSP {:016x}\n\
          R8  {:016x} R9  {:016x} R10 {:016x} R11 {:016x}\n\
          R12 {:016x} R13 {:016x} R14 {:016x} R15 {:016x}",
-        r.rip, r.rflags, s.cs.selector, s.cr0, s.cr2, s.cr3, s.cr4, s.efer,
-        r.rax, r.rbx, r.rcx, r.rdx,
-        r.rsi, r.rdi, r.rbp, r.rsp,
-        r.r8, r.r9, r.r10, r.r11,
-        r.r12, r.r13, r.r14, r.r15,
+        r.rip,
+        r.rflags,
+        s.cs.selector,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        r.rsp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
     )
 }

@@ -9,7 +9,9 @@ use super::{VcpuAttr, ioctl, regs};
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, lock};
 use crate::vm::VmEvent;
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_run};
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
@@ -110,11 +112,12 @@ impl Thread {
     pub fn start(guest: &Arc<Guest>, id: u32, fd: VcpuFd, affinity: Vec<usize>) -> io::Result<Thread> {
         let tid = Arc::new(AtomicI32::new(0));
         let (guest, cpus, told) = (guest.clone(), affinity.clone(), tid.clone());
-        let handle = std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
-            told.store(gettid().as_raw(), Ordering::Release);
-            pin(id, &cpus);
-            Vcpu { guest, fd, id }.run();
-        })?;
+        let handle =
+            std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
+                told.store(gettid().as_raw(), Ordering::Release);
+                pin(id, &cpus);
+                Vcpu { guest, fd, id }.run();
+            })?;
         Ok(Thread { id, tid, handle: Some(handle), affinity })
     }
 
@@ -390,7 +393,9 @@ fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
         Mail::CheckHalted { halted, down } => {
             let (Ok(mp), Ok(regs)) = (fd.get_mp_state(), fd.get_regs()) else { return };
             match mp.mp_state {
-                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => down.fetch_add(1, Ordering::SeqCst),
+                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => {
+                    down.fetch_add(1, Ordering::SeqCst)
+                }
                 KVM_MP_STATE_HALTED if regs.rflags & RFLAGS_IF == 0 => halted.fetch_add(1, Ordering::SeqCst),
                 _ => 0,
             };

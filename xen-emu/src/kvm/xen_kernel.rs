@@ -98,11 +98,8 @@ impl XenKernel {
         for (&backend, fds) in &backends {
             vm.register_irqfd(&fds.notify, gsi(backend))?;
         }
-        let ports = Ports {
-            offloaded: BTreeSet::new(),
-            by_backend: BTreeMap::new(),
-            routes: Routes::default(),
-        };
+        let ports =
+            Ports { offloaded: BTreeSet::new(), by_backend: BTreeMap::new(), routes: Routes::default() };
         Ok(XenKernel { vm, capabilities, backends, ports: Mutex::new(ports) })
     }
 

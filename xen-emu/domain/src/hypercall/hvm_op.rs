@@ -76,6 +76,7 @@ fn set_evtchn_upcall_vector(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -
     }
     state.ok_or(Errno::ENOENT)?.upcall_vector = vector;
     cx.fx.set_upcall_vector(vcpu, vector);
+    super::vcpu_area::remind(domain, vcpu, cx)?;
     DONE
 }
 
