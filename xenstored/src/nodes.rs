@@ -65,6 +65,8 @@ impl Store {
         if tx.view.get(path).is_none() {
             let (_, depth) = tx.view.nearest(path);
             tx.note(&path.prefix(depth), Aspect::Content, limit)?;
+            // If this one comes it becomes the ancestor that decides.
+            tx.note(&path.prefix(depth + 1), Aspect::Content, limit)?;
         }
         Ok(())
     }

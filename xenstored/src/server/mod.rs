@@ -119,12 +119,8 @@ impl Server {
         }
     }
 
-    /// Gives every connection in the queue a slice; left-over work when there is none.
+    /// Gives every connection in the queue a slice, and the left-over work one.
     fn turn(&mut self) {
-        if self.queue.is_empty() {
-            self.untidy = self.store.tidy(TIDY);
-            return;
-        }
         for _ in 0..self.queue.len() {
             let Some(conn) = self.queue.pop_front() else { break };
             if let Some(link) = self.links.get_mut(&conn) {
@@ -137,7 +133,7 @@ impl Server {
             }
             self.flush_written();
         }
-        self.untidy = true;
+        self.untidy = self.store.tidy(TIDY);
     }
 
     /// One slice: send, take in, handle. Answers whether there is more to do.

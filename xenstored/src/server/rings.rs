@@ -82,7 +82,6 @@ impl Server {
         self.store.release(domid, &mut self.out);
         self.deliver(None);
         self.flush_written();
-        self.untidy = true;
     }
 
     /// Answers a domain that asks to reconnect. `false` for a ring that is not to be served.

@@ -44,6 +44,8 @@ struct Transaction {
     since: Option<usize>,
     view: Model,
     asked: Vec<(String, Request, String)>,
+    /// What its requests were about, with the missing parents.
+    about: Vec<String>,
 }
 
 fn parent(path: &str) -> String {
@@ -117,6 +119,17 @@ impl Model {
         }
     }
 
+    /// The path and those of its parents that are missing.
+    fn about(&self, path: &str) -> Vec<String> {
+        let mut paths = vec![path.to_owned()];
+        while let Some(above) =
+            paths.last().map(|path| parent(path)).filter(|above| !self.0.contains_key(above))
+        {
+            paths.push(above);
+        }
+        paths
+    }
+
     fn children(&self, path: &str) -> Vec<String> {
         let children = self.0.keys().filter(|other| *other != "/" && parent(other) == path);
         children.map(|child| child.rsplit('/').next().unwrap().to_owned()).collect()
@@ -166,7 +179,16 @@ fn run(steps: &[Step]) {
         match step {
             Step::Start(who) if !open.contains_key(who) => {
                 let id = player.step(&format!("{who} transaction_start ''"));
-                open.insert(*who, Transaction { id, since: None, view: model.clone(), asked: Vec::new() });
+                open.insert(
+                    *who,
+                    Transaction {
+                        id,
+                        since: None,
+                        view: model.clone(),
+                        asked: Vec::new(),
+                        about: Vec::new(),
+                    },
+                );
             }
             Step::End(who, commit) => {
                 let Some(tx) = open.remove(who) else { continue };
@@ -174,16 +196,14 @@ fn run(steps: &[Step]) {
                 let reply = player.step(&format!("{who}.{} transaction_end {arg}", tx.id));
                 if reply == "EAGAIN" {
                     let others = &changes[tx.since.unwrap()..];
-                    let company = |(path, ..): &(String, Request, String)| {
-                        others.iter().any(|other| related(other, path))
-                    };
-                    assert!(*commit && tx.asked.iter().any(company), "conflict with nobody: {tx:?}");
+                    let company = |path: &String| others.iter().any(|other| related(other, path));
+                    assert!(*commit && tx.about.iter().any(company), "conflict with nobody: {tx:?}");
                     continue;
                 }
                 assert_eq!(reply, "OK");
                 for (path, request, answer) in tx.asked.iter().filter(|_| *commit) {
+                    changes.extend(model.about(path));
                     assert_eq!(model.ask(*who, path, request), *answer, "{path} {request:?} at the commit");
-                    changes.push(path.clone());
                 }
                 same(&mut player, &model);
             }
@@ -192,6 +212,7 @@ fn run(steps: &[Step]) {
                     if tx.since.is_none() {
                         (tx.since, tx.view) = (Some(changes.len()), model.clone());
                     }
+                    tx.about.extend(tx.view.about(path));
                     let answer = ask(&mut player, &tx.view, (*who, &tx.id), path, request);
                     assert_eq!(
                         answer,
@@ -202,9 +223,9 @@ fn run(steps: &[Step]) {
                     tx.asked.push((path.clone(), request.clone(), answer));
                 }
                 None => {
+                    changes.extend(model.about(path));
                     let answer = ask(&mut player, &model, (*who, ""), path, request);
                     assert_eq!(answer, model.ask(*who, path, request), "{who}: {path} {request:?}");
-                    changes.push(path.clone());
                 }
             },
             Step::Start(_) => {}
