@@ -43,7 +43,13 @@ impl<'a> SpecialRing<'a> {
     /// The page, wherever the guest has placed it.
     #[must_use]
     pub fn new(mem: &'a dyn GuestMem, page: SpecialPage) -> Self {
-        SpecialRing { mem, base: page.home() }
+        Self::at(mem, page.home())
+    }
+
+    /// Any page as a ring page.
+    #[must_use]
+    pub fn at(mem: &'a dyn GuestMem, base: Gpa) -> Self {
+        SpecialRing { mem, base }
     }
 }
 
@@ -133,6 +139,18 @@ impl<const SIZE: u32> ByteRing<SIZE> {
         Ok(ByteRing { data, ours_at, theirs_at, ours: page.load(ours_at)?, end })
     }
 
+    /// Bytes that wait for a consumer; room that a producer has.
+    ///
+    /// # Errors
+    /// The page is gone or the front-end's index is impossible.
+    pub fn available(&self, page: &dyn RingPage) -> Result<u32, RingError> {
+        let theirs = page.load(self.theirs_at)?;
+        Ok(match self.end {
+            End::Consumer => queued::<SIZE>(theirs, self.ours)?,
+            End::Producer => free::<SIZE>(self.ours, theirs)?,
+        })
+    }
+
     /// Takes up to `buf.len()` bytes; the number taken. The front-end wants to be notified if it is not 0.
     ///
     /// # Errors
@@ -141,8 +159,7 @@ impl<const SIZE: u32> ByteRing<SIZE> {
         if self.end != End::Consumer {
             return Ok(0);
         }
-        let waiting = queued::<SIZE>(page.load(self.theirs_at)?, self.ours)?;
-        let (count, parts) = self.span(waiting, buf.len());
+        let (count, parts) = self.span(self.available(page)?, buf.len());
         let (head, tail) = buf.split_at_mut(parts.head);
         page.read(self.data + parts.offset, head)?;
         if let Some(tail) = tail.get_mut(..parts.tail) {
@@ -159,8 +176,7 @@ impl<const SIZE: u32> ByteRing<SIZE> {
         if self.end != End::Producer {
             return Ok(0);
         }
-        let room = free::<SIZE>(self.ours, page.load(self.theirs_at)?)?;
-        let (count, parts) = self.span(room, bytes.len());
+        let (count, parts) = self.span(self.available(page)?, bytes.len());
         let (head, tail) = bytes.split_at(parts.head);
         page.write(self.data + parts.offset, head)?;
         if let Some(tail) = tail.get(..parts.tail) {

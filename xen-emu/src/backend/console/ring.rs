@@ -1,91 +1,59 @@
 //! The two byte rings of the console page (`struct xencons_interface`, public/io/console.h), host side.
 
 use std::sync::Arc;
-use xen_abi::io::console::{self, IN_SIZE, OUT_SIZE};
-use xen_abi::io::ring::{self, BadIndex, pieces};
 use xen_domain::mem::{Fault, Gpa, GuestMem};
+use xen_domain::ring::{ConsoleIn, ConsoleOut, RingError, SpecialRing};
 
-const IN: u64 = console::IN_RING as u64;
-const OUT: u64 = console::OUT_RING as u64;
-const IN_CONS: u64 = console::IN_CONS as u64;
-const IN_PROD: u64 = console::IN_PROD as u64;
-const OUT_CONS: u64 = console::OUT_CONS as u64;
-const OUT_PROD: u64 = console::OUT_PROD as u64;
-
-/// Why a ring cannot be used now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RingError {
-    /// The guest wrote an index that cannot be.
-    #[error(transparent)]
-    Index(#[from] BadIndex),
-    /// No page.
-    #[error(transparent)]
-    Page(#[from] Fault),
-}
-
-/// The rings. Our own two indices are kept here and only published to the page: the guest cannot move them.
+/// The page and our end of its rings.
 pub struct Ring {
     page: Arc<dyn GuestMem + Send + Sync>,
     at: Gpa,
-    in_prod: u32,
-    out_cons: u32,
+    input: ConsoleIn,
+    output: ConsoleOut,
 }
 
 impl Ring {
     /// The rings in the page at `at`, continued where the page says they are (0 in a new domain).
     pub fn new(page: Arc<dyn GuestMem + Send + Sync>, at: Gpa) -> Result<Ring, Fault> {
-        let in_prod = page.load_u32(at.offset(IN_PROD))?;
-        let out_cons = page.load_u32(at.offset(OUT_CONS))?;
-        Ok(Ring { page, at, in_prod, out_cons })
+        let view = SpecialRing::at(&*page, at);
+        let (input, output) = (ConsoleIn::attach(&view)?, ConsoleOut::attach(&view)?);
+        Ok(Ring { page, at, input, output })
     }
 
     /// Bytes of the guest's output that wait.
     pub fn waiting(&self) -> Result<u32, RingError> {
-        let prod = self.page.load_u32(self.at.offset(OUT_PROD))?;
-        Ok(ring::queued::<OUT_SIZE>(prod, self.out_cons)?)
+        self.output.available(&SpecialRing::at(&*self.page, self.at))
     }
 
     /// Append at most `max` bytes of the guest's output to `to` and free their place in the ring.
     pub fn take(&mut self, to: &mut Vec<u8>, max: usize) -> Result<usize, RingError> {
-        let len = self.waiting()?.min(u32::try_from(max).unwrap_or(u32::MAX));
-        if len == 0 {
-            return Ok(0);
-        }
-        let run = pieces::<OUT_SIZE>(self.out_cons, len);
-        let mut bytes = [0; OUT_SIZE as usize];
-        let (head, rest) = bytes.split_at_mut(run.head);
-        self.page.read(self.at.offset(OUT + run.offset as u64), head)?;
-        let (tail, _) = rest.split_at_mut(run.tail);
-        self.page.read(self.at.offset(OUT), tail)?;
-        self.out_cons = self.out_cons.wrapping_add(len);
-        self.page.store_u32(self.at.offset(OUT_CONS), self.out_cons)?;
-        to.extend_from_slice(head);
-        to.extend_from_slice(tail);
-        Ok(run.head + run.tail)
+        let view = SpecialRing::at(&*self.page, self.at);
+        let (start, room) = (to.len(), self.output.available(&view)? as usize);
+        to.resize(start + room.min(max), 0);
+        let taken = self.output.take(&view, to.get_mut(start..).unwrap_or_default())?;
+        to.truncate(start + taken);
+        Ok(taken)
     }
 
     /// Put as much of `bytes` into the guest's input as there is space; how many.
     pub fn put(&mut self, bytes: &[u8]) -> Result<usize, RingError> {
-        let cons = self.page.load_u32(self.at.offset(IN_CONS))?;
-        let free = ring::free::<IN_SIZE>(self.in_prod, cons)?;
-        let len = free.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        let run = pieces::<IN_SIZE>(self.in_prod, len);
-        let (head, rest) = bytes.split_at(run.head);
-        let (tail, _) = rest.split_at(run.tail);
-        self.page.write(self.at.offset(IN + run.offset as u64), head)?;
-        self.page.write(self.at.offset(IN), tail)?;
-        self.in_prod = self.in_prod.wrapping_add(len);
-        self.page.store_u32(self.at.offset(IN_PROD), self.in_prod)?;
-        Ok(run.head + run.tail)
+        self.input.put(&SpecialRing::at(&*self.page, self.at), bytes)
     }
 }
 
 /// The guest's side of the rings, for tests: a page of its own, in no guest.
 #[cfg(test)]
 pub mod fake {
-    use super::{IN, IN_CONS, IN_PROD, IN_SIZE, OUT, OUT_CONS, OUT_PROD, OUT_SIZE};
     use std::sync::Mutex;
+    use xen_abi::io::console::{self, IN_SIZE, OUT_SIZE};
     use xen_domain::mem::{Fault, Gpa, GuestMem};
+
+    const IN: u64 = console::IN_RING as u64;
+    const OUT: u64 = console::OUT_RING as u64;
+    const IN_CONS: u64 = console::IN_CONS as u64;
+    const IN_PROD: u64 = console::IN_PROD as u64;
+    const OUT_CONS: u64 = console::OUT_CONS as u64;
+    const OUT_PROD: u64 = console::OUT_PROD as u64;
 
     /// The page at address 0.
     pub struct Page(Mutex<[u8; 4096]>);
