@@ -16,8 +16,8 @@ use xen_abi::xen::Port;
 
 guest::test!(run);
 
-/// Addresses at which there is no memory for a struct: unmapped, not canonical, across the end of what is mapped.
-const BAD: [u64; 3] = [0x7fff_ffff_f000, 0x8000_0000_0000_0000, 0xffff_fffc];
+/// Addresses at which there is no memory for a struct: unmapped in both halves, across the end of what is mapped.
+const BAD: [u64; 3] = [0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xffff_fffc];
 
 fn unknown() -> Verdict {
     for nr in [11, 38, 43, 56, 63, 127] {

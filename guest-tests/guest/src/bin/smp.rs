@@ -33,8 +33,6 @@ fn run() -> Verdict {
     events.take_selector();
     theirs.take_selector();
     check!(smp::start(ap.apic_id), "the second CPU does not start");
-    let up = guest::hypercall::call(Hypercall::VCPU_OP, &[VcpuOp::IS_UP.0.into(), 1, 0]);
-    check_eq!(up, Ok(1), "is_up of vCPU 1");
     println!("the second CPU runs");
 
     let Some(clock) = clock::snapshot(&INFO, 64 + VCPU_TIME) else {
@@ -58,5 +56,7 @@ fn run() -> Verdict {
         check!(events.clear_pending(to_bsp), "round {round}: the port is not pending");
     }
     println!("100 events both ways");
+    let up = guest::hypercall::call(Hypercall::VCPU_OP, &[VcpuOp::IS_UP.0.into(), 1, 0]);
+    check_eq!(up, Ok(1), "is_up of vCPU 1");
     Ok(())
 }

@@ -43,16 +43,16 @@ fn string<const N: usize>(cmd: XenVer, second: XenVer) -> Verdict {
     let first = text(cmd.name().unwrap_or_default(), &bytes)?;
     println!("{cmd}: {first}");
     match hypercall::op_null(Hypercall::XEN_VERSION, second.0) {
-        // Before 4.18.
-        Err(Errno::ENOSYS) => println!("{second}: not there"),
+        // Before 4.18, or not for a guest.
+        Err(Errno::ENOSYS | Errno::EPERM) => println!("{second}: not there"),
         Err(e) => fail!("length of {second}: {e}"),
         Ok(len) => {
             let mut var = Varbuf { len: 1024, buf: [0; 1024] };
             check_eq!(hypercall::op(Hypercall::XEN_VERSION, second.0, &mut var), Ok(len), "{second}");
             let long = var.buf.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
             check!(long.starts_with(first.as_bytes()), "{second} is not {cmd}");
-            if len > 0 {
-                let mut short = Varbuf { len: 0, buf: [0; 1024] };
+            if len > 1 {
+                let mut short = Varbuf { len: 1, buf: [0; 1024] };
                 let rc = hypercall::op(Hypercall::XEN_VERSION, second.0, &mut short);
                 check_eq!(rc, Err(Errno::ENOBUFS), "{second} without room");
             }
@@ -115,7 +115,9 @@ fn run() -> Verdict {
                 "BUILD_ID"
             );
         }
-        Err(e) => check_eq!(e, Errno::ENODATA, "BUILD_ID of a build without one"),
+        // Xen keeps it from guests; a build without one has none.
+        Err(Errno::EPERM | Errno::ENODATA) => println!("no build id"),
+        Err(e) => fail!("BUILD_ID: {e}"),
     }
     check_eq!(hypercall::op_null(Hypercall::XEN_VERSION, 99), Err(Errno::ENOSYS), "an unknown subcommand");
     const { assert!(offset_of!(Varbuf, buf) == 4) };
