@@ -54,6 +54,9 @@ pub struct Guest {
     pub exits: vcpu::Counters,
 }
 
+/// Pages beside RAM that a domain is charged for, as under Xen: libxl gives a PVH guest eight special pages.
+const SPECIAL_PAGES: u64 = 8;
+
 /// Lock without caring whether another thread died with it: the state behind is always whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,7 +193,7 @@ impl Vm for Guest {
     }
 
     fn memory_kib(&self) -> u64 {
-        lock(&self.domain).pages() * 4
+        (lock(&self.domain).pages() + SPECIAL_PAGES) * 4
     }
 
     fn backend(&self) -> &'static str {

@@ -77,3 +77,36 @@ pub(crate) fn name(nr: u64, op: u64) -> String {
         None => format!("{call}.{op}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/hypercalls.md says exactly what is in the table. `XLR_BLESS=1` writes it anew.
+    #[test]
+    fn the_document_lists_the_table() {
+        const START: &str = "<!-- the table, checked by a test -->\n";
+        const END: &str = "<!-- end -->\n";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hypercalls.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (head, rest) = text.split_once(START).unwrap();
+        let (listed, tail) = rest.split_once(END).unwrap();
+        let mut table = String::from("| nr | hypercall | operations |\n|---|---|---|\n");
+        for family in TABLE {
+            let name =
+                |&(op, _): &(u32, Handler)| (family.name)(op).map_or(op.to_string(), str::to_lowercase);
+            let ops = match family.mask {
+                0 => "-".to_owned(),
+                _ if family.ops.is_empty() => "none".to_owned(),
+                _ => family.ops.iter().map(name).collect::<Vec<_>>().join(", "),
+            };
+            let nr = family.nr;
+            table += &format!("| {} | {} | {ops} |\n", nr.0, nr.name().unwrap_or("?").to_lowercase());
+        }
+        if std::env::var_os("XLR_BLESS").is_some() {
+            std::fs::write(path, format!("{head}{START}{table}{END}{tail}")).unwrap();
+        } else {
+            assert_eq!(listed, table, "run the test with XLR_BLESS=1 to write docs/hypercalls.md anew");
+        }
+    }
+}
