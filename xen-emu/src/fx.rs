@@ -194,6 +194,10 @@ impl Effects for Fx<'_> {
         self.post(vcpu, Mail::Wake);
     }
 
+    fn look_at(&mut self, vcpu: VcpuId) {
+        self.post(vcpu, Mail::Look);
+    }
+
     fn vcpu_up(&mut self, vcpu: VcpuId) {
         tracing::debug!("vCPU {vcpu} up");
     }

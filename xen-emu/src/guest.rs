@@ -110,6 +110,15 @@ impl Guest {
         ticket
     }
 
+    /// Which vCPUs run, in the sense of VCPUOP_is_up: started, and not halted with interrupts off.
+    pub fn online(&self) -> Vec<bool> {
+        let all = (0..).take(lock(&self.threads).len());
+        let tickets: Vec<_> = all.clone().filter_map(|vcpu| self.post(vcpu, Mail::Look)).collect();
+        tickets.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
+        let domain = lock(&self.domain);
+        all.map(|vcpu| domain.vcpu_online(vcpu)).collect()
+    }
+
     /// Run `f` on the domain from a thread that is no vCPU, and wait until its effects are there.
     pub fn with_domain<R>(&self, f: impl FnOnce(&mut Domain, &mut Cx<'_>) -> R) -> R {
         let now = self.now();
@@ -184,10 +193,7 @@ impl Vm for Guest {
     }
 
     fn vcpus(&self) -> Vec<VcpuStatus> {
-        let online: Vec<bool> = {
-            let domain = lock(&self.domain);
-            (0..).take(lock(&self.threads).len()).map(|vcpu| domain.vcpu_online(vcpu)).collect()
-        };
+        let online = self.online();
         let threads = lock(&self.threads);
         threads.iter().zip(online).map(|(thread, online)| thread.status(online)).collect()
     }

@@ -2,10 +2,8 @@
 //! `\_S5` has ended by halting all its vCPUs with interrupts off, which KVM never reports.
 
 use crate::guest::{Guest, lock};
-use crate::kvm::vcpu::Mail;
 use crate::vm::VmEvent;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use xen_abi::xen::Virq;
@@ -99,7 +97,10 @@ pub fn run(guest: &Arc<Guest>) {
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
                 // Only a guest that used no CPU at all since the last look is disturbed.
-                if last_time == Some(time) && !guest.mailboxes.paused() && all_halted(guest) {
+                if last_time == Some(time)
+                    && !guest.mailboxes.paused()
+                    && guest.online().iter().all(|online| !online)
+                {
                     tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
                     guest.shut_down(VmEvent::Shutdown(0));
                 }
@@ -107,18 +108,4 @@ pub fn run(guest: &Arc<Guest>) {
             }
         }
     }
-}
-
-/// Every vCPU is down or halted with IF = 0, and at least one is halted.
-fn all_halted(guest: &Guest) -> bool {
-    let vcpus = lock(&guest.threads).len();
-    let halted = Arc::new(AtomicUsize::new(0));
-    let down = Arc::new(AtomicUsize::new(0));
-    let tickets: Vec<_> = (0..)
-        .take(vcpus)
-        .filter_map(|vcpu| guest.post(vcpu, Mail::CheckHalted { halted: halted.clone(), down: down.clone() }))
-        .collect();
-    tickets.into_iter().for_each(|ticket| guest.mailboxes.wait(ticket, None));
-    let halted = halted.load(Ordering::SeqCst);
-    halted > 0 && halted + down.load(Ordering::SeqCst) == vcpus
 }

@@ -120,6 +120,8 @@ pub trait Effects {
     fn vcpu_initialise(&mut self, _vcpu: VcpuId, _context: &[u8]) -> Result<(), Errno> {
         Err(Errno::ENOSYS)
     }
+    /// Tell through `Domain::note_vcpu_online` whether this vCPU runs, before the caller's hypercall goes on.
+    fn look_at(&mut self, _vcpu: VcpuId) {}
     /// Start a vCPU with these register values (VCPUOP_initialise + up).
     fn vcpu_up(&mut self, vcpu: VcpuId);
     /// Stop a vCPU (VCPUOP_down).

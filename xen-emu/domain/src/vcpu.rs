@@ -31,6 +31,8 @@ pub(crate) struct Vcpu {
     pub online: bool,
     /// Has register values: by VCPUOP_initialise, by INIT/SIPI, or as the boot vCPU.
     pub initialised: bool,
+    /// The machine has been asked to look at others for a call of this vCPU, which now comes again.
+    pub looked: bool,
     /// Registered vcpu_info.
     pub info: Option<Gpa>,
     /// Registered secondary vcpu_time_info.
@@ -51,6 +53,7 @@ impl Vcpu {
         Vcpu {
             online: boot,
             initialised: boot,
+            looked: false,
             info: None,
             time_info: None,
             runstate: None,

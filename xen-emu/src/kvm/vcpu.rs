@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::io;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -41,13 +41,9 @@ pub enum Mail {
     Halt,
     /// Nothing but being woken.
     Wake,
-    /// Count yourself in one of these when halted with interrupts off, or never started.
-    CheckHalted {
-        /// Halted with IF = 0.
-        halted: Arc<AtomicUsize>,
-        /// Waiting for INIT or SIPI.
-        down: Arc<AtomicUsize>,
-    },
+    /// Tell the domain whether this vCPU runs: an AP is started by INIT and SIPI, and taken down by halting, without
+    /// an exit.
+    Look,
 }
 
 /// Exits that reached userspace, by kind.
@@ -390,15 +386,14 @@ fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
                 crate::log::limited!(warn, "vCPU {id}: cannot be taken down: {e}");
             }
         }
-        Mail::CheckHalted { halted, down } => {
+        Mail::Look => {
             let (Ok(mp), Ok(regs)) = (fd.get_mp_state(), fd.get_regs()) else { return };
-            match mp.mp_state {
-                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => {
-                    down.fetch_add(1, Ordering::SeqCst)
-                }
-                KVM_MP_STATE_HALTED if regs.rflags & RFLAGS_IF == 0 => halted.fetch_add(1, Ordering::SeqCst),
-                _ => 0,
+            let online = match mp.mp_state {
+                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => false,
+                KVM_MP_STATE_HALTED => regs.rflags & RFLAGS_IF != 0,
+                _ => true,
             };
+            lock(&guest.domain).note_vcpu_online(id, online);
         }
     }
 }

@@ -75,9 +75,30 @@ fn up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     DONE
 }
 
+/// Has the machine look at `vcpus` first, as an AP comes up by INIT and SIPI without a word to us: the call is made
+/// again when it has.
+fn look_first(
+    domain: &mut Domain,
+    call: &Call,
+    cx: &mut Cx<'_>,
+    vcpus: impl Iterator<Item = VcpuId>,
+) -> Result<Option<Outcome>, Errno> {
+    let caller = domain.vcpu_mut(call.vcpu)?;
+    caller.looked = !caller.looked;
+    if !caller.looked {
+        return Ok(None);
+    }
+    vcpus.filter(|&id| id != call.vcpu).for_each(|id| cx.fx.look_at(id));
+    Ok(Some(Outcome::Again(*call)))
+}
+
 /// The last vCPU that goes down takes the domain with it.
 fn down(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
+    let all = 0..domain.config.max_vcpus;
+    if let Some(again) = look_first(domain, call, cx, all)? {
+        return Ok(again);
+    }
     let others = (0..).zip(&domain.vcpus).any(|(other, vcpu)| other != id && vcpu.online);
     if !others {
         let code = *domain.shutdown_code.get_or_insert(sched::ShutdownReason::POWEROFF.0);
@@ -89,8 +110,11 @@ fn down(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     DONE
 }
 
-fn is_up(domain: &mut Domain, call: &Call, _: &mut Cx<'_>) -> Answer {
+fn is_up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
+    if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
+        return Ok(again);
+    }
     value(domain.vcpu(id)?.online.into())
 }
 
