@@ -13,29 +13,32 @@ pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 /// The hidden command the scripts call: the words typed after the program, the last one being completed.
 pub const HOOK: &str = "__complete";
 
-const BASH: &str = r#"_@() {
+/// Stands for the name xlr was called by.
+const NAME: &str = "PROGRAM";
+
+const BASH: &str = r#"_PROGRAM() {
     local words
     words=$("${COMP_WORDS[0]}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
     local IFS=$'\n'
     COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
-complete -o default -F _@ @
+complete -o default -F _PROGRAM PROGRAM
 "#;
 
-const ZSH: &str = r#"#compdef @
-_@() {
+const ZSH: &str = r#"#compdef PROGRAM
+_PROGRAM() {
     local -a found
     found=("${(@f)$("${words[1]}" __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
     if [[ -n "$found" ]]; then compadd -a found; else _files; fi
 }
-compdef _@ @
+compdef _PROGRAM PROGRAM
 "#;
 
-const FISH: &str = r#"function __@_words
+const FISH: &str = r#"function __PROGRAM_words
     set -l line (commandline -opc) (commandline -ct)
     $line[1] __complete $line[2..-1] 2>/dev/null
 end
-complete -c @ -a '(__@_words)'
+complete -c PROGRAM -a '(__PROGRAM_words)'
 "#;
 
 /// `xlr completion SHELL`
@@ -52,7 +55,7 @@ pub fn script(args: &Args) -> Result<()> {
             ));
         }
     };
-    say!("{}", script.replace('@', &args.globals.program));
+    say!("{}", script.trim_end().replace(NAME, &args.globals.program));
     Ok(())
 }
 

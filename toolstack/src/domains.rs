@@ -18,7 +18,7 @@ pub const CRASH: u32 = 3;
 /// From its directory to its process at the longest: a crash loop waits a minute before the next life.
 const BIRTH: Duration = Duration::from_secs(120);
 /// From making the lock file to holding it.
-const GRASP: Duration = Duration::from_secs(1);
+const GRASP: Duration = Duration::from_millis(250);
 
 /// One domain.
 #[derive(Debug)]
@@ -150,6 +150,11 @@ impl Domain {
     /// Its control socket is there.
     pub fn serves(&self) -> bool {
         self.dir.control().exists()
+    }
+
+    /// Its process has died and left everything behind.
+    pub fn is_dead(&self) -> bool {
+        matches!(probe(&self.dir), Probe::Dead)
     }
 
     /// A connection of its own.

@@ -8,10 +8,11 @@ macro_rules! say {
     }};
 }
 
-/// A line on stderr.
+/// A line on stderr, in one piece.
 macro_rules! tell {
     ($($what:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
+        let line = format!("{}\n", format_args!($($what)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }};
 }
 

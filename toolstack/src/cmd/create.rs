@@ -70,7 +70,7 @@ fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<Domain> {
     let creation = host.root.lock()?;
     if let Some(other) = host.probe()?.0.iter().find(|other| other.status.name == config.name) {
         anyhow::bail!(
-            "Domain with name \"{}\" already exists (id {}): destroy or rename it",
+            "Domain with name \"{}\" already exists (id {}): destroy it or take another name",
             config.name,
             other.dir.domid
         );

@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{domain}: its process does not let go of {}", domain.dir.path().display());
     }
     let end = Instant::now() + PATIENCE;
-    while domain.dir.is_alive() && Instant::now() < end {
+    while !domain.is_dead() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
     }
     host.survey()?;
@@ -50,7 +50,7 @@ fn gone_within(domain: &Domain, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     while domain.dir.path().exists() {
         // A free lock: it died on the way, and is for the next survey.
-        if Instant::now() >= end || (domain.serves() && !domain.dir.is_alive()) {
+        if Instant::now() >= end || domain.is_dead() {
             return false;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -60,7 +60,7 @@ fn gone_within(domain: &Domain, limit: Duration) -> bool {
 
 /// Kill the process that listens on the control socket, whom the kernel names; false when nobody does.
 fn end_process(domain: &Domain) -> Result<bool> {
-    let Ok(stream) = UnixStream::connect(domain.dir.control()) else { return Ok(!domain.dir.is_alive()) };
+    let Ok(stream) = UnixStream::connect(domain.dir.control()) else { return Ok(domain.is_dead()) };
     let pid = getsockopt(&stream, PeerCredentials)?.pid();
     tell!("{domain}: its process {pid} does not answer; killed");
     kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("cannot kill process {pid}"))?;

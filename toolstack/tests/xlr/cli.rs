@@ -116,3 +116,21 @@ fn info_has_xl_s_keys_and_the_backend() {
     assert_eq!(json.as_object().unwrap().len(), keys.len());
     assert_eq!(json["kvm_xen_hvm"], "0x6f");
 }
+
+#[test]
+fn bash_completes_with_the_script() {
+    let bed = Bed::new();
+    let script = bed.xlr(&["completion", "bash"]).out;
+    let bin = bed.path("bin");
+    let complete = |words: &str| {
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _xlr; echo ${{COMPREPLY[@]}}"
+        );
+        let mut bash = std::process::Command::new("bash");
+        bash.arg("-c").arg(ask).env("PATH", format!("{}:/bin:/usr/bin", bin.display()));
+        ran(bash.env("XLR_RUN_DIR", bed.path("run")).output().unwrap()).out
+    };
+    assert_eq!(complete("xlr sh"), "shutdown\n");
+    assert_eq!(complete("xlr -v trigger web p"), "power\n");
+    assert_eq!(complete("xlr completion ''"), "bash zsh fish\n");
+}

@@ -38,7 +38,7 @@ fn from_create_to_destroy() {
     assert_eq!((&status[0]["name"], &status[0]["memory_kib"]), (&"web".into(), &65_536.into()));
 
     let twice = bed.xlr(&["create", "-q", "web.cfg"]);
-    let line = "Domain with name \"web\" already exists (id 1): destroy or rename it\n";
+    let line = "Domain with name \"web\" already exists (id 1): destroy it or take another name\n";
     assert_eq!((twice.status, twice.err.as_str()), (3, line));
 
     let gone = bed.xlr(&["destroy", "web"]);
