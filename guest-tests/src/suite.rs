@@ -20,12 +20,10 @@ use crate::matrix::{TESTS, Test};
 use crate::packages::KERNELS;
 use crate::qemu::default_memory_mib;
 use crate::run::{End, Event, Job, once};
-use crate::script::{Host, quote};
+use crate::script::{Host, print, quote};
 use crate::step::step;
 
 const FOLDER: &str = "guest-tests/tests";
-/// Lines of a failed test's log that are shown.
-const TAIL: usize = 15;
 
 /// `cargo lab test`.
 #[derive(Debug, Args)]
@@ -159,20 +157,18 @@ fn on_host(
         boot += 1;
         let job = job(cache, built, host, &left, out.join(format!("{}-{boot}", host.kernel())))?;
         eprintln!("lab: booting L1 ({}) for {} tests", host.kernel(), left.len());
-        let mut failed = Vec::new();
-        let end = once(cache, &job, &mut |event| {
-            if let Event::Line(line) = event
-                && let Some((name, verdict)) = parse(&line)
-                && left.front().is_some_and(|case| case.name == name)
-            {
-                tally.count(&name, &verdict);
-                left.pop_front();
-                if matches!(verdict, Verdict::Fail(_)) {
-                    failed.push(name);
+        let end = once(cache, &job, &mut |event| match event {
+            Event::Line(line) => {
+                if let Some((name, verdict)) = parse(&line)
+                    && left.front().is_some_and(|case| case.name == name)
+                {
+                    tally.count(&name, &verdict);
+                    left.pop_front();
                 }
             }
+            // The runner shows the end of a failed test's log.
+            output => print(output),
         })?;
-        failed.iter().for_each(|name| show_tail(&job.out.join(format!("{name}.log"))));
         give_up_or_retry(&end, &mut left, tally);
     }
     Ok(())
@@ -252,14 +248,6 @@ fn parse(line: &str) -> Option<(String, Verdict)> {
         _ => return None,
     };
     Some((name.to_owned(), verdict))
-}
-
-fn show_tail(log: &Path) {
-    let Ok(text) = fs::read(log) else { return };
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    println!("---- end of {}", log.display());
-    lines.iter().skip(lines.len().saturating_sub(TAIL)).for_each(|line| println!("     {line}"));
 }
 
 impl Tally {

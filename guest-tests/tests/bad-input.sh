@@ -31,7 +31,7 @@ case_ 'on_crash = "bogus"';               refused 1 'bogus' xlr create bad.cfg
 case_ 'type = "foo"';                     refused 1 'foo' xlr create bad.cfg
 case_ 'name = "running"';                 refused 3 'running' xlr create bad.cfg
 case_ 'name = "a/b"';                     refused 1 'a/b' xlr create bad.cfg
-case_ 'memory = 99999999';                refused 3 'MiB' xlr create bad.cfg
+case_ 'memory = 999999';                refused 3 'MiB' xlr create bad.cfg
 refused 3 'nowhere.cfg' xlr create nowhere.cfg
 refused 1 'nosuch' xlr destroy nosuch
 refused 1 'nosuch' xlr console nosuch

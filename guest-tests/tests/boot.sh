@@ -16,6 +16,6 @@ want g.log 'reboot: Power down'
 seen=$(sed -n 's/^guest: memory \([0-9]*\) kB.*/\1/p' g.log)
 [ "${seen:-0}" -le $((memory * 1024)) ] || fail "the guest sees $seen kB, more than $memory MiB"
 [ "${seen:-0}" -ge $((memory * 1024 * 7 / 10 - 65536)) ] || fail "the guest sees $seen kB of $memory MiB"
-grep -E 'BUG:|Oops|WARNING:|Call Trace|stall' g.log && fail "the guest's kernel complains"
+grep -E 'BUG:|Oops|WARNING: CPU|Call Trace|self-detected stall|soft lockup' g.log && fail "the guest's kernel complains"
 gone g 5
 nothing_left 1
