@@ -1,6 +1,7 @@
 //! `xlr console`: the primary PV console, from the beginning of its log.
 
 use super::first;
+use super::shown::Shown;
 use super::terminal::{self, ESCAPE, Ended};
 use crate::args::Args;
 use crate::domains::Domain;
@@ -30,7 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let host = Host::open()?;
     let domain = host.find(first(args))?;
-    if terminal::attach(connect(&domain)?, escape)? == Ended::Gone {
+    if terminal::attach(connect(&domain)?, escape, &mut Shown::default())? == Ended::Gone {
         // Its process may have died: that is said and cleaned up.
         host.survey()?;
     }

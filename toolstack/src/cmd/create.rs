@@ -1,5 +1,6 @@
 //! `xlr create`: read the configuration, start the domain's process, and stay as long as asked.
 
+use super::shown::Shown;
 use super::terminal::Ended;
 use super::vigil::Vigil;
 use super::{console, terminal};
@@ -121,20 +122,24 @@ fn follow(host: &Host, domain: Domain, args: &Args) -> Result<()> {
     let mut attach = console;
     let mut unpause = console && !args.has("p");
     let mut vigil = Vigil::keep(domain, supervised)?;
+    let mut shown = Shown::default();
     loop {
         if attach {
             let stream = console::connect(vigil.domain())?;
             if std::mem::take(&mut unpause) {
                 vigil.domain().ask(&Request::Unpause)?;
             }
-            attach = terminal::attach(stream, terminal::ESCAPE)? == Ended::Gone;
+            attach = terminal::attach(stream, terminal::ESCAPE, &mut shown)? == Ended::Gone;
             if !attach && !foreground {
                 return Ok(());
             }
         }
         let next = end(&mut vigil, host, foreground && !args.has("quiet"))?;
         match next {
-            Some(next) => vigil = next,
+            Some(next) => {
+                vigil = next;
+                shown.expect_repetition();
+            }
             None => return Ok(()),
         }
     }

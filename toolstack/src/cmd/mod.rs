@@ -8,6 +8,7 @@ pub mod info;
 pub mod list;
 pub mod names;
 pub mod power;
+mod shown;
 pub mod state;
 mod terminal;
 pub mod trigger;

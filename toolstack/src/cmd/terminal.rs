@@ -1,5 +1,6 @@
 //! The user's terminal on a guest's console: raw, and put back on every way out.
 
+use super::shown::Shown;
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -30,24 +31,26 @@ pub enum Ended {
 ///
 /// # Errors
 /// A signal (status 128 + its number), or the host's own.
-pub fn attach(console: UnixStream, escape: u8) -> Result<Ended> {
+pub fn attach(console: UnixStream, escape: u8, shown: &mut Shown) -> Result<Ended> {
     console.set_nonblocking(true)?;
     let signals = Signals::take()?;
     let raw = Raw::enter()?;
-    let ended = Session { console, escape, input: Some(std::io::stdin()), pending: Vec::new() }.run(&signals);
+    let session = Session { console, escape, input: Some(std::io::stdin()), pending: Vec::new(), shown };
+    let ended = session.run(&signals);
     drop(raw);
     drop(signals);
     ended
 }
 
-struct Session {
+struct Session<'a> {
     console: UnixStream,
     escape: u8,
     input: Option<Stdin>,
     pending: Vec<u8>,
+    shown: &'a mut Shown,
 }
 
-impl Session {
+impl Session<'_> {
     fn run(mut self, signals: &Signals) -> Result<Ended> {
         loop {
             let [console, input, signal] = self.ready(signals)?;
@@ -132,7 +135,7 @@ impl Session {
             Err(_) => return Ok(Some(Ended::Gone)),
         };
         let mut out = std::io::stdout().lock();
-        match out.write_all(read).and_then(|()| out.flush()) {
+        match out.write_all(&self.shown.news(read)).and_then(|()| out.flush()) {
             Ok(()) => Ok(None),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Some(Ended::Left)),
             Err(error) => Err(error).context("cannot write the console's output"),
