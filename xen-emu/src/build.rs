@@ -10,7 +10,7 @@ use crate::kvm::vm::Slots;
 use crate::kvm::xen_kernel::{self, BackendFds, XenKernel};
 use crate::kvm::{self, XenAccel, ioctl, regs};
 use crate::machine::{IOAPIC_PINS, Machine};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::timers::{self, Timers};
 use crate::vm::VmEvent;
 use anyhow::{Context, anyhow};
@@ -74,6 +74,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
     let ram = config.memory_mib << 20;
     let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
 
+    memory::check_available(config.memory_mib)?;
     let (low, high) = pvh::ram_split(ram);
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));

@@ -34,7 +34,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vm::Vm;
 use xen_domain::effect::Backend;
 use xen_domain::mem::SpecialPage;
@@ -114,15 +114,25 @@ fn start(path: &Path, ready: &mut Option<File>) -> anyhow::Result<Exit> {
     let (launch, run_dir) = read_launch(path)?;
     let log = log::init(Some(run_dir.log()));
     reactor::block_signals()?;
-    let Some(_life) = run_dir.try_hold()? else {
-        bail!("domain {} has a process already", launch.domid);
-    };
+    let _life = hold(&run_dir)?;
     let (sender, events) = calloop::channel::channel();
     let built = build::build(&launch, sender)?;
     let parts = connect(launch, run_dir, &built, events, log)?;
     drop(built);
     let exit = reactor::run(Parts { ready: ready.take(), ..parts })?;
     Ok(exit)
+}
+
+/// Take the domain's life lock. A command that looks whether the domain lives has it for an instant, so try for a
+/// little while.
+fn hold(run_dir: &RunDir) -> anyhow::Result<File> {
+    for _ in 0..50 {
+        if let Some(life) = run_dir.try_hold()? {
+            return Ok(life);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("domain {} has a process already", run_dir.domid)
 }
 
 /// Console, store nodes and store ring. On an error nothing of it is left.

@@ -77,6 +77,14 @@ pub struct Memory {
 /// The host refused memory.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// More than there is.
+    #[error("memory = {mib} MiB, but this host has only {available} MiB available")]
+    Host {
+        /// Asked for.
+        mib: u64,
+        /// MemAvailable of /proc/meminfo.
+        available: u64,
+    },
     /// mmap of RAM.
     #[error("the host cannot provide {mib} MiB of guest memory")]
     Ram {
@@ -88,6 +96,20 @@ pub enum MemoryError {
     /// memfd or its mapping.
     #[error("the host cannot provide a page for the guest")]
     Page(#[source] std::io::Error),
+}
+
+/// Refuse RAM that the host does not have: memory is taken at its first touch, so nobody else would.
+pub fn check_available(mib: u64) -> Result<(), MemoryError> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match available_mib(&text) {
+        Some(available) if mib > available => Err(MemoryError::Host { mib, available }),
+        _ => Ok(()),
+    }
+}
+
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib >> 10)
 }
 
 fn invalid(e: MmapRegionError) -> std::io::Error {
@@ -347,6 +369,14 @@ impl GuestMem for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_the_host_lacks_is_refused() {
+        assert_eq!(available_mib("MemTotal: 4 kB\nMemAvailable:    2097152 kB\n"), Some(2048));
+        check_available(1).unwrap();
+        let error = check_available(1 << 40).unwrap_err().to_string();
+        assert!(error.starts_with("memory = 1099511627776 MiB, but this host has only"), "{error}");
+    }
 
     #[test]
     fn a_special_page_keeps_its_content_wherever_it_is_placed() {

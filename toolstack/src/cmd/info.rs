@@ -7,17 +7,28 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// The Xen interface that guests see.
-const XEN: (u32, u32, &str) = (4, 20, ".0");
-
-/// What `xen-emu --probe` says.
-#[derive(Deserialize)]
+/// What `xen-emu --probe` says: the domain's own program is asked, since xlr never opens /dev/kvm.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Probe {
     kvm: bool,
     xen_hvm: u32,
     backend: String,
-    #[serde(default)]
-    reason: Option<String>,
+    reason: String,
+    xen: Personality,
+}
+
+/// The Xen that guests see.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Personality {
+    major: u32,
+    minor: u32,
+    extra: String,
+    caps: String,
+    changeset: String,
+    compiler: String,
+    virt_start: u64,
 }
 
 /// Keys and values in their order; as JSON an object of strings.
@@ -34,8 +45,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut facts = Facts(host()?);
     facts.0.extend(memory());
     let place = facts.0.len();
-    facts.0.extend(personality());
-    facts.0.extend(backend());
+    let probe = probe();
+    facts.0.extend(personality(&probe.xen));
+    facts.0.extend(backend(&probe));
     if args.has("json") {
         say!("{}", serde_json::to_string_pretty(&facts)?);
         return Ok(());
@@ -109,20 +121,19 @@ fn memory() -> Vec<(&'static str, String)> {
     facts
 }
 
-fn personality() -> Vec<(&'static str, String)> {
-    let (major, minor, extra) = XEN;
+fn personality(xen: &Personality) -> Vec<(&'static str, String)> {
     vec![
-        ("xen_major", major.to_string()),
-        ("xen_minor", minor.to_string()),
-        ("xen_extra", extra.to_owned()),
-        ("xen_version", format!("{major}.{minor}{extra}")),
-        ("xen_caps", "hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ".to_owned()),
+        ("xen_major", xen.major.to_string()),
+        ("xen_minor", xen.minor.to_string()),
+        ("xen_extra", xen.extra.clone()),
+        ("xen_version", format!("{}.{}{}", xen.major, xen.minor, xen.extra)),
+        ("xen_caps", xen.caps.clone()),
         ("xen_scheduler", "linux".to_owned()),
         ("xen_pagesize", "4096".to_owned()),
-        ("platform_params", "virt_start=0xffff800000000000".to_owned()),
-        ("xen_changeset", String::new()),
+        ("platform_params", format!("virt_start={:#x}", xen.virt_start)),
+        ("xen_changeset", xen.changeset.clone()),
         ("xen_commandline", String::new()),
-        ("cc_compiler", "rustc".to_owned()),
+        ("cc_compiler", xen.compiler.clone()),
         ("cc_compile_by", String::new()),
         ("cc_compile_domain", String::new()),
         ("cc_compile_date", String::new()),
@@ -131,24 +142,23 @@ fn personality() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What runs the guests here; the domain's own program is asked, since xlr never opens /dev/kvm.
-fn backend() -> Vec<(&'static str, String)> {
-    let version = ("xlr_version", env!("CARGO_PKG_VERSION").to_owned());
-    let out = match Command::new(spawn::program("xen-emu")).arg("--probe").output() {
-        Ok(out) => out.stdout,
-        Err(error) => {
-            return vec![version, ("backend", format!("none (xen-emu cannot be started: {error})"))];
-        }
-    };
-    let Ok(probe) = serde_json::from_slice::<Probe>(&out) else {
-        return vec![version, ("backend", "none (xen-emu --probe gave no answer)".to_owned())];
-    };
-    let reason = probe.reason.filter(|reason| !reason.is_empty()).map(|reason| format!(" ({reason})"));
+/// Without an answer the reason stands where the backend would.
+fn probe() -> Probe {
+    let none = |reason: String| Probe { backend: "none".to_owned(), reason, ..Probe::default() };
+    match Command::new(spawn::program("xen-emu")).arg("--probe").output() {
+        Ok(out) => serde_json::from_slice(&out.stdout)
+            .unwrap_or_else(|_| none("xen-emu --probe gave no answer".to_owned())),
+        Err(error) => none(format!("xen-emu cannot be started: {error}")),
+    }
+}
+
+fn backend(probe: &Probe) -> Vec<(&'static str, String)> {
+    let reason = if probe.reason.is_empty() { String::new() } else { format!(" ({})", probe.reason) };
     vec![
-        version,
+        ("xlr_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("kvm", if probe.kvm { "yes" } else { "no" }.to_owned()),
         ("kvm_xen_hvm", format!("{:#x}", probe.xen_hvm)),
-        ("backend", format!("{}{}", probe.backend, reason.unwrap_or_default())),
+        ("backend", format!("{}{reason}", probe.backend)),
     ]
 }
 

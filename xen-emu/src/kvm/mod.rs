@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::io;
 use xen_domain::effect::{CallbackVia, Offload, Port, VcpuId};
 use xen_domain::mem::Gpa;
+use xen_domain::version;
 
 /// Why this host cannot run a domain; each says what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,15 @@ pub fn probe() -> Value {
         "xen_hvm": bits,
         "backend": if error.is_none() { "kernel" } else { "none" },
         "reason": error.map(|e| e.to_string()).unwrap_or_default(),
+        "xen": {
+            "major": version::XEN_VERSION >> 16,
+            "minor": version::XEN_VERSION & 0xffff,
+            "extra": version::EXTRAVERSION,
+            "caps": version::CAPABILITIES,
+            "changeset": version::CHANGESET,
+            "compiler": version::COMPILER,
+            "virt_start": version::VIRT_START,
+        },
     })
 }
 
