@@ -227,8 +227,10 @@ fn explain(reason: &str, log: &Path, complaint: &Path) -> String {
     let log = fs::read(log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let complaint = fs::read_to_string(complaint).unwrap_or_default();
+    // Of features of the CPU model that TCG lacks it only warns.
+    let complaint: Vec<&str> = complaint.lines().filter(|line| !line.contains("warning:")).collect();
     let panic = log.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign)));
-    match (panic, complaint.trim()) {
+    match (panic, complaint.join("; ").as_str()) {
         (Some(line), _) => line.trim().to_owned(),
         (None, "") => {
             format!("{reason}; its log ends with: {}", log.lines().last().unwrap_or("nothing at all").trim())
