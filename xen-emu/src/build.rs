@@ -80,6 +80,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
     regions.extend((high > 0).then_some((1 << 32, high)));
     let memory = Arc::new(Memory::new(&regions)?);
     layout.write(&*memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
+    tracing::debug!("guest memory written");
     let store_page = memory.share_special(SpecialPage::Store)?;
 
     let vm = Arc::new(kvm::vm::create(&kvm, if config.acpi { IOAPIC_PINS } else { 0 })?);
@@ -107,8 +108,10 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         started: Instant::now(),
         exits: Counters::default(),
     });
+    tracing::debug!("virtual machine made");
     let (store_port, console_port) = connect(&guest)?;
     vcpus(&kvm, &guest, config, launch.domid, capabilities, (kernel.entry, layout.start_info))?;
+    tracing::debug!("vCPUs made");
     let timer_guest = guest.clone();
     std::thread::Builder::new()
         .name("timers".into())

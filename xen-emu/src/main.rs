@@ -113,6 +113,7 @@ fn abandon(launch: &Launch, dir: &RunDir) {
 fn start(path: &Path, ready: &mut Option<File>) -> anyhow::Result<Exit> {
     let (launch, run_dir) = read_launch(path)?;
     let log = log::init(Some(run_dir.log()));
+    tracing::debug!("started");
     reactor::block_signals()?;
     let _life = hold(&run_dir)?;
     let (sender, events) = calloop::channel::channel();
@@ -169,6 +170,7 @@ fn connect(
             return Err(e).context("xenstored");
         }
     };
+    tracing::debug!("store and console connected");
     let vm: Arc<dyn Vm> = built.guest.clone();
     Ok(Parts { launch, run_dir, vm, events, console, store, life_line, ready: None, log, start_time })
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use xen_emu_api::config::{DomainConfig, Launch};
-use xenstored::client::{Client, Result, RingFds};
+use xenstored::client::{Batch, Client, Result, RingFds};
 use xenstored::perms::{Access, Perm};
 use xenstored::wire::Errno;
 
@@ -169,22 +169,33 @@ pub fn introduce(
 
 /// Write all nodes of the domain, at once or not at all. What an earlier domain of this number has left goes first.
 pub fn setup(client: &mut Client, launch: &Launch, facts: &Facts) -> Result<()> {
-    let nodes = nodes(launch, facts);
+    let mut made = Batch::default();
+    for (path, value, rights) in nodes(launch, facts) {
+        made.write(&path, value);
+        if let Some(perms) = rights.perms(launch.domid) {
+            made.set_perms(&path, &perms);
+        }
+    }
     client.transaction(|store| {
-        for (path, value) in HOST {
-            if store.read_opt(path)?.is_none() {
-                store.write(path, value)?;
-            }
-        }
+        host(store)?;
         remove_nodes(store, launch.domid, &launch.config.uuid)?;
-        for (path, value, rights) in &nodes {
-            store.write(path, value)?;
-            if let Some(perms) = rights.perms(launch.domid) {
-                store.set_perms(path, &perms)?;
-            }
-        }
-        Ok(())
+        store.run(&made)
     })
+}
+
+/// The host's own nodes, where they are missing. The last one stands for all.
+fn host(store: &mut Client) -> Result<()> {
+    if let Some((last, _)) = HOST.last()
+        && store.read_opt(last)?.is_some()
+    {
+        return Ok(());
+    }
+    for (path, value) in HOST {
+        if store.read_opt(path)?.is_none() {
+            store.write(path, value)?;
+        }
+    }
+    Ok(())
 }
 
 /// Record a new name, and a new uuid if `config` has another than `uuid`.
@@ -209,32 +220,36 @@ pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig
 
 /// Remove all nodes of the domain and let the store forget it. What is missing already is fine.
 pub fn teardown(client: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    client.transaction(|store| remove_nodes(store, domid, uuid))?;
+    client.transaction(|store| {
+        remove_nodes(store, domid, uuid)?;
+        for kind in backends(store)? {
+            if store.directory(&format!("{BACKENDS}/{kind}"))?.is_empty() {
+                remove(store, &format!("{BACKENDS}/{kind}"))?;
+            }
+        }
+        Ok(())
+    })?;
     missing_is_fine(client.release(domid))
 }
 
+/// Everything of the domain; the parents stay.
 fn remove_nodes(store: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    let backends = "/local/domain/0/backend";
-    for kind in children(store, backends)? {
-        let of_kind = format!("{backends}/{kind}");
-        let mut domains = children(store, &of_kind)?;
-        if domains.iter().any(|name| *name == domid.to_string()) {
-            remove(store, &format!("{of_kind}/{domid}"))?;
-            domains.retain(|name| *name != domid.to_string());
-            if domains.is_empty() {
-                remove(store, &of_kind)?;
-            }
-        }
-    }
-    remove(store, &format!("/local/domain/{domid}"))?;
-    remove(store, &format!("/libxl/{domid}"))?;
-    remove(store, &format!("/vm/{uuid}"))
+    let mut gone = Batch::default();
+    backends(store)?.iter().for_each(|kind| gone.rm(&format!("{BACKENDS}/{kind}/{domid}")));
+    gone.rm(&format!("/local/domain/{domid}"));
+    gone.rm(&format!("/libxl/{domid}"));
+    gone.rm(&format!("/vm/{uuid}"));
+    store.run(&gone)
 }
 
-fn children(store: &mut Client, path: &str) -> Result<Vec<String>> {
-    match store.directory(path) {
+/// Where backends have their nodes: kind, then domid of the frontend.
+const BACKENDS: &str = "/local/domain/0/backend";
+
+/// The kinds of backends that there are.
+fn backends(store: &mut Client) -> Result<Vec<String>> {
+    match store.directory(BACKENDS) {
         Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
-        names => names,
+        kinds => kinds,
     }
 }
 

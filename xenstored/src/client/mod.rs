@@ -4,6 +4,7 @@
 //! reply is awaited are kept and handed out by [`Client::next_event`]; whoever polls the descriptor drains
 //! `next_event(Some(Duration::ZERO))` first.
 
+mod batch;
 mod error;
 mod requests;
 mod transport;
@@ -13,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use batch::Batch;
 pub use error::{Error, Result};
 pub use requests::RingFds;
 use transport::Transport;
@@ -132,13 +134,18 @@ impl Client {
     ) -> Result<Vec<u8>> {
         self.req_id = self.req_id.wrapping_add(1);
         self.transport.send(kind, self.req_id, self.tx_id, parts, fds)?;
+        self.reply(self.req_id, kind, what)
+    }
+
+    /// The payload of the reply to request `req_id`.
+    fn reply(&mut self, req_id: u32, kind: MsgType, what: &str) -> Result<Vec<u8>> {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let (header, payload) = self.transport.receive(deadline)?.ok_or(Error::Timeout)?;
             if header.kind == MsgType::WATCH_EVENT {
                 self.keep_event(header, &payload)?;
-            } else if header.req_id != self.req_id {
-                return Err(Error::Protocol(format!("reply {} to request {}", header.req_id, self.req_id)));
+            } else if header.req_id != req_id {
+                return Err(Error::Protocol(format!("reply {} to request {req_id}", header.req_id)));
             } else if header.kind == MsgType::ERROR {
                 return Err(Error::store(kind, what, &payload));
             } else if header.kind == kind {

@@ -21,6 +21,13 @@ pub struct RingFds<'a> {
     pub lifeline: Option<BorrowedFd<'a>>,
 }
 
+/// What SET_PERMS carries.
+pub(super) fn perms_payload(path: &str, perms: &[Perm]) -> Vec<u8> {
+    let mut payload = format!("{path}\0");
+    perms.iter().for_each(|perm| payload.push_str(&format!("{perm}\0")));
+    payload.into_bytes()
+}
+
 impl Client {
     /// The value of a node.
     ///
@@ -133,11 +140,7 @@ impl Client {
     /// # Errors
     /// `EACCES` unless owner or privileged, `EINVAL` for an empty list.
     pub fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<()> {
-        let mut list = String::new();
-        for perm in perms {
-            list.push_str(&format!("{perm}\0"));
-        }
-        self.request(MsgType::SET_PERMS, path, &[path.as_bytes(), b"\0", list.as_bytes()], &[]).map(drop)
+        self.request(MsgType::SET_PERMS, path, &[&perms_payload(path, perms)], &[]).map(drop)
     }
 
     /// Asks for an event whenever `path` or something below changes; the first event comes at once.

@@ -48,10 +48,15 @@ impl Transport {
         wire::put(&mut message, kind, req_id, tx_id, parts)
             .map_err(|_| Error::invalid(kind, "", wire::Errno::E2BIG))?;
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut rest = &message[..];
+        self.send_bytes(&message, &raw)
+    }
+
+    /// Whole messages, made by [`wire::put`]; descriptors go with the first byte.
+    pub(super) fn send_bytes(&mut self, messages: &[u8], raw: &[RawFd]) -> Result<()> {
+        let mut rest = messages;
         let mut with_fds = !raw.is_empty();
         while !rest.is_empty() {
-            let sent = match self.send_some(rest, if with_fds { &raw } else { &[] }) {
+            let sent = match self.send_some(rest, if with_fds { raw } else { &[] }) {
                 Err(Sys::EINTR) => continue,
                 sent => sent?,
             };
