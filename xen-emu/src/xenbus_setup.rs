@@ -220,7 +220,7 @@ pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig
 
 /// Remove all nodes of the domain and let the store forget it. What is missing already is fine.
 pub fn teardown(client: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    client.transaction(|store| {
+    client.transaction(|store| -> Result<()> {
         remove_nodes(store, domid, uuid)?;
         for kind in backends(store)? {
             if store.directory(&format!("{BACKENDS}/{kind}"))?.is_empty() {
