@@ -5,11 +5,12 @@ use crate::host::Host;
 use crate::store;
 use anyhow::{Context, Result};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_emu_api::config::{DomainConfig, Launch};
-use xen_emu_api::control::{Connection, Reply, Request, Status};
+use xen_emu_api::control::{Connection, Reply, Request, Status, send};
 use xen_emu_api::run_dir::RunDir;
 
 /// Xen's SHUTDOWN_crash (public/sched.h).
@@ -169,6 +170,13 @@ impl Domain {
             io::ErrorKind::UnexpectedEof => anyhow::anyhow!("{self}: its process has ended"),
             _ => anyhow::anyhow!("{self}: its process does not answer: {error}"),
         })
+    }
+
+    /// Whether it shuts down within `limit`. Asking for its status again and again would stop its vCPUs each time.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let Ok(mut stream) = UnixStream::connect(self.dir.control()) else { return true };
+        let asked = stream.set_read_timeout(Some(limit)).and_then(|()| send(&stream, &Request::Wait));
+        asked.is_err() || stream.read(&mut [0]).is_ok()
     }
 
     /// Its configuration.

@@ -18,11 +18,12 @@ impl Host {
     /// Of the calling user. Makes the run directory where it is missing.
     pub fn open() -> Result<Self> {
         let uid = nix::unistd::geteuid().as_raw();
-        let path = RunRoot::default_path(uid);
+        // The daemons do not share our current directory.
+        let path = std::path::absolute(RunRoot::default_path(uid))?;
         let root = RunRoot::at(&path).with_context(|| {
             format!("cannot use the run directory {}: XLR_RUN_DIR names another one", path.display())
         })?;
-        let xenstored = store::socket(&root, uid);
+        let xenstored = std::path::absolute(store::socket(&root, uid))?;
         Ok(Host { root, xenstored })
     }
 

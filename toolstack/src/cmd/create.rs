@@ -40,8 +40,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     config::check_files(&settings, &domain)?;
     let host = Host::open()?;
-    let domain = start(&host, domain, args).map_err(|error| Failure::error(3, format!("{error:#}")))?;
-    follow(&host, domain, args)
+    let dir = start(&host, domain, args).map_err(|error| Failure::error(3, format!("{error:#}")))?;
+    if stays(args) { follow(&host, host.find(&dir.domid.to_string())?, args) } else { Ok(()) }
+}
+
+/// `-c` and `-F`: the domain runs only when xlr watches it, since a small guest may end at once.
+fn stays(args: &Args) -> bool {
+    args.has("c") || args.has("F")
 }
 
 /// The file and the `key=value` words; as in xl a first word with `=` is no file.
@@ -65,17 +70,12 @@ fn settings(file: &str, overrides: &[String]) -> Result<Settings> {
 }
 
 /// Have the domain built. On an error nothing of it is left.
-fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<Domain> {
+fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<RunDir> {
     // Cleans up after a dead one of the same name.
     host.survey()?;
-    let creation = host.root.lock()?;
-    if let Some(other) = host.probe()?.0.iter().find(|other| other.status.name == config.name) {
-        anyhow::bail!(
-            "Domain with name \"{}\" already exists (id {}): destroy it or take another name",
-            config.name,
-            other.dir.domid
-        );
-    }
+    // Held to the end.
+    let _creation = host.root.lock()?;
+    check_unique(&host.probe()?.0, &config)?;
     let store = RefCell::new(store::ensure(host).context("xenstored")?);
     let taken =
         |domid: u16| matches!(store.borrow_mut().read_opt(&format!("/local/domain/{domid}")), Ok(Some(_)));
@@ -84,7 +84,7 @@ fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<Domain> {
         domid: dir.domid,
         run_root: host.root.path().to_owned(),
         xenstored: host.xenstored.clone(),
-        paused: args.has("p") || args.has("c"),
+        paused: args.has("p") || stays(args),
         supervise: !args.has("e"),
         config,
     };
@@ -93,8 +93,21 @@ fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<Domain> {
         give_up(&mut store.into_inner(), &dir, &launch.config);
         return Err(error);
     }
-    drop(creation);
-    host.find(&dir.domid.to_string())
+    Ok(dir)
+}
+
+/// A name means one domain, and so does the UUID, by which `/vm` knows it.
+fn check_unique(living: &[Domain], config: &DomainConfig) -> Result<()> {
+    for Domain { dir, status } in living {
+        let (key, value) = match status {
+            _ if status.name == config.name => ("name", format!("{:?}", config.name)),
+            _ if status.uuid == config.uuid => ("uuid", config.uuid.clone()),
+            _ => continue,
+        };
+        let id = dir.domid;
+        anyhow::bail!("Domain with {key} {value} already exists (id {id}): destroy it or take another {key}");
+    }
+    Ok(())
 }
 
 fn write_launch(dir: &RunDir, launch: &Launch) -> Result<()> {
@@ -112,23 +125,19 @@ fn give_up(store: &mut Client, dir: &RunDir, config: &DomainConfig) {
     }
 }
 
-/// `-c` and `-F`: the console, the foreground, both, or neither; through restarts.
+/// `-c` and `-F`: the console, the foreground, or both; through restarts.
 fn follow(host: &Host, domain: Domain, args: &Args) -> Result<()> {
-    let (console, foreground) = (args.has("c"), args.has("F"));
-    if !console && !foreground {
-        return Ok(());
-    }
-    let supervised = !args.has("e");
-    let mut attach = console;
-    let mut unpause = console && !args.has("p");
+    let (foreground, supervised) = (args.has("F"), !args.has("e"));
+    let mut attach = args.has("c");
+    let mut unpause = !args.has("p");
     let mut vigil = Vigil::keep(domain, supervised)?;
     let mut shown = Shown::default();
     loop {
-        if attach {
-            let stream = console::connect(vigil.domain())?;
-            if std::mem::take(&mut unpause) {
-                vigil.domain().ask(&Request::Unpause)?;
-            }
+        let stream = attach.then(|| console::connect(vigil.domain())).transpose()?;
+        if std::mem::take(&mut unpause) {
+            vigil.domain().ask(&Request::Unpause)?;
+        }
+        if let Some(stream) = stream {
             attach = terminal::attach(stream, terminal::ESCAPE, &mut shown)? == Ended::Gone;
             if !attach && !foreground {
                 return Ok(());

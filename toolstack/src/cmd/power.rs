@@ -10,7 +10,7 @@ use crate::store;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 use xen_emu_api::config::Action;
-use xen_emu_api::control::{Reply, Request, Status};
+use xen_emu_api::control::{Request, Status};
 use xenstored::client::Client;
 
 /// As long as libxl waits for the guest to take the request.
@@ -145,31 +145,30 @@ fn await_hearing(order: &Order, store: &mut Client, asked: &[Domain], fallback: 
     let start = Instant::now();
     let mut heard = true;
     for domain in asked {
-        let node = format!("/local/domain/{}/control/shutdown", domain.dir.domid);
-        let mut told = false;
-        // Acknowledged is: the request is not there any more, or the whole domain is not.
-        while store.read_opt(&node)?.as_deref() == Some(order.word) && is_up(domain) {
-            if !told && start.elapsed() > IMPATIENCE {
-                tell!("{domain} has not acknowledged yet; waiting up to {} s", HEAR.as_secs());
-                told = true;
-            }
-            if start.elapsed() > HEAR {
-                withdraw(order, store, &node)?;
-                heard &= unheard(order, domain, fallback);
-                break;
-            }
-            std::thread::sleep(STEP);
-        }
-        if fallback {
-            insist(order, domain, Instant::now());
+        if !takes(order, store, domain, start)? {
+            heard &= unheard(order, domain, fallback);
+        } else if fallback {
+            insist(order, domain);
         }
     }
     Ok(heard)
 }
 
-/// The domain has not shut down.
-fn is_up(domain: &Domain) -> bool {
-    matches!(domain.ask(&Request::Status), Ok(Reply::Status(status)) if status.shutdown.is_none() && !status.dying)
+/// Whether the guest takes its request: it is not there any more, or the domain is not. One not taken is withdrawn.
+fn takes(order: &Order, store: &mut Client, domain: &Domain, start: Instant) -> Result<bool> {
+    let node = format!("/local/domain/{}/control/shutdown", domain.dir.domid);
+    let mut told = false;
+    while store.read_opt(&node)?.as_deref() == Some(order.word) && !domain.ends_within(STEP) {
+        if !told && start.elapsed() > IMPATIENCE {
+            tell!("{domain} has not acknowledged yet; waiting up to {} s", HEAR.as_secs());
+            told = true;
+        }
+        if start.elapsed() > HEAR {
+            withdraw(order, store, &node)?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// So that the guest does not obey an hour later.
@@ -196,16 +195,13 @@ fn unheard(order: &Order, domain: &Domain, fallback: bool) -> bool {
 }
 
 /// With `-F`: a guest whose kernel took the request but whose init does nothing about it gets the button too.
-fn insist(order: &Order, domain: &Domain, since: Instant) {
-    while is_up(domain) {
-        if since.elapsed() > OBEY {
-            tell!("{domain} took the request and runs on: {}.", order.fallback_words);
-            if let Err(error) = domain.ask(&order.fallback) {
-                tell!("{error:#}");
-            }
-            return;
-        }
-        std::thread::sleep(STEP);
+fn insist(order: &Order, domain: &Domain) {
+    if domain.ends_within(OBEY) {
+        return;
+    }
+    tell!("{domain} took the request and runs on: {}.", order.fallback_words);
+    if let Err(error) = domain.ask(&order.fallback) {
+        tell!("{error:#}");
     }
 }
 

@@ -41,6 +41,11 @@ fn from_create_to_destroy() {
     let line = "Domain with name \"web\" already exists (id 1): destroy it or take another name\n";
     assert_eq!((twice.status, twice.err.as_str()), (3, line));
 
+    let uuid = status[0]["uuid"].as_str().unwrap();
+    let twin = bed.xlr(&["create", "-q", "web.cfg", "name=other", &format!("uuid='{uuid}'")]);
+    let line = format!("Domain with uuid {uuid} already exists (id 1): destroy it or take another uuid\n");
+    assert_eq!((twin.status, twin.err), (3, line));
+
     let gone = bed.xlr(&["destroy", "web"]);
     assert_eq!((gone.status, gone.out.as_str(), gone.err.as_str()), (0, "", ""));
     assert_eq!((bed.domain_dirs().len(), bed.store.paths().len()), (0, 0));
@@ -148,7 +153,8 @@ fn create_in_the_foreground_ends_with_the_domain() {
     let domain = bed.expect_domain(1);
     let child = bed.command(&["create", "-F", bed.config("")]).stderr(Stdio::piped()).spawn().unwrap();
     let domain = domain.join().unwrap();
-    wait_until(|| domain.requests().contains(&Request::Wait));
+    wait_until(|| domain.requests().contains(&Request::Unpause));
+    assert!(domain.requests().contains(&Request::Wait), "watched before it runs");
     domain.shut_down(0);
     domain.vanish();
     let ran = ran(child.wait_with_output().unwrap());
