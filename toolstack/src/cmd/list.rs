@@ -63,9 +63,9 @@ fn long(with_host: bool, domains: &[Domain]) -> Result<()> {
     if with_host {
         all.push(host_config());
     }
-    // One that has been cleaned up has none any more.
-    for domain in domains.iter().filter(|domain| domain.dir.path().exists()) {
-        let config = domain.config()?;
+    for domain in domains {
+        // One that has ended meanwhile has none any more.
+        let Ok(config) = domain.config() else { continue };
         all.push(json::text(&Entry { domid: domain.dir.domid, config: Config::new(&config) })?);
     }
     let indented: Vec<_> = all.iter().map(|text| format!("    {}", text.replace('\n', "\n    "))).collect();

@@ -40,9 +40,15 @@ pub(super) fn populate(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Ans
         if new > room || !range.clone().all(|gfn| domain.physmap.is_ram(Gfn(gfn))) {
             return false;
         }
-        range.clone().all(|gfn| clear_place(domain, Gfn(gfn), cx))
-            && cx.fx.populate_ram(first, frames).is_ok()
-            && range.map(|gfn| domain.physmap.give(Gfn(gfn))).count() > 0
+        if !range.clone().all(|gfn| clear_place(domain, Gfn(gfn), cx))
+            || cx.fx.populate_ram(first, frames).is_err()
+        {
+            return false;
+        }
+        for gfn in range {
+            domain.physmap.give(Gfn(gfn));
+        }
+        true
     })
 }
 
