@@ -9,6 +9,7 @@ use crate::kvm::vcpu::{Counters, Thread};
 use crate::kvm::vm::Slots;
 use crate::kvm::xen_kernel::{self, BackendFds, XenKernel};
 use crate::kvm::{self, XenAccel, ioctl, regs};
+use crate::log::Dmesg;
 use crate::machine::{IOAPIC_PINS, Machine};
 use crate::memory::{self, Memory};
 use crate::timers::{self, Timers};
@@ -22,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use xen_domain::effect::{Backend, Effects, Port};
 use xen_domain::mem::SpecialPage;
@@ -51,7 +52,7 @@ impl Built {
 }
 
 /// Build the domain of `launch` and start its vCPU threads, parked.
-pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> {
+pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Result<Built> {
     let config = &launch.config;
     let kvm = kvm::open()?;
     let capabilities = kvm::xen_capabilities(&kvm);
@@ -71,7 +72,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         None => None,
     };
     let tables = acpi::build(config.acpi, config.vcpus, config.max_vcpus);
-    let ram = config.memory_mib << 20;
+    // The map shows what the guest may grow to; what it has now is in Params::pages.
+    let ram = config.maxmem_mib.max(config.memory_mib) << 20;
     let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
 
     memory::check_available(config.memory_mib)?;
@@ -104,6 +106,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
         timers: Timers::default(),
         events: Mutex::new(events),
+        log,
+        domid: launch.domid,
         threads: Mutex::default(),
         started: Instant::now(),
         exits: Counters::default(),
@@ -121,7 +125,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>) -> anyhow::Result<Built> 
 }
 
 fn eventfd() -> anyhow::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK).context("eventfd")
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("eventfd")
 }
 
 fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {

@@ -7,7 +7,6 @@ use crate::kvm::vcpu::Mail;
 use crate::kvm::{VcpuAttr, XenAccel, ioctl};
 use crate::memory::Place;
 use crate::timers::Timer;
-use crate::vm::VmEvent;
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,6 +47,17 @@ impl<'a> Fx<'a> {
         self.tickets.extend(self.guest.post(vcpu, mail));
     }
 
+    fn place_slot(&self, from: Place, to: Place, hva: u64) -> std::io::Result<()> {
+        let mut slots = lock(&self.guest.slots);
+        if let Place::Slot(new) = to {
+            slots.set(&self.guest.vm, new.0, 4096, hva)?;
+        }
+        match from {
+            Place::Slot(old) if from != to => slots.remove(&self.guest.vm, old.0),
+            _ => Ok(()),
+        }
+    }
+
     fn place(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> std::io::Result<()> {
         let memory = &self.guest.memory;
         let to = match gfn {
@@ -56,14 +66,10 @@ impl<'a> Fx<'a> {
             Some(gfn) => Place::Slot(gfn),
         };
         let (from, hva) = memory.move_special(page, to).map_err(std::io::Error::other)?;
-        let mut slots = lock(&self.guest.slots);
-        if let Place::Slot(old) = from
-            && from != to
-        {
-            slots.remove(&self.guest.vm, old.0)?;
-        }
-        if let Place::Slot(new) = to {
-            slots.set(&self.guest.vm, new.0, 4096, hva)?;
+        if let Err(e) = self.place_slot(from, to, hva) {
+            // The guest named a frame that this host cannot map: all stays as it was.
+            memory.move_special(page, from).map_err(std::io::Error::other)?;
+            return Err(e);
         }
         if page == SpecialPage::SharedInfo {
             let hva = memory.hva(page.home()).map_err(std::io::Error::other)?;
@@ -211,7 +217,7 @@ impl Effects for Fx<'_> {
     }
 
     fn console_write(&mut self, bytes: &[u8]) {
-        self.guest.tell(VmEvent::DebugConsole(bytes.to_vec()));
+        self.guest.log.guest(self.guest.domid, bytes);
     }
 
     fn log_once(&mut self, what: &str) {

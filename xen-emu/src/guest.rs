@@ -8,6 +8,7 @@ use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::vcpu::{self, Mail, Thread};
 use crate::kvm::vm::Slots;
 use crate::kvm::{XenAccel, xen_kernel::XenKernel};
+use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
 use crate::timers::Timers;
@@ -46,6 +47,10 @@ pub struct Guest {
     pub timers: Timers,
     /// To the main thread.
     pub events: Mutex<Sender<VmEvent>>,
+    /// Where the guest's debug output goes.
+    pub log: Dmesg,
+    /// Domain id.
+    pub domid: u16,
     /// The vCPU threads.
     pub threads: Mutex<Vec<Thread>>,
     /// When the machine was made; its devices count time from here.
@@ -115,8 +120,16 @@ impl Guest {
         let all = (0..).take(lock(&self.threads).len());
         let tickets: Vec<_> = all.clone().filter_map(|vcpu| self.post(vcpu, Mail::Look)).collect();
         tickets.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
-        let domain = lock(&self.domain);
-        all.map(|vcpu| domain.vcpu_online(vcpu)).collect()
+        let online: Vec<bool> = {
+            let domain = lock(&self.domain);
+            all.map(|vcpu| domain.vcpu_online(vcpu)).collect()
+        };
+        if !online.contains(&true) && !self.mailboxes.paused() {
+            // KVM never reports this: a guest without `\_S5` has powered off.
+            tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
+            self.shut_down(VmEvent::Shutdown(0));
+        }
+        online
     }
 
     /// Run `f` on the domain from a thread that is no vCPU, and wait until its effects are there.
@@ -144,7 +157,7 @@ impl Guest {
                 }
                 Action::PowerOff => self.shut_down(VmEvent::Shutdown(0)),
                 Action::Reset => self.shut_down(VmEvent::Shutdown(1)),
-                Action::Debug(bytes) => self.tell(VmEvent::DebugConsole(bytes)),
+                Action::Debug(bytes) => self.log.guest(self.domid, &bytes),
             }
         }
     }
@@ -193,9 +206,10 @@ impl Vm for Guest {
     }
 
     fn vcpus(&self) -> Vec<VcpuStatus> {
+        // The threads first: a look at the vCPUs wakes them all.
+        let threads: Vec<_> = lock(&self.threads).iter().map(Thread::status).collect();
         let online = self.online();
-        let threads = lock(&self.threads);
-        threads.iter().zip(online).map(|(thread, online)| thread.status(online)).collect()
+        threads.into_iter().zip(online).map(|(status, online)| VcpuStatus { online, ..status }).collect()
     }
 
     fn memory_kib(&self) -> u64 {
@@ -227,5 +241,7 @@ impl Vm for Guest {
             std::thread::sleep(Duration::from_millis(1));
         }
         threads.iter_mut().for_each(Thread::join);
+        // The next domain may want the memory before this process is gone.
+        self.memory.discard_all();
     }
 }

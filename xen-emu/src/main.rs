@@ -117,7 +117,7 @@ fn start(path: &Path, ready: &mut Option<File>) -> anyhow::Result<Exit> {
     reactor::block_signals()?;
     let _life = hold(&run_dir)?;
     let (sender, events) = calloop::channel::channel();
-    let built = build::build(&launch, sender)?;
+    let built = build::build(&launch, sender, log.clone())?;
     let parts = connect(launch, run_dir, &built, events, log)?;
     drop(built);
     let exit = reactor::run(Parts { ready: ready.take(), ..parts })?;

@@ -236,10 +236,15 @@ impl Memory {
                 // reference points into.
                 let given = unsafe { madvise(start.byte_add(offset).cast(), len, MmapAdvise::MADV_DONTNEED) };
                 if let Err(e) = given {
-                    tracing::warn!("madvise of {frames} frames from {:#x}: {e}", first.0);
+                    crate::log::limited!(warn, "madvise of {frames} frames from {:#x}: {e}", first.0);
                 }
             }
         }
+    }
+
+    /// Give the host back all RAM, when no vCPU will run again.
+    pub fn discard_all(&self) {
+        self.regions.iter().for_each(|r| self.discard(Gpa(r.base).gfn(), r.size() / PAGE));
     }
 
     /// Run `f` on the mapping and offset behind `len` bytes that do not cross a page.

@@ -97,12 +97,8 @@ pub fn run(guest: &Arc<Guest>) {
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
                 // Only a guest that used no CPU at all since the last look is disturbed.
-                if last_time == Some(time)
-                    && !guest.mailboxes.paused()
-                    && guest.online().iter().all(|online| !online)
-                {
-                    tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
-                    guest.shut_down(VmEvent::Shutdown(0));
+                if last_time == Some(time) && !guest.mailboxes.paused() {
+                    guest.online();
                 }
                 last_time = Some(time);
             }

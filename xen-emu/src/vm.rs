@@ -33,6 +33,4 @@ pub enum VmEvent {
     Shutdown(u32),
     /// Triple fault, emulation failure or a host error: counts as a crash. The text is for the log.
     Failed(String),
-    /// CONSOLEIO_write and debug port output.
-    DebugConsole(Vec<u8>),
 }

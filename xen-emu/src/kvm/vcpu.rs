@@ -150,16 +150,16 @@ impl Thread {
         schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0)
     }
 
-    /// For `xlr list` and `vcpu-list`.
-    pub fn status(&self, online: bool) -> VcpuStatus {
+    /// For `xlr list` and `vcpu-list`; whether the vCPU is online is for the caller to say.
+    pub fn status(&self) -> VcpuStatus {
         let stat = self.proc("stat").unwrap_or_default();
         // proc(5): after the command in parentheses field 3 is the state, field 39 the last CPU.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         VcpuStatus {
             id: self.id,
-            online,
+            online: false,
             running: fields.first() == Some(&"R"),
-            cpu: fields.get(36).and_then(|cpu| cpu.parse().ok()).filter(|_| online),
+            cpu: fields.get(36).and_then(|cpu| cpu.parse().ok()),
             time_ns: self.time_ns(),
             affinity: self.affinity.clone(),
         }
@@ -215,6 +215,9 @@ struct Vcpu {
 impl Drop for Vcpu {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(null_mut());
+        if std::thread::panicking() {
+            self.guest.shut_down(VmEvent::Failed(format!("vCPU {}: its thread panicked", self.id)));
+        }
         self.guest.mailboxes.gone(self.index());
     }
 }
@@ -231,7 +234,9 @@ impl Vcpu {
             if guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
                 return;
             }
-            self.enter();
+            if self.enter() == Flow::Stop {
+                return;
+            }
         }
     }
 
@@ -241,7 +246,7 @@ impl Vcpu {
     }
 
     /// Run the guest up to one exit and handle it.
-    fn enter(&mut self) {
+    fn enter(&mut self) -> Flow {
         let guest = &self.guest;
         let count = |counter: &AtomicU64| {
             counter.fetch_add(1, Ordering::Relaxed);
@@ -284,7 +289,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::Unsupported(kvm_bindings::KVM_EXIT_XEN)) => {
                 count(&guest.exits.hypercall);
-                self.hypercall();
+                return self.hypercall();
             }
             Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => self.fail("triple fault"),
@@ -298,6 +303,7 @@ impl Vcpu {
             }
             Err(e) => self.fail(&format!("KVM_RUN: {e}")),
         }
+        Flow::Run
     }
 
     /// The guest can go no further: end the domain as crashed, with the reason and the registers in the log.
@@ -306,17 +312,19 @@ impl Vcpu {
         self.guest.shut_down(VmEvent::Failed(text));
     }
 
-    fn hypercall(&mut self) {
+    fn hypercall(&mut self) -> Flow {
         let Some(mut call) = ioctl::hypercall(&mut self.fd, self.id) else {
-            return self.fail("a Xen exit that is no hypercall");
+            self.fail("a Xen exit that is no hypercall");
+            return Flow::Run;
         };
         let result = loop {
             match self.dispatch(&call) {
                 Outcome::Done(value) => break value,
                 Outcome::Again(next) => {
                     call = next;
-                    // Not while paused or stopping: the rest then happens before the vCPU parks.
-                    self.guest.mailboxes.nap(Duration::ZERO);
+                    if self.guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
+                        return Flow::Stop;
+                    }
                 }
                 Outcome::Block(until) => {
                     self.block(until.deadline);
@@ -329,6 +337,7 @@ impl Vcpu {
             }
         };
         ioctl::complete_hypercall(&mut self.fd, result);
+        Flow::Run
     }
 
     fn dispatch(&self, call: &Call) -> Outcome {
@@ -355,6 +364,10 @@ impl Vcpu {
     fn block(&mut self, deadline: Option<u64>) {
         let guest = &*self.guest;
         match deadline {
+            // KVM would never wake a vCPU that is halted with interrupts off; the guest looks again soon.
+            None if self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0) => {
+                guest.mailboxes.nap(Duration::from_millis(1));
+            }
             None => {
                 let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
                 if let Err(e) = self.fd.set_mp_state(halted) {

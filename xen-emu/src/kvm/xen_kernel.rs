@@ -3,6 +3,7 @@
 use super::cpuid::{HYPERCALL_MSR, apic_id};
 use super::irq::{IOAPIC_PINS, Route, Routes};
 use super::{HostError, VcpuAttr, XenAccel, ioctl};
+use crate::log::limited;
 use kvm_bindings::*;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +147,12 @@ impl XenKernel {
 }
 
 impl Ports {
+    fn forget_logged(&mut self, vm: &VmFd, port: Port) {
+        if let Err(e) = self.forget(vm, port) {
+            limited!(warn, "port {port} stays in the kernel: {e}");
+        }
+    }
+
     fn forget(&mut self, vm: &VmFd, port: Port) -> io::Result<()> {
         if let Some((&backend, _)) = self.by_backend.iter().find(|&(_, &p)| p == port) {
             self.by_backend.remove(&backend);
@@ -255,7 +262,8 @@ impl XenAccel for XenKernel {
             ports.by_backend.insert(backend, port);
             let route = Route::Evtchn { port, kvm_vcpu: apic_id(vcpu) };
             if let Err(e) = ports.routes.set(&self.vm, gsi(backend), Some(route)) {
-                tracing::warn!("route of port {port}: {e}");
+                limited!(warn, "route of port {port}: {e}");
+                ports.forget_logged(&self.vm, port);
                 return false;
             }
             if known {
@@ -269,26 +277,21 @@ impl XenAccel for XenKernel {
                 true
             }
             Err(e) => {
-                tracing::warn!("port {port} stays in userspace: {e}");
+                limited!(warn, "port {port} stays in userspace: {e}");
+                ports.forget_logged(&self.vm, port);
                 false
             }
         }
     }
 
     fn retract(&self, port: Port) {
-        if let Err(e) = self.ports().forget(&self.vm, port) {
-            tracing::warn!("port {port} stays in the kernel: {e}");
-        }
+        self.ports().forget_logged(&self.vm, port);
     }
 
     fn retract_all(&self) {
         let mut ports = self.ports();
         let all: Vec<Port> = ports.offloaded.iter().chain(ports.by_backend.values()).copied().collect();
-        for port in all {
-            if let Err(e) = ports.forget(&self.vm, port) {
-                tracing::warn!("port {port} stays in the kernel: {e}");
-            }
-        }
+        all.into_iter().for_each(|port| ports.forget_logged(&self.vm, port));
     }
 
     fn raise(&self, port: Port, vcpu: VcpuId) -> bool {

@@ -23,7 +23,6 @@ impl Reactor {
                 error!("{}", text.trim_end());
                 self.shut_down(reason::CRASH);
             }
-            VmEvent::DebugConsole(bytes) => self.log.guest(self.launch.domid, &bytes),
         }
     }
 

@@ -66,6 +66,7 @@ struct Life {
     vm: Arc<FakeVm>,
     page: Arc<Page>,
     events: channel::Sender<VmEvent>,
+    log: Dmesg,
     life_line: UnixStream,
     thread: Pthread,
     exit: JoinHandle<anyhow::Result<Exit>>,
@@ -84,6 +85,8 @@ fn begin(adjust: impl FnOnce(&mut Launch)) -> Life {
     let (life_line, line) = UnixStream::pair().unwrap();
     let (begun, has_begun) = mpsc::channel();
     let (ready_path, parts) = (root.path().join("ready"), (vm.clone(), page.clone(), dir.clone()));
+    let log = Dmesg::default();
+    let told = log.clone();
     let exit = std::thread::spawn(move || {
         let (vm, page, run_dir) = parts;
         let (kick, notify) = (EventFd::new()?.into(), EventFd::new()?.into());
@@ -100,7 +103,6 @@ fn begin(adjust: impl FnOnce(&mut Launch)) -> Life {
         xenbus_setup::setup(&mut store, &launch, &facts)?;
         let ready = Some(File::create(ready_path)?);
         begun.send(pthread_self())?;
-        let log = Dmesg::default();
         run(Parts {
             launch,
             run_dir,
@@ -110,12 +112,12 @@ fn begin(adjust: impl FnOnce(&mut Launch)) -> Life {
             store,
             life_line: line,
             ready,
-            log,
+            log: told,
             start_time: 1.0,
         })
     });
     let thread = has_begun.recv().unwrap();
-    let life = Life { root, dir, store, vm, page, events: sender, life_line, thread, exit };
+    let life = Life { root, dir, store, vm, page, events: sender, log, life_line, thread, exit };
     wait_for("ready", || std::fs::read(life.root.path().join("ready")).is_ok_and(|text| text == b"ok\n"));
     life
 }
@@ -174,7 +176,7 @@ fn a_domain_lives_powers_off_and_leaves_nothing() {
     assert!(life.status().paused);
     control.ask(&Request::Unpause).unwrap();
     assert_eq!(control.ask(&Request::Nmi { vcpu: 7 }).unwrap_err().to_string(), "no vcpu 7");
-    life.events.send(VmEvent::DebugConsole(b"hello\n".to_vec())).unwrap();
+    life.log.guest(1, b"hello\n");
     wait_for("the guest's line", || {
         life.connect().ask(&Request::Dmesg).unwrap() == Reply::Text { text: "(d1) hello\n".into() }
     });
