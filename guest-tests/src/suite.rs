@@ -1,7 +1,8 @@
 //! `cargo lab test`: unit tests, then the table of `matrix.rs` in as few boots of L1 as can be.
 //!
-//! Per test the runner in L1 says `begin NAME`, then `pass NAME`, `fail NAME REASON` or `skip NAME REASON` on the control channel. When L1
-//! dies, the test it died in runs once more in a fresh L1; if L1 dies again there, the test has failed, and says why.
+//! Per test the runner in L1 says `begin NAME`, then `pass NAME`, `fail NAME REASON`, `skip NAME REASON` or `lab NAME` on the control
+//! channel. When L1 dies, or the emulator below L1 puts L1's own registers into a vCPU (`lab`), that test runs once more in a fresh L1; if
+//! the same happens there, the test has failed, and says why.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -24,6 +25,8 @@ use crate::script::{Host, print, quote};
 use crate::step::step;
 
 const FOLDER: &str = "guest-tests/tests";
+/// What `lab NAME` means.
+const CORRUPTED: &str = "LAB: emulator corrupted the guest (vCPU runs L1's code)";
 
 /// `cargo lab test`.
 #[derive(Debug, Args)]
@@ -56,6 +59,8 @@ enum Verdict {
     Pass,
     Fail(String),
     Skip(String),
+    /// Not the guest's fault: the emulator's.
+    Lab,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +69,7 @@ struct Tally {
     failed: u32,
     skipped: u32,
     l1_deaths: u32,
+    corrupted: u32,
 }
 
 /// Runs what was asked for; status 1 if anything failed.
@@ -96,8 +102,8 @@ pub fn run(suite: &Suite) -> Result<u8> {
         on_host(&cache, &built, host, cases.into(), &out, &mut tally)?;
     }
     println!(
-        "{} passed, {} failed, {} skipped; L1 died {} times",
-        tally.passed, tally.failed, tally.skipped, tally.l1_deaths
+        "{} passed, {} failed, {} skipped; L1 died {} times, its emulator corrupted a guest {} times",
+        tally.passed, tally.failed, tally.skipped, tally.l1_deaths, tally.corrupted
     );
     Ok(u8::from(tally.failed > 0))
 }
@@ -157,19 +163,20 @@ fn on_host(
         boot += 1;
         let job = job(cache, built, host, &left, out.join(format!("{}-{boot}", host.kernel())))?;
         eprintln!("lab: booting L1 ({}) for {} tests", host.kernel(), left.len());
+        let mut again = VecDeque::new();
         let end = once(cache, &job, &mut |event| match event {
             Event::Line(line) => {
                 if let Some((name, verdict)) = parse(&line)
                     && left.front().is_some_and(|case| case.name == name)
                 {
-                    tally.count(&name, &verdict);
-                    left.pop_front();
+                    again.extend(left.pop_front().and_then(|case| tally.take(case, &verdict)));
                 }
             }
             // The runner shows the end of a failed test's log.
             output => print(output),
         })?;
         give_up_or_retry(&end, &mut left, tally);
+        left.append(&mut again);
     }
     Ok(())
 }
@@ -245,22 +252,42 @@ fn parse(line: &str) -> Option<(String, Verdict)> {
         "pass" => Verdict::Pass,
         "fail" => Verdict::Fail(reason),
         "skip" => Verdict::Skip(reason),
+        "lab" => Verdict::Lab,
         _ => return None,
     };
     Some((name.to_owned(), verdict))
 }
 
 impl Tally {
+    /// Counts the verdict of a case; gives the case back if it is to run again.
+    fn take(&mut self, mut case: Case, verdict: &Verdict) -> Option<Case> {
+        if *verdict != Verdict::Lab {
+            self.count(&case.name, verdict);
+            return None;
+        }
+        self.corrupted += 1;
+        case.deaths += 1;
+        if case.deaths < 2 {
+            println!("RETRY {}: {CORRUPTED}", case.name);
+            return Some(case);
+        }
+        self.count(&case.name, verdict);
+        None
+    }
+
+    fn fail(&mut self, name: &str, reason: &str) {
+        self.failed += 1;
+        println!("FAIL {name}: {reason}");
+    }
+
     fn count(&mut self, name: &str, verdict: &Verdict) {
         match verdict {
             Verdict::Pass => {
                 self.passed += 1;
                 println!("PASS {name}");
             }
-            Verdict::Fail(reason) => {
-                self.failed += 1;
-                println!("FAIL {name}: {reason}");
-            }
+            Verdict::Fail(reason) => self.fail(name, reason),
+            Verdict::Lab => self.fail(name, CORRUPTED),
             Verdict::Skip(reason) => {
                 self.skipped += 1;
                 println!("SKIP {name}: {reason}");
@@ -295,6 +322,15 @@ mod tests {
     }
 
     #[test]
+    fn a_corrupted_guest_is_repeated_once() {
+        let (mut cases, mut tally) = (left(&["a"]), Tally::default());
+        let again = tally.take(cases.pop_front().expect("a case"), &Verdict::Lab).expect("once more");
+        assert_eq!((tally.failed, tally.corrupted), (0, 1));
+        assert!(tally.take(again, &Verdict::Lab).is_none());
+        assert_eq!((tally.failed, tally.corrupted), (1, 2));
+    }
+
+    #[test]
     fn a_runner_that_ends_early_fails_its_test() {
         let (mut left, mut tally) = (left(&["a", "b"]), Tally::default());
         give_up_or_retry(&End::Exit(0), &mut left, &mut tally);
@@ -305,6 +341,7 @@ mod tests {
     fn verdict_lines() {
         assert_eq!(parse("pass x"), Some(("x".to_owned(), Verdict::Pass)));
         assert_eq!(parse("fail x no cpu 3"), Some(("x".to_owned(), Verdict::Fail("no cpu 3".to_owned()))));
+        assert_eq!(parse("lab x"), Some(("x".to_owned(), Verdict::Lab)));
         assert_eq!(parse("begin x"), None);
     }
 }
