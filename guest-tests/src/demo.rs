@@ -1,15 +1,17 @@
 //! `cargo lab demo`: an unmodified Debian kernel as a Xen guest, on this machine's KVM where it can, else in the lab.
 
-use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use console::Term;
-use kvm_ioctls::{Cap, Kvm};
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::binaries::{self, Built};
 use crate::cache::Cache;
@@ -24,8 +26,6 @@ use crate::script::quote;
 const KERNEL: &str = "6.12-cloud";
 /// What `create -c` is given; the demo only says where the kernel is and what the guest's init shall do.
 const CONFIG: &str = "examples/debian.cfg";
-/// `KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL`, `_SHARED_INFO` and `_EVTCHN_SEND` of Linux's uapi/linux/kvm.h.
-const NEEDED: i32 = 1 << 1 | 1 << 2 | 1 << 5;
 /// Seconds for a whole demonstration.
 const LIMIT: u64 = 300;
 
@@ -52,12 +52,12 @@ pub struct Demo {
 /// Shows the boot; status 0 when the guest showed all it must and powered itself off.
 pub fn run(demo: &Demo) -> Result<u8> {
     let cache = Cache::open()?;
-    let shortcoming = if demo.lab { Some("asked not to".to_owned()) } else { local_kvm_lacks() };
+    let built = binaries::build(&["toolstack", "xen-emu", "xenstored"], false)?;
+    let shortcoming = if demo.lab { Some("asked not to".to_owned()) } else { local_kvm_lacks(&built)? };
     match &shortcoming {
         None => eprintln!("lab: this machine's KVM has KVM_XEN: the guest runs right on it"),
         Some(why) => eprintln!("lab: not on this machine's own KVM ({why}): the guest runs in the lab's"),
     }
-    let built = binaries::build(&["toolstack", "xen-emu", "xenstored"], false)?;
     let mut shown = Vec::new();
     let status = match shortcoming {
         None => on_local_kvm(&cache, &built, demo.stay, &mut shown)?,
@@ -78,15 +78,17 @@ pub fn run(demo: &Demo) -> Result<u8> {
     Ok(0)
 }
 
-/// Why the local KVM cannot run the demonstration; nothing if it can.
-fn local_kvm_lacks() -> Option<String> {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => return Some(format!("/dev/kvm: {}", io::Error::from(error))),
-    };
-    let found = kvm.check_extension_int(Cap::XenHvm);
-    (found & NEEDED != NEEDED)
-        .then(|| format!("KVM_CAP_XEN_HVM is {found:#x}, needed are the bits {NEEDED:#x}"))
+/// Why the local KVM cannot run the demonstration, as xen-emu says; nothing if it can.
+fn local_kvm_lacks(built: &Built) -> Result<Option<String>> {
+    let probe = crate::apt::run(Command::new(folder_of(built)?.join("xen-emu")).arg("--probe"))?;
+    let probe: Value = serde_json::from_str(&probe).context("xen-emu --probe prints no JSON")?;
+    let reason = probe["reason"].as_str().context("xen-emu --probe gives no reason")?;
+    Ok((!reason.is_empty()).then(|| reason.to_owned()))
+}
+
+/// Where our programs were built.
+fn folder_of(built: &Built) -> Result<&Path> {
+    built.programs.first().and_then(|p| p.parent()).context("nothing was built")
 }
 
 /// The arguments after `xlr` that start the guest; the last word for a key counts.
@@ -103,19 +105,11 @@ fn create(config: &str, folder: &str, stay: bool) -> Vec<String> {
 }
 
 fn on_local_kvm(cache: &Cache, built: &Built, stay: bool, shown: &mut Vec<u8>) -> Result<i32> {
-    let folder = tempfile::tempdir()?;
-    Linux::get(cache, KERNEL)?.write_to(folder.path())?;
-    let programs = built.programs.first().and_then(|p| p.parent()).context("nothing was built")?;
-    let path = env::join_paths(
-        [programs.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
-    )?;
+    let house = House::open(folder_of(built)?)?;
+    Linux::get(cache, KERNEL)?.write_to(house.folder.path())?;
     let config = binaries::workspace().join(CONFIG);
-    let mut command = Command::new(programs.join("xlr"));
-    command.args(create(&config.to_string_lossy(), &folder.path().to_string_lossy(), stay)).env("PATH", path);
-    // A run directory of the demonstration's own, its store included: nothing outside is touched.
-    command
-        .env("XDG_RUNTIME_DIR", folder.path())
-        .env("XENSTORED_PATH", folder.path().join("xenstored.socket"));
+    let mut command = house.command("xlr");
+    command.args(create(&config.to_string_lossy(), &house.folder.path().to_string_lossy(), stay));
     if stay {
         return Ok(command.status().context("cannot start xlr")?.code().unwrap_or(255));
     }
@@ -127,6 +121,51 @@ fn on_local_kvm(cache: &Cache, built: &Built, stay: bool, shown: &mut Vec<u8>) -
     let status = child.wait()?;
     drop(stdin);
     Ok(status.code().unwrap_or(255))
+}
+
+/// Run directory and store of a demonstration on this machine: its own, and gone with it, root's ones included.
+struct House<'a> {
+    programs: &'a Path,
+    folder: TempDir,
+    store: Option<Child>,
+}
+
+impl<'a> House<'a> {
+    fn open(programs: &'a Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("xlr-demo-").tempdir()?;
+        let mut house = Self { programs, folder, store: None };
+        let mut store = house.command("xenstored");
+        house.store = Some(store.stderr(Stdio::null()).spawn().context("cannot start xenstored")?);
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !house.socket().exists() {
+            ensure!(Instant::now() < limit, "xenstored does not serve {}", house.socket().display());
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(house)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("xenstored.socket")
+    }
+
+    /// One of our programs, at home here.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        command.env("XLR_RUN_DIR", self.folder.path().join("run")).env("XENSTORED_PATH", self.socket());
+        command
+    }
+}
+
+impl Drop for House<'_> {
+    fn drop(&mut self) {
+        // Who leaves the console leaves the guest running; it must not outlive its run directory. Mostly it is gone already.
+        let mut destroy = self.command("xlr");
+        let _ = destroy.args(["destroy", "debian"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if let Some(mut store) = self.store.take() {
+            let _ = store.kill();
+            let _ = store.wait();
+        }
+    }
 }
 
 /// Copies the guest's console to ours and keeps it.
