@@ -69,6 +69,16 @@ case $action in
 poweroff) report; poweroff -f ;;
 reboot) report; reboot -f ;;
 wait) report; wait_for_ever ;;
+balloon)
+    # Every size of memory it comes to have.
+    report
+    while :; do
+        now=$(memory)
+        [ "$now" = "${last:-}" ] || echo "guest: has $now kB"
+        last=$now
+        sleep 0.5
+    done
+    ;;
 demo) demo; report; poweroff -f ;;
 shell)
     demo

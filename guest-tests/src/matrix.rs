@@ -22,7 +22,7 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
 }
 
 /// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
-pub const TESTS: [Test; 31] = [
+pub const TESTS: [Test; 39] = [
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
     test("boot-6.12-cloud-4cpu-4G", "boot.sh", &["6.12-cloud", "4", "4096", "poweroff"], 90),
@@ -45,6 +45,14 @@ pub const TESTS: [Test; 31] = [
     test("shutdown-button", "shutdown.sh", &["button"], 90),
     test("shutdown-trigger", "shutdown.sh", &["trigger"], 90),
     test("shutdown-sigterm", "shutdown.sh", &["sigterm"], 90),
+    test("second-sigterm", "signals.sh", &[], 90),
+    test("memory-below-maxmem", "balloon.sh", &["maxmem"], 120),
+    test("memory-target", "balloon.sh", &["target"], 120),
+    test("create-in-foreground", "foreground.sh", &[], 90),
+    test("create-paused-as-xl", "xl.sh", &[], 90),
+    test("trigger-nmi", "nmi.sh", &[], 90),
+    test("crash-preserved", "preserve.sh", &[], 90),
+    test("rename-restart", "rename-restart.sh", &[], 120),
     test("crash-restarts", "crash.sh", &[], 120),
     test("destroy-leaves-nothing", "destroy.sh", &[], 60),
     test("killed-is-noticed", "killed.sh", &[], 60),
