@@ -20,9 +20,8 @@ impl Host {
         let uid = nix::unistd::geteuid().as_raw();
         // The daemons do not share our current directory.
         let path = std::path::absolute(RunRoot::default_path(uid))?;
-        let root = RunRoot::at(&path).with_context(|| {
-            format!("cannot use the run directory {}: XLR_RUN_DIR names another one", path.display())
-        })?;
+        let root =
+            RunRoot::at(path).context("cannot use the run directory (XLR_RUN_DIR names another one)")?;
         let xenstored = std::path::absolute(store::socket(&root, uid))?;
         Ok(Host { root, xenstored })
     }

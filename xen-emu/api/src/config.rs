@@ -118,7 +118,7 @@ pub struct Launch {
     pub run_root: PathBuf,
     /// xenstored's socket.
     pub xenstored: PathBuf,
-    /// Stay paused after the build (`create -p`, and `-c` until the console is attached).
+    /// Stay paused after the build: `create -p`; `-c` and `-F` until xlr watches.
     pub paused: bool,
     /// Carry out `on_*`; false (`create -e`) leaves a shut-down domain as it is.
     pub supervise: bool,

@@ -1,14 +1,18 @@
-//! The run directory: `ROOT/DOMID/{launch.json, lock, control.sock, console.sock, console.log, xen-emu.log}`.
+//! The run directory: `ROOT/DOMID/{launch.json, maker, lock, control.sock, console.sock, console.log, xen-emu.log}`.
 //! A domain's process holds `lock` (an flock) for its life; a directory whose lock is free belongs to a dead
-//! domain. `ROOT/lock` serialises creation; `ROOT/next-domid` counts, so that a domid is not reused soon.
+//! domain. Before there is a lock, `maker` names the process that brings the domain about. `ROOT/lock` serialises creation; `ROOT/next-domid` counts, so that a domid is not reused soon.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Domids run from 1 to below DOMID_FIRST_RESERVED (public/xen.h).
 const DOMIDS: u16 = 0x7ff0;
+/// Longest path of a socket: `sun_path` of unix(7) without its NUL.
+const SOCKET_PATH_MAX: usize = 107;
+/// The longest name of a socket below the root.
+const LONGEST_SOCKET: &str = "/32751/console.sock";
 
 /// The directory that holds one directory per domain.
 #[derive(Clone, Debug)]
@@ -24,9 +28,20 @@ pub struct RunDir {
 
 impl RunRoot {
     /// Use `path`, created with mode 0700 where missing.
+    ///
+    /// # Errors
+    /// With the path: the host's; a path too long for sockets; one that others own or may enter (`/tmp` is open to
+    /// everybody, and who owns the directory controls the domains).
     pub fn at(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        let (length, limit) = (path.as_os_str().len(), SOCKET_PATH_MAX - LONGEST_SOCKET.len());
+        if length > limit {
+            let why = format!("{length} bytes are too long for sockets in it, at most {limit}");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        check_private(&path).map_err(failed)?;
         Ok(RunRoot(path))
     }
 
@@ -67,7 +82,7 @@ impl RunRoot {
         RunDir { domid, path: self.0.join(domid.to_string()) }
     }
 
-    /// Reserve a fresh domid and make its directory. `taken` says which domids are in use elsewhere (the store).
+    /// Reserve a fresh domid and make its directory, with the caller as its maker. `taken` says which domids are in use elsewhere (the store).
     /// Call under [`RunRoot::lock`].
     pub fn reserve(&self, taken: impl Fn(u16) -> bool) -> io::Result<RunDir> {
         let counter = self.0.join("next-domid");
@@ -80,6 +95,7 @@ impl RunRoot {
                 continue;
             }
             fs::DirBuilder::new().mode(0o700).create(&dir.path)?;
+            dir.set_maker(std::process::id())?;
             fs::write(&counter, (domid + 1).to_string())?;
             return Ok(dir);
         }
@@ -118,6 +134,21 @@ impl RunDir {
         self.path.join("xen-emu.log")
     }
 
+    /// The process `pid` is the one that becomes or starts the domain.
+    pub fn set_maker(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.path.join("maker"), pid.to_string())
+    }
+
+    /// Whether the process runs that was to become or to start the domain; `None` when nobody knows.
+    pub fn maker_lives(&self) -> Option<bool> {
+        let pid: u32 = fs::read_to_string(self.path.join("maker")).ok()?.trim().parse().ok()?;
+        // A zombie has no program any more.
+        match fs::read_link(format!("/proc/{pid}/exe")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Some(false),
+            _ => Some(true),
+        }
+    }
+
     /// Take the life lock; the domain's process keeps the file open for its life. `None` when somebody has it.
     pub fn try_hold(&self) -> io::Result<Option<File>> {
         let path = self.path.join("lock");
@@ -144,9 +175,64 @@ impl RunDir {
     }
 }
 
+/// The directory and the name that leads to it are the caller's, and nobody else may enter.
+fn check_private(path: &Path) -> io::Result<()> {
+    let me = fs::metadata("/proc/self")?.uid();
+    let (named, dir) = (fs::symlink_metadata(path)?, fs::metadata(path)?);
+    let why = match [&named, &dir].into_iter().find(|meta| meta.uid() != me) {
+        Some(other) => format!("belongs to user {}, not to user {me}", other.uid()),
+        None if dir.mode() & 0o077 != 0 => {
+            format!("others may enter (mode {:o}), it must have mode 700", dir.mode() & 0o7777)
+        }
+        None => return Ok(()),
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_root_that_others_enter_or_sockets_do_not_fit_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let said = |path: &Path| RunRoot::at(path).unwrap_err().to_string();
+        let open = tmp.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o750)).unwrap();
+        let why = "others may enter (mode 750), it must have mode 700";
+        assert_eq!(said(&open), format!("{}: {why}", open.display()));
+        let me = fs::metadata("/proc/self").unwrap().uid();
+        let (strange, owner) = if me == 0 { (open, 1) } else { (PathBuf::from("/"), 0) };
+        std::os::unix::fs::chown(&strange, Some(owner), None)
+            .or(if me == 0 { Err(()) } else { Ok(()) })
+            .unwrap();
+        let why = format!("belongs to user {owner}, not to user {me}");
+        assert_eq!(said(&strange), format!("{}: {why}", strange.display()));
+        let base = tmp.path().as_os_str().len() + 1;
+        let fits = tmp.path().join("x".repeat(88 - base));
+        let longest = RunRoot::at(&fits).unwrap().domain(DOMIDS - 1);
+        fs::create_dir(longest.path()).unwrap();
+        std::os::unix::net::UnixListener::bind(longest.console()).unwrap();
+        let long = tmp.path().join("x".repeat(89 - base));
+        let why = "89 bytes are too long for sockets in it, at most 88";
+        assert_eq!(said(&long), format!("{}: {why}", long.display()));
+        assert!(!long.exists());
+    }
+
+    #[test]
+    fn a_maker_is_known_to_live_or_to_be_dead() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunRoot::at(tmp.path().join("xlr")).unwrap().reserve(|_| false).unwrap();
+        assert_eq!(dir.maker_lives(), Some(true));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        dir.set_maker(child.id()).unwrap();
+        child.wait().unwrap();
+        assert_eq!(dir.maker_lives(), Some(false));
+        fs::remove_file(dir.path().join("maker")).unwrap();
+        assert_eq!(dir.maker_lives(), None);
+    }
 
     #[test]
     fn domids_count_up_skip_the_taken_and_locks_tell_life() {

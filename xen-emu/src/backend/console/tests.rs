@@ -17,7 +17,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let root = tempfile::tempdir().unwrap();
-    let dir = RunRoot::at(root.path()).unwrap().reserve(|_| false).unwrap();
+    let dir = RunRoot::at(root.path().join("run")).unwrap().reserve(|_| false).unwrap();
     let page = Arc::new(Page::default());
     let (kick, notify) = (EventFd::new().unwrap(), EventFd::new().unwrap());
     let ours = notify.as_fd().try_clone_to_owned().unwrap();
