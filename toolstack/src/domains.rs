@@ -85,7 +85,7 @@ impl Host {
         }
         let Status { name, domid, uuid, .. } = &domain.status;
         let cleaned = store::connect(self).and_then(|store| match store {
-            Some(mut store) => Ok(store::forget(&mut store, *domid, uuid)?),
+            Some(mut store) => Ok(store.forget_domain(*domid, uuid)?),
             None => Ok(()),
         });
         domain.dir.remove().with_context(|| format!("cannot remove {}", domain.dir.path().display()))?;
@@ -209,7 +209,8 @@ fn probe(dir: &RunDir) -> Probe {
     }
 }
 
-/// No process holds the directory yet, but one is on its way: at a restart the old one becomes it. A lock file that
+/// No process holds the directory yet, but one is on its way: xlr has just started it, or at a restart the old one
+/// becomes it. A lock file that
 /// has just been made is not tried, since that would keep its process from taking it.
 fn unborn(dir: &RunDir) -> bool {
     let younger = |path: &Path, limit: Duration| {
@@ -217,7 +218,11 @@ fn unborn(dir: &RunDir) -> bool {
         made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < limit))
     };
     let lock = dir.path().join("lock");
-    if lock.exists() { younger(&lock, GRASP) && !dir.control().exists() } else { younger(dir.path(), BIRTH) }
+    if lock.exists() {
+        younger(&lock, GRASP) && !dir.control().exists()
+    } else {
+        dir.maker_lives() != Some(false) && younger(dir.path(), BIRTH)
+    }
 }
 
 fn launch(dir: &RunDir) -> Result<Launch> {

@@ -1,4 +1,4 @@
-//! xlr's side of the store: starting it, and forgetting a domain whose process cannot do it any more.
+//! xlr's side of the store: where it is, and starting it.
 
 use crate::host::Host;
 use crate::spawn;
@@ -63,38 +63,5 @@ pub fn ensure(host: &Host) -> Result<Client> {
             bail!("xenstored does not serve {}; see {}", host.xenstored.display(), log.display());
         }
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Remove every node of a dead domain, as its own process would have done.
-pub fn forget(store: &mut Client, domid: u16, uuid: &str) -> client::Result<()> {
-    // The ring's end has told the store already, mostly.
-    let _ = store.release(domid);
-    for kind in store.directory("/local/domain/0/backend").unwrap_or_default() {
-        remove(store, &format!("/local/domain/0/backend/{kind}/{domid}"))?;
-    }
-    remove(store, &format!("/libxl/{domid}"))?;
-    remove(store, &format!("/local/domain/{domid}"))?;
-    // A restarted domain has the same UUID.
-    match store.read_opt(&format!("/vm/{uuid}/name")) {
-        Ok(Some(_)) if !in_use(store, uuid)? => remove(store, &format!("/vm/{uuid}")),
-        _ => Ok(()),
-    }
-}
-
-fn in_use(store: &mut Client, uuid: &str) -> client::Result<bool> {
-    let vm = format!("/vm/{uuid}");
-    for domid in store.directory("/local/domain").unwrap_or_default() {
-        if store.read_opt(&format!("/local/domain/{domid}/vm"))?.as_deref() == Some(&vm) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn remove(store: &mut Client, path: &str) -> client::Result<()> {
-    match store.rm(path) {
-        Err(error) if error.errno() == Some(xenstored::wire::Errno::ENOENT) => Ok(()),
-        other => other,
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use xen_emu_api::config::{DomainConfig, Launch};
 use xenstored::client::{Batch, Client, Result, RingFds};
 use xenstored::perms::{Access, Perm};
-use xenstored::wire::Errno;
 
 /// How long the store may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -178,7 +177,7 @@ pub fn setup(client: &mut Client, launch: &Launch, facts: &Facts) -> Result<()> 
     }
     client.transaction(|store| {
         host(store)?;
-        remove_nodes(store, launch.domid, &launch.config.uuid)?;
+        store.remove_domain_nodes(launch.domid, &launch.config.uuid)?;
         store.run(&made)
     })
 }
@@ -205,7 +204,7 @@ pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig
         store.write(&format!("/local/domain/{domid}/name"), &config.name)?;
         if old != new {
             let start_time = store.read_opt(&format!("{old}/start_time"))?.unwrap_or_default();
-            remove(store, &old)?;
+            store.rm(&old)?;
             store.write(&new, "")?;
             if let Some(perms) = Rights::GuestReads.perms(domid) {
                 store.set_perms(&new, &perms)?;
@@ -218,50 +217,9 @@ pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig
     })
 }
 
-/// Remove all nodes of the domain and let the store forget it. What is missing already is fine.
+/// Remove all nodes of the domain and let the store forget it.
 pub fn teardown(client: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    client.transaction(|store| -> Result<()> {
-        remove_nodes(store, domid, uuid)?;
-        for kind in backends(store)? {
-            if store.directory(&format!("{BACKENDS}/{kind}"))?.is_empty() {
-                remove(store, &format!("{BACKENDS}/{kind}"))?;
-            }
-        }
-        Ok(())
-    })?;
-    missing_is_fine(client.release(domid))
-}
-
-/// Everything of the domain; the parents stay.
-fn remove_nodes(store: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    let mut gone = Batch::default();
-    backends(store)?.iter().for_each(|kind| gone.rm(&format!("{BACKENDS}/{kind}/{domid}")));
-    gone.rm(&format!("/local/domain/{domid}"));
-    gone.rm(&format!("/libxl/{domid}"));
-    gone.rm(&format!("/vm/{uuid}"));
-    store.run(&gone)
-}
-
-/// Where backends have their nodes: kind, then domid of the frontend.
-const BACKENDS: &str = "/local/domain/0/backend";
-
-/// The kinds of backends that there are.
-fn backends(store: &mut Client) -> Result<Vec<String>> {
-    match store.directory(BACKENDS) {
-        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
-        kinds => kinds,
-    }
-}
-
-fn remove(store: &mut Client, path: &str) -> Result<()> {
-    missing_is_fine(store.rm(path))
-}
-
-fn missing_is_fine(result: Result<()>) -> Result<()> {
-    match result {
-        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(()),
-        result => result,
-    }
+    client.forget_domain(domid, uuid)
 }
 
 #[cfg(test)]

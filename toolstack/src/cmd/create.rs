@@ -117,7 +117,7 @@ fn write_launch(dir: &RunDir, launch: &Launch) -> Result<()> {
 
 /// The process has cleaned up after itself where it could.
 fn give_up(store: &mut Client, dir: &RunDir, config: &DomainConfig) {
-    if let Err(error) = store::forget(store, dir.domid, &config.uuid) {
+    if let Err(error) = store.forget_domain(dir.domid, &config.uuid) {
         tell!("nodes of domain {} stay: {error}", dir.domid);
     }
     if let Err(error) = dir.remove() {

@@ -5,6 +5,7 @@
 //! `next_event(Some(Duration::ZERO))` first.
 
 mod batch;
+mod domain;
 mod error;
 mod requests;
 mod transport;
