@@ -14,14 +14,15 @@ use anyhow::Context;
 use calloop::channel::{self, Channel};
 use calloop::generic::Generic;
 use calloop::ping::{self, Ping};
-use calloop::signals::{Signal, Signals};
 use calloop::{EventLoop, Interest, LoopHandle, Mode, PostAction, RegistrationToken};
-use nix::sys::signal;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -62,7 +63,7 @@ pub struct Parts {
     pub store: Client,
     /// Our end of the life line.
     pub life_line: UnixStream,
-    /// Told `ok` once everything is served.
+    /// Told `ok` once everything is served, or in one line why it is not.
     pub ready: Option<File>,
     /// The process's log.
     pub log: Dmesg,
@@ -79,23 +80,35 @@ pub enum Exit {
     Restart(RunDir),
 }
 
-/// Block the signals the loop takes, before any thread is made that could take them instead.
-pub fn block_signals() -> io::Result<()> {
-    let mut set = signal::SigSet::empty();
-    for signal in [signal::Signal::SIGTERM, signal::Signal::SIGINT, signal::Signal::SIGHUP] {
-        set.add(signal);
-    }
-    Ok(set.thread_block()?)
+/// The signals the loop takes.
+fn signals() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
 }
 
-/// Serve the domain until it is gone, and clean up.
+/// Block the signals the loop takes, before any thread is made that could take them instead. They stay blocked: one
+/// that comes when the loop has ended waits for the successor, which is this same process.
+pub fn block_signals() -> io::Result<()> {
+    Ok(signals().thread_block()?)
+}
+
+/// Serve the domain until it is gone, and clean up. After [`block_signals`].
 ///
 /// # Errors
 /// The host's, before anything was served (nodes and run directory are the caller's to remove then) or at the end
 /// (everything is cleaned up as far as possible).
-pub fn run(parts: Parts) -> anyhow::Result<Exit> {
-    let mut events = EventLoop::try_new().context("event loop")?;
-    let mut reactor = Reactor::new(parts, events.handle())?;
+pub fn run(mut parts: Parts) -> anyhow::Result<Exit> {
+    let mut ready = parts.ready.take();
+    let begun = EventLoop::try_new().context("event loop").and_then(|events| {
+        let reactor = Reactor::new(parts, events.handle())?;
+        Ok((reactor, events))
+    });
+    let (mut reactor, mut events) = begun.inspect_err(|e| {
+        if let Some(ready) = &mut ready {
+            // Who has left needs no reason.
+            let _ = writeln!(ready, "{}", format!("{e:#}").replace('\n', " "));
+        }
+    })?;
+    reactor.ready = ready;
     let served = reactor.serve(&mut events);
     reactor.finish(served)
 }
@@ -107,11 +120,12 @@ enum Source {
     ConsoleListener,
     Control(ClientId),
     ControlListener,
+    Signals,
     Store,
 }
 
 /// How the serving ends.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum End {
     Destroy,
     /// The successor's directory is reserved.
@@ -121,6 +135,7 @@ enum End {
 struct Reactor {
     handle: LoopHandle<'static, Reactor>,
     watches: HashMap<Source, RegistrationToken>,
+    signals: Rc<SignalFd>,
     launch: Launch,
     run_dir: RunDir,
     vm: Arc<dyn Vm>,
@@ -155,10 +170,13 @@ impl Reactor {
         let control = Server::open(&path).with_context(|| path.display().to_string())?;
         life_line.set_nonblocking(true)?;
         let store_fd = store.as_fd().try_clone_to_owned()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = Rc::new(SignalFd::with_flags(&signals(), flags).context("signals")?);
         let (prepared, when_prepared) = ping::make_ping().context("ping")?;
         let mut reactor = Reactor {
             handle,
             watches: HashMap::new(),
+            signals,
             quick_lives: supervise::quick_lives(&run_dir),
             launch,
             run_dir,
@@ -179,9 +197,7 @@ impl Reactor {
             prepared,
             end: None,
         };
-        let signals = Signals::new(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).context("signals")?;
         let handle = reactor.handle.clone();
-        handle.insert_source(signals, |event, (), r| r.signal(event.signal())).map_err(|e| e.error)?;
         let tell = |event, _: &mut (), r: &mut Reactor| {
             if let channel::Event::Msg(event) = event {
                 r.vm_event(event);
@@ -193,6 +209,7 @@ impl Reactor {
             let on = if source == console::Source::Kick { Interest::READ } else { Interest::BOTH };
             reactor.watch(fd, on, Source::Console(source))?;
         }
+        reactor.watch(reactor.signals.clone(), Interest::READ, Source::Signals)?;
         reactor.watch(reactor.console.listener(), Interest::READ, Source::ConsoleListener)?;
         reactor.watch(reactor.control.listener(), Interest::READ, Source::ControlListener)?;
         reactor.watch(store_fd, Interest::READ, Source::Store)?;
@@ -217,7 +234,8 @@ impl Reactor {
         }
     }
 
-    fn serve(&mut self, events: &mut EventLoop<'static, Reactor>) -> anyhow::Result<End> {
+    /// Until `end` is set.
+    fn serve(&mut self, events: &mut EventLoop<'static, Reactor>) -> anyhow::Result<()> {
         let (name, domid) = (&self.launch.config.name, self.launch.domid);
         info!("Waiting for domain {name} (domid {domid}) to die [pid {}]", std::process::id());
         if !self.launch.paused {
@@ -228,8 +246,8 @@ impl Reactor {
         }
         loop {
             let turn = self.turn(Instant::now());
-            if let Some(end) = &self.end {
-                return Ok(end.clone());
+            if self.end.is_some() {
+                return Ok(());
             }
             let until = turn.deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let timeout = if turn.again { Some(Duration::ZERO) } else { until };
@@ -249,6 +267,11 @@ impl Reactor {
             Source::ControlListener => {
                 while let Some((id, stream)) = self.control.accept() {
                     self.watch_client(stream, Source::Control(id));
+                }
+            }
+            Source::Signals => {
+                while let Some(signal) = self.next_signal() {
+                    self.signal(signal);
                 }
             }
             Source::Store => {
@@ -287,7 +310,7 @@ impl Reactor {
     fn expire(&mut self, now: Instant) {
         if self.power_off_by.is_some_and(|by| by <= now) {
             warn!("the guest has not powered off within {} s: destroying the domain", POWER_OFF.as_secs());
-            self.end = Some(End::Destroy);
+            self.destroy();
         }
         if let Some((_, fate)) = self.pending.take_if(|(at, _)| *at <= now) {
             self.carry_out(fate);

@@ -160,10 +160,18 @@ pub fn carry_logs(from: &RunDir, to: &RunDir, logs: Logs) -> io::Result<()> {
     Ok(())
 }
 
-/// Become the process of the domain in `dir`. Comes back only with the reason why not.
+/// Become the process of the domain in `dir`. Comes back only with the reason why not; `dir` is gone then.
 pub fn exec(dir: &RunDir) -> anyhow::Error {
     let failed = Command::new("/proc/self/exe").arg("--run-dir").arg(dir.path()).exec();
+    discard(dir);
     anyhow::Error::new(failed).context(format!("cannot restart the domain as {}", dir.domid))
+}
+
+/// Remove the directory of a domain that does not come.
+pub fn discard(dir: &RunDir) {
+    if let Err(e) = dir.remove() {
+        tracing::warn!("{}: {e}", dir.path().display());
+    }
 }
 
 /// Start a process for the domain in `dir`, beside this one.
@@ -172,6 +180,8 @@ pub fn spawn(dir: &RunDir) -> anyhow::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("--run-dir").arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut child = command.process_group(0).spawn().context("cannot start a process")?;
+    // We may live on for long, whatever becomes of it.
+    let _ = dir.set_maker(child.id());
     // The thread ends with the child, or with us.
     std::thread::Builder::new().name("reaper".into()).spawn(move || child.wait())?;
     Ok(())

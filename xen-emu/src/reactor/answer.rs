@@ -1,6 +1,6 @@
 //! What the control socket may ask, and the answers.
 
-use super::{End, REQUESTS, Reactor};
+use super::{REQUESTS, Reactor};
 use crate::supervise::reason;
 use tracing::info;
 use xen_emu_api::control::{Reply, Request, Status};
@@ -35,7 +35,7 @@ impl Reactor {
             Request::Wait => Reply::Shutdown { reason: self.shutdown? },
             Request::Destroy => {
                 info!("Domain {} is to be destroyed", self.launch.domid);
-                self.end = Some(End::Destroy);
+                self.destroy();
                 Reply::Ok
             }
             Request::Pause

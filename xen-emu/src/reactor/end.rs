@@ -5,7 +5,7 @@ use crate::supervise::{self, Fate, Logs, Verdict, reason};
 use crate::vm::VmEvent;
 use crate::xenbus_setup;
 use anyhow::{Context, bail};
-use calloop::signals::Signal;
+use nix::sys::signal::Signal;
 use std::io::Write;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
@@ -26,6 +26,19 @@ impl Reactor {
         }
     }
 
+    /// The domain goes for good. A successor that has its directory already does not come.
+    pub(super) fn destroy(&mut self) {
+        if let Some(End::Restart(next)) = self.end.replace(End::Destroy) {
+            supervise::discard(&next);
+        }
+    }
+
+    /// The next signal that has come.
+    pub(super) fn next_signal(&self) -> Option<Signal> {
+        let info = self.signals.read_signal().ok()??;
+        i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
+    }
+
     pub(super) fn signal(&mut self, signal: Signal) {
         match signal {
             Signal::SIGHUP => {
@@ -34,7 +47,7 @@ impl Reactor {
             }
             _ if self.shutdown.is_some() || self.power_off_by.is_some() => {
                 info!("{signal:?}: destroying the domain");
-                self.end = Some(End::Destroy);
+                self.destroy();
             }
             _ => match self.ask_power_off() {
                 Ok(how) => {
@@ -45,7 +58,7 @@ impl Reactor {
                     warn!(
                         "{signal:?}: the guest cannot hear the power button ({why}): destroying the domain"
                     );
-                    self.end = Some(End::Destroy);
+                    self.destroy();
                 }
             },
         }
@@ -75,16 +88,17 @@ impl Reactor {
         for id in std::mem::take(&mut self.waiting) {
             self.control.reply(id, &Reply::Shutdown { reason: code });
         }
+        if self.power_off_by.take().is_some() {
+            info!("Action for shutdown reason code {code} is destroy: a signal has asked for it");
+            self.destroy();
+            return;
+        }
         let Verdict { action, fate, note } =
             supervise::decide(code, &self.launch.config.actions, self.launch.supervise);
         let name = action.map_or("unknown", |action| action.name());
         info!("Action for shutdown reason code {code} is {name}");
         if let Some(note) = note {
             warn!("{note}");
-        }
-        if self.power_off_by.take().is_some() {
-            self.end = Some(End::Destroy);
-            return;
         }
         let restart = matches!(fate, Fate::Restart | Fate::RenameRestart);
         let (quick, delay) = supervise::backoff(self.quick_lives, self.started.elapsed());
@@ -100,7 +114,7 @@ impl Reactor {
 
     pub(super) fn carry_out(&mut self, fate: Fate) {
         match fate {
-            Fate::Destroy => self.end = Some(End::Destroy),
+            Fate::Destroy => self.destroy(),
             Fate::Restart => self.prepare(fate, self.launch.config.clone()),
             Fate::Preserve => {}
             Fate::RenameRestart => {
@@ -143,12 +157,13 @@ impl Reactor {
     pub(super) fn prepared(&mut self) {
         let Some((fate, thread)) = self.preparing.take() else { return };
         match (fate, joined(thread)) {
+            (_, Ok(next)) if self.end.is_some() => supervise::discard(&next),
             (Fate::RenameRestart, Ok(next)) => {
                 let started = supervise::carry_logs(&self.run_dir, &next, Logs::Copy)
                     .map_err(Into::into)
                     .and_then(|()| supervise::spawn(&next));
                 if let Err(e) = started {
-                    discard(&next);
+                    supervise::discard(&next);
                     self.not_restarted(fate, &e);
                 }
             }
@@ -160,7 +175,7 @@ impl Reactor {
     fn not_restarted(&mut self, fate: Fate, why: &anyhow::Error) {
         error!("cannot restart the domain: {why:#}");
         if fate == Fate::Restart {
-            self.end = Some(End::Destroy);
+            self.destroy();
         }
     }
 
@@ -182,9 +197,11 @@ impl Reactor {
     }
 
     /// Free everything. The sockets close last: who sees their end finds everything clean.
-    pub(super) fn finish(mut self, served: anyhow::Result<End>) -> anyhow::Result<Exit> {
+    pub(super) fn finish(mut self, served: anyhow::Result<()>) -> anyhow::Result<Exit> {
         let (domid, uuid) = (self.launch.domid, self.launch.config.uuid.clone());
-        self.end.get_or_insert(End::Destroy);
+        if served.is_err() || self.end.is_none() {
+            self.destroy();
+        }
         if self.shutdown.is_some() {
             info!("Domain {domid} needs to be cleaned up: destroying the domain");
         }
@@ -193,39 +210,44 @@ impl Reactor {
         if let Some((_, thread)) = self.preparing.take()
             && let Ok(unwanted) = joined(thread)
         {
-            discard(&unwanted);
+            supervise::discard(&unwanted);
         }
-        if let Err(e) = self.with_store(|store| xenbus_setup::teardown(store, domid, &uuid)) {
+        if let Err(e) = self.with_store(|store| store.forget_domain(domid, &uuid)) {
             warn!("the store keeps nodes of domain {domid}: {e}");
         }
-        let exit = match &served {
-            Ok(End::Restart(next)) => {
-                if let Err(e) = supervise::carry_logs(&self.run_dir, next, Logs::Move) {
-                    warn!("the logs of domain {domid} are lost: {e}");
-                }
+        if let Some(End::Restart(next)) = &self.end
+            && let Err(e) = supervise::carry_logs(&self.run_dir, next, Logs::Move)
+        {
+            warn!("the logs of domain {domid} are lost: {e}");
+        }
+        let removed = self.run_dir.remove().with_context(|| self.run_dir.path().display().to_string());
+        if removed.is_err() {
+            self.destroy();
+        }
+        // Whoever has asked just now gets an answer and not a reset connection.
+        while self.control.accept().is_some() {}
+        self.requests();
+        self.control.finish(LAST_BYTES);
+        while let Some(signal) = self.next_signal() {
+            if signal != Signal::SIGHUP {
+                info!("{signal:?}: no domain follows");
+                self.destroy();
+            }
+        }
+        served.and(removed)?;
+        Ok(match self.end {
+            Some(End::Restart(next)) => {
                 info!("Done. Rebooting now");
-                Exit::Restart(next.clone())
+                Exit::Restart(next)
             }
             _ => {
                 info!("Done. Exiting now");
                 Exit::Gone
             }
-        };
-        self.run_dir.remove().with_context(|| self.run_dir.path().display().to_string())?;
-        // Whoever has asked just now gets an answer and not a reset connection.
-        while self.control.accept().is_some() {}
-        self.requests();
-        self.control.finish(LAST_BYTES);
-        served.map(|_| exit)
+        })
     }
 }
 
 fn joined(thread: JoinHandle<anyhow::Result<RunDir>>) -> anyhow::Result<RunDir> {
     thread.join().unwrap_or_else(|_| bail!("the thread that prepares it has panicked"))
-}
-
-fn discard(dir: &RunDir) {
-    if let Err(e) = dir.remove() {
-        warn!("{}: {e}", dir.path().display());
-    }
 }

@@ -60,6 +60,20 @@ impl Vm for FakeVm {
 
 /// A domain that is being served by a thread.
 struct Life {
+    stage: Stage,
+    thread: Pthread,
+    exit: JoinHandle<anyhow::Result<Exit>>,
+}
+
+impl std::ops::Deref for Life {
+    type Target = Stage;
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+/// What a domain without a machine is served from, and the other ends of it.
+struct Stage {
     root: tempfile::TempDir,
     dir: RunDir,
     store: TestStore,
@@ -68,58 +82,84 @@ struct Life {
     events: channel::Sender<VmEvent>,
     log: Dmesg,
     life_line: UnixStream,
-    thread: Pthread,
-    exit: JoinHandle<anyhow::Result<Exit>>,
+}
+
+impl Stage {
+    /// And how to make the parts, in the thread that serves them.
+    fn set(
+        adjust: impl FnOnce(&mut Launch),
+    ) -> (Stage, impl FnOnce() -> anyhow::Result<Parts> + Send + 'static) {
+        let root = tempfile::tempdir().unwrap();
+        let store = TestStore::start(root.path());
+        let dir = RunRoot::at(root.path().join("run")).unwrap().reserve(|_| false).unwrap();
+        let mut launch =
+            Launch { run_root: root.path().join("run"), xenstored: store.path.clone(), ..launch(dir.domid) };
+        adjust(&mut launch);
+        let button = if launch.config.acpi { Ok(()) } else { Err("acpi=0".to_owned()) };
+        let vm = Arc::new(FakeVm { paused: true.into(), stopped: false.into(), button });
+        let (page, (sender, events)) = (Arc::new(Page::default()), channel::channel());
+        let (life_line, line) = UnixStream::pair().unwrap();
+        let ready_path = root.path().join("ready");
+        let log = Dmesg::default();
+        let told = log.clone();
+        let (machine, ring, run_dir) = (vm.clone(), page.clone(), dir.clone());
+        let parts = move || {
+            block_signals()?;
+            let (kick, notify) = (EventFd::new()?.into(), EventFd::new()?.into());
+            let console = Console::open(&run_dir, Wiring { page: ring, at: Gpa(0), kick, notify })?;
+            let mut store = xenbus_setup::connect(&launch)?;
+            let facts = xenbus_setup::Facts {
+                console_gfn: 1,
+                console_port: 2,
+                store_gfn: 3,
+                store_port: 1,
+                tty: console.tty().map(str::to_owned),
+                start_time: 1.0,
+            };
+            xenbus_setup::setup(&mut store, &launch, &facts)?;
+            Ok(Parts {
+                launch,
+                run_dir,
+                vm: machine,
+                events,
+                console,
+                store,
+                life_line: line,
+                ready: Some(File::create(ready_path)?),
+                log: told,
+                start_time: 1.0,
+            })
+        };
+        (Stage { root, dir, store, vm, page, events: sender, log, life_line }, parts)
+    }
+
+    fn ready(&self) -> String {
+        std::fs::read_to_string(self.root.path().join("ready")).unwrap_or_default()
+    }
 }
 
 fn begin(adjust: impl FnOnce(&mut Launch)) -> Life {
-    let root = tempfile::tempdir().unwrap();
-    let store = TestStore::start(root.path());
-    let dir = RunRoot::at(root.path().join("run")).unwrap().reserve(|_| false).unwrap();
-    let mut launch =
-        Launch { run_root: root.path().join("run"), xenstored: store.path.clone(), ..launch(dir.domid) };
-    adjust(&mut launch);
-    let button = if launch.config.acpi { Ok(()) } else { Err("acpi=0".to_owned()) };
-    let vm = Arc::new(FakeVm { paused: true.into(), stopped: false.into(), button });
-    let (page, (sender, events)) = (Arc::new(Page::default()), channel::channel());
-    let (life_line, line) = UnixStream::pair().unwrap();
+    let (stage, parts) = Stage::set(adjust);
     let (begun, has_begun) = mpsc::channel();
-    let (ready_path, parts) = (root.path().join("ready"), (vm.clone(), page.clone(), dir.clone()));
-    let log = Dmesg::default();
-    let told = log.clone();
     let exit = std::thread::spawn(move || {
-        let (vm, page, run_dir) = parts;
-        let (kick, notify) = (EventFd::new()?.into(), EventFd::new()?.into());
-        let console = Console::open(&run_dir, Wiring { page, at: Gpa(0), kick, notify })?;
-        let mut store = xenbus_setup::connect(&launch)?;
-        let facts = xenbus_setup::Facts {
-            console_gfn: 1,
-            console_port: 2,
-            store_gfn: 3,
-            store_port: 1,
-            tty: console.tty().map(str::to_owned),
-            start_time: 1.0,
-        };
-        xenbus_setup::setup(&mut store, &launch, &facts)?;
-        let ready = Some(File::create(ready_path)?);
+        let parts = parts()?;
         begun.send(pthread_self())?;
-        run(Parts {
-            launch,
-            run_dir,
-            vm,
-            events,
-            console,
-            store,
-            life_line: line,
-            ready,
-            log: told,
-            start_time: 1.0,
-        })
+        run(parts)
     });
     let thread = has_begun.recv().unwrap();
-    let life = Life { root, dir, store, vm, page, events: sender, log, life_line, thread, exit };
-    wait_for("ready", || std::fs::read(life.root.path().join("ready")).is_ok_and(|text| text == b"ok\n"));
-    life
+    wait_for("ready", || stage.ready() == "ok\n");
+    Life { stage, thread, exit }
+}
+
+/// Served by the test's own thread, with a successor that has its directory.
+fn restarting() -> (Stage, EventLoop<'static, Reactor>, Reactor, RunDir) {
+    let (stage, parts) = Stage::set(|_| {});
+    let events = EventLoop::try_new().unwrap();
+    let mut reactor = Reactor::new(parts().unwrap(), events.handle()).unwrap();
+    let next = RunRoot::at(stage.root.path().join("run")).unwrap().reserve(|_| false).unwrap();
+    reactor.shutdown = Some(reason::REBOOT);
+    reactor.end = Some(End::Restart(next.clone()));
+    (stage, events, reactor, next)
 }
 
 /// Until `condition` holds; a test that hangs has failed.
@@ -145,20 +185,21 @@ impl Life {
         }
     }
 
-    fn signal(&self, signal: signal::Signal) {
+    fn signal(&self, signal: Signal) {
         pthread_kill(self.thread, signal).unwrap();
     }
 
     /// The end: everything of the domain is gone.
     fn end(self) -> (Exit, tempfile::TempDir) {
         let exit = self.exit.join().unwrap().unwrap();
-        assert!(self.vm.stopped.load(SeqCst));
-        assert!(!self.dir.path().exists());
-        let left = self.store.listing();
-        let of_it = [format!("/{}/", self.dir.domid), format!("/{} ", self.dir.domid), "/vm/".into()];
+        let stage = self.stage;
+        assert!(stage.vm.stopped.load(SeqCst));
+        assert!(!stage.dir.path().exists());
+        let left = stage.store.listing();
+        let of_it = [format!("/{}/", stage.dir.domid), format!("/{} ", stage.dir.domid), "/vm/".into()];
         assert!(!left.iter().any(|line| of_it.iter().any(|part| line.contains(part))), "{left:#?}");
-        assert_eq!(self.store.get("/local/domain/0/name").as_deref(), Some("Domain-0"));
-        (exit, self.root)
+        assert_eq!(stage.store.get("/local/domain/0/name").as_deref(), Some("Domain-0"));
+        (exit, stage.root)
     }
 }
 
@@ -259,28 +300,83 @@ fn rename_restart_keeps_the_dead_beside_its_successor() {
     assert_eq!(life.store.get("/local/domain/1/vm"), Some(format!("/vm/{}", dead.config.uuid)));
     assert_eq!(life.store.get(&format!("/vm/{}/name", dead.config.uuid)), Some(dead.config.name));
     assert_eq!(life.store.get(&format!("/vm/{}", next.config.uuid)), None);
-    life.signal(signal::Signal::SIGTERM);
+    life.signal(Signal::SIGTERM);
     assert!(matches!(life.end().0, Exit::Gone), "a dead domain hears no button");
 }
 
 #[test]
 fn signals_press_the_button_or_ask_the_store_or_destroy() {
     let pressed = begin(|launch| launch.config.actions.poweroff = Action::Restart);
-    pressed.signal(signal::Signal::SIGTERM);
+    pressed.signal(Signal::SIGTERM);
     pressed.status();
     pressed.events.send(VmEvent::Shutdown(0)).unwrap();
     assert!(matches!(pressed.end().0, Exit::Gone), "who asks a process to end wants no restart");
 
     let asked = begin(|launch| launch.config.acpi = false);
     asked.store.client().write("/local/domain/1/control/feature-poweroff", "1").unwrap();
-    asked.signal(signal::Signal::SIGINT);
+    asked.signal(Signal::SIGINT);
     wait_for("the request", || {
         asked.store.get("/local/domain/1/control/shutdown").as_deref() == Some("poweroff")
     });
-    asked.signal(signal::Signal::SIGINT);
+    asked.signal(Signal::SIGINT);
     assert!(matches!(asked.end().0, Exit::Gone));
 
     let deaf = begin(|launch| launch.config.acpi = false);
-    deaf.signal(signal::Signal::SIGTERM);
+    deaf.signal(Signal::SIGTERM);
     assert!(matches!(deaf.end().0, Exit::Gone));
+}
+
+#[test]
+fn whoever_ends_a_restarting_domain_ends_its_successor_too() {
+    // Between the decision and the end of the loop.
+    let (_stage, _events, mut reactor, next) = restarting();
+    reactor.signal(Signal::SIGTERM);
+    assert!(!next.path().exists());
+    assert!(matches!(reactor.finish(Ok(())).unwrap(), Exit::Gone));
+
+    // A request that comes with the clean-up.
+    let (stage, _events, reactor, next) = restarting();
+    let asker = UnixStream::connect(stage.dir.control()).unwrap();
+    xen_emu_api::control::send(&asker, &Request::Destroy).unwrap();
+    assert!(matches!(reactor.finish(Ok(())).unwrap(), Exit::Gone));
+    assert!(!next.path().exists());
+    let mut told = String::new();
+    (&asker).read_to_string(&mut told).unwrap();
+    assert_eq!(told, "{\"reply\":\"ok\"}\n");
+
+    // A signal that comes with the clean-up.
+    let (_stage, events, reactor, next) = restarting();
+    pthread_kill(pthread_self(), Signal::SIGTERM).unwrap();
+    assert!(matches!(reactor.finish(Ok(())).unwrap(), Exit::Gone));
+    assert!(!next.path().exists());
+
+    // A signal that comes still later waits for the successor, and nobody ends the restart by mere log rotation.
+    let (_stage, again, reactor, next) = restarting();
+    pthread_kill(pthread_self(), Signal::SIGHUP).unwrap();
+    assert!(matches!(reactor.finish(Ok(())).unwrap(), Exit::Restart(_)));
+    assert!(next.path().exists());
+    drop((events, again));
+    pthread_kill(pthread_self(), Signal::SIGINT).unwrap();
+    let successor = SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK).unwrap();
+    let waits = successor.read_signal().unwrap().unwrap();
+    assert_eq!(waits.ssi_signo, Signal::SIGINT as u32);
+}
+
+#[test]
+fn a_successor_prepared_too_late_does_not_come() {
+    let (_stage, _events, mut reactor, next) = restarting();
+    reactor.end = Some(End::Destroy);
+    let unwanted = next.clone();
+    reactor.preparing = Some((Fate::Restart, std::thread::spawn(|| Ok(unwanted))));
+    reactor.prepared();
+    assert!(matches!(reactor.end, Some(End::Destroy)) && !next.path().exists());
+}
+
+#[test]
+fn whoever_waits_hears_why_nothing_is_served() {
+    let (stage, parts) = Stage::set(|_| {});
+    std::fs::create_dir(stage.dir.control()).unwrap();
+    let why = format!("{:#}", run(parts().unwrap()).unwrap_err());
+    assert!(why.contains("control.sock: "), "{why}");
+    assert_eq!(stage.ready(), why + "\n");
 }
