@@ -28,22 +28,39 @@ pub fn run(args: &Args) -> Result<()> {
     if !lives && survey.reaped.iter().any(|domain| domains::names(word, &domain.status)) {
         return Ok(());
     }
-    let domain = survey.take(word)?;
-    // Its process may end before it can answer; what counts is that it is gone.
-    let asked = domain.ask(&Request::Destroy);
-    if gone_within(&domain, PATIENCE) {
-        return Ok(());
+    let mut meant = Some(survey.take(word)?);
+    while let Some(domain) = meant {
+        let told = end(&host, &domain)?;
+        // One that has gone without a word may have made room for its successor of the same name, which is meant too.
+        let mut left = if told { Vec::new() } else { host.survey()?.living };
+        left.retain(|domain| domains::names(word, &domain.status));
+        meant = left.pop();
     }
-    if !end_process(&domain)? {
+    Ok(())
+}
+
+/// End one domain; false when it has gone before it could be told.
+fn end(host: &Host, domain: &Domain) -> Result<bool> {
+    until(|| domain.serves() || domain.is_dead() || !domain.dir.path().exists());
+    let asked = domain.ask(&Request::Destroy);
+    if gone_within(domain, PATIENCE) {
+        return Ok(asked.is_ok());
+    }
+    if !end_process(domain)? {
         asked?;
         bail!("{domain}: its process does not let go of {}", domain.dir.path().display());
     }
+    until(|| domain.is_dead());
+    host.survey()?;
+    Ok(true)
+}
+
+/// Until `condition` holds, but not for ever.
+fn until(condition: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
-    while !domain.is_dead() && Instant::now() < end {
+    while !condition() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
     }
-    host.survey()?;
-    Ok(())
 }
 
 fn gone_within(domain: &Domain, limit: Duration) -> bool {

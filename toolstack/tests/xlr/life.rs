@@ -106,11 +106,37 @@ fn a_killed_domain_is_shown_once_and_cleaned_up() {
 }
 
 #[test]
-fn a_domain_in_the_making_is_left_alone() {
+fn a_domain_in_the_making_is_left_alone_while_its_maker_lives() {
     let bed = Bed::new();
+    let domain = created(&bed, &[]);
     let dir = bed.root().reserve(|_| false).unwrap();
+    std::fs::copy(domain.dir.launch(), dir.launch()).unwrap();
+    domain.vanish();
     assert_eq!(bed.xlr(&["list"]).status, 0);
     assert!(dir.path().exists(), "no process has held it yet");
+    let mut maker = std::process::Command::new("true").spawn().unwrap();
+    dir.set_maker(maker.id()).unwrap();
+    maker.wait().unwrap();
+    let next = bed.expect_domain(3);
+    let again = bed.xlr(&["create", "-q", "web.cfg"]);
+    assert_eq!((again.status, bed.domain_dirs()), (0, vec![3]), "{}", again.err);
+    next.join().unwrap().vanish();
+}
+
+#[test]
+fn destroy_by_name_means_the_successor_too() {
+    for (word, left) in [("9", vec![1]), ("web", vec![])] {
+        let bed = Bed::new();
+        let counter = bed.root().path().join("next-domid");
+        std::fs::write(&counter, "9").unwrap();
+        let domain = bed.expect_domain(9);
+        assert_eq!(bed.xlr(&["create", "-q", bed.config("")]).status, 0);
+        // The highest number of a name is asked first.
+        std::fs::write(&counter, "1").unwrap();
+        domain.join().unwrap().restart_when_destroyed_as(bed.root().reserve(|_| false).unwrap());
+        let gone = bed.xlr(&["destroy", word]);
+        assert_eq!((gone.status, bed.domain_dirs()), (0, left), "{word}: {}", gone.err);
+    }
 }
 
 #[test]

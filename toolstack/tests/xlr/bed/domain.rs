@@ -21,6 +21,8 @@ struct State {
     /// What was asked, in order.
     log: Vec<Request>,
     button: bool,
+    /// The directory of the domain that it restarts as when somebody wants to destroy it.
+    next: Option<RunDir>,
     gone: bool,
 }
 
@@ -44,6 +46,7 @@ impl FakeDomain {
             consoles: Vec::new(),
             log: Vec::new(),
             button: false,
+            next: None,
             gone: false,
         };
         let domain = FakeDomain { dir, launch: Arc::new(launch), store, state: Arc::new(Mutex::new(state)) };
@@ -80,6 +83,13 @@ impl FakeDomain {
             domain.shut_down(0);
             domain.vanish();
         });
+    }
+
+    /// Is about to restart: who would destroy it finds that it is gone, and has not been told.
+    pub fn restart_when_destroyed_as(&self, next: RunDir) {
+        let launch = Launch { domid: next.domid, ..(*self.launch).clone() };
+        fs::write(next.launch(), serde_json::to_vec(&launch).unwrap()).unwrap();
+        self.state.lock().unwrap().next = Some(next);
     }
 
     /// A guest whose init hears the button.
@@ -182,6 +192,12 @@ impl FakeDomain {
             let request: Request = serde_json::from_str(&lines.next()?.ok()?).unwrap();
             let reply = self.answer(&request, &stream);
             self.state.lock().unwrap().log.push(request.clone());
+            let next = self.state.lock().unwrap().next.take_if(|_| request == Request::Destroy);
+            if let Some(next) = next {
+                self.vanish();
+                FakeDomain::start(next, self.store.clone());
+                return None;
+            }
             if let Some(reply) = reply {
                 control::send(&stream, &reply).ok()?;
             }
