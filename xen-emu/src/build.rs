@@ -59,14 +59,6 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     xen_kernel::check(capabilities)?;
     kvm::vcpu::install_kick()?;
 
-    let kernel = Kernel::open(&config.kernel)?;
-    tracing::info!(
-        "kernel {}: entry {:#x}, {}, hypercalls by {}",
-        config.kernel.display(),
-        kernel.entry,
-        if kernel.long_mode { "64-bit" } else { "32-bit" },
-        if kernel.hypercall_page { "page" } else { "instruction" },
-    );
     let ramdisk = match &config.ramdisk {
         Some(path) => Some(map::map_file(path).with_context(|| format!("ramdisk {}", path.display()))?),
         None => None,
@@ -74,13 +66,21 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let tables = acpi::build(config.acpi, config.vcpus, config.max_vcpus);
     // The map shows what the guest may grow to; what it has now is in Params::pages.
     let ram = config.maxmem_mib.max(config.memory_mib) << 20;
-    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
-
     memory::check_available(config.memory_mib)?;
     let (low, high) = pvh::ram_split(ram);
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));
-    let memory = Arc::new(Memory::new(&regions)?);
+    let mut memory = Memory::new(&regions)?;
+    let kernel = Kernel::open(&config.kernel, |range| memory.boot_slice(range))?;
+    tracing::info!(
+        "kernel {}: entry {:#x}, {}, hypercalls by {}",
+        config.kernel.display(),
+        kernel.entry,
+        if kernel.long_mode { "64-bit" } else { "32-bit" },
+        if kernel.hypercall_page { "page" } else { "instruction" },
+    );
+    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
+    let memory = Arc::new(memory);
     layout.write(&*memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
     tracing::debug!("guest memory written");
     let store_page = memory.share_special(SpecialPage::Store)?;

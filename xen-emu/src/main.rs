@@ -100,7 +100,7 @@ fn read_launch(path: &Path) -> anyhow::Result<(Launch, RunDir)> {
 
 fn abandon(launch: &Launch, dir: &RunDir) {
     if let Ok(mut store) = xenbus_setup::connect(launch)
-        && let Err(e) = xenbus_setup::teardown(&mut store, launch.domid, &launch.config.uuid)
+        && let Err(e) = store.forget_domain(launch.domid, &launch.config.uuid)
     {
         tracing::warn!("store nodes of domain {}: {e}", launch.domid);
     }
@@ -166,7 +166,7 @@ fn connect(
     let life_line = match life_line {
         Ok(life_line) => life_line,
         Err(e) => {
-            let _ = xenbus_setup::teardown(&mut store, launch.domid, &launch.config.uuid);
+            let _ = store.forget_domain(launch.domid, &launch.config.uuid);
             return Err(e).context("xenstored");
         }
     };

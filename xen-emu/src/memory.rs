@@ -10,6 +10,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -162,6 +163,16 @@ impl Memory {
     /// RAM and whatever else was made by [`Memory::new`].
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// RAM as plain bytes, for unpacking a kernel into it; `None` where it is not all one region. Only while nobody else
+    /// has the memory, that is, before there is a guest.
+    pub fn boot_slice(&mut self, range: Range<u64>) -> Option<&mut [u8]> {
+        let len = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
+        let (region, offset) = self.regions.iter().find_map(|r| Some((r, r.offset(range.start, len)?)))?;
+        // SAFETY: in the mapping, which lives as long as the process; `&mut self` is the only way to it, as no VM has
+        // been given its address yet.
+        Some(unsafe { std::slice::from_raw_parts_mut(region.map.as_ptr().add(offset), len) })
     }
 
     fn specials(&self) -> RwLockReadGuard<'_, Specials> {

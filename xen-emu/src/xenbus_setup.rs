@@ -217,11 +217,6 @@ pub fn rename(client: &mut Client, domid: u16, uuid: &str, config: &DomainConfig
     })
 }
 
-/// Remove all nodes of the domain and let the store forget it.
-pub fn teardown(client: &mut Client, domid: u16, uuid: &str) -> Result<()> {
-    client.forget_domain(domid, uuid)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +260,7 @@ mod tests {
         assert!(!renamed.iter().any(|line| line.contains(&uuid)), "{renamed:#?}");
         assert!(renamed.contains(&format!("{vm}/start_time = \"1795163960.88\"   (n0,r10)")));
 
-        teardown(&mut client, 10, &launch.config.uuid).unwrap();
+        client.forget_domain(10, &launch.config.uuid).unwrap();
         let left: Vec<_> = store.listing().into_iter().filter(|line| !empty.contains(line)).collect();
         assert!(left.iter().all(|line| !line.contains("10") && !line.contains("console")), "{left:#?}");
     }

@@ -175,14 +175,15 @@ impl RunDir {
     }
 }
 
-/// The directory and the name that leads to it are the caller's, and nobody else may enter.
+/// The directory and the name that leads to it are the caller's, and nobody else may write there; domains' own
+/// directories are closed to others anyway.
 fn check_private(path: &Path) -> io::Result<()> {
     let me = fs::metadata("/proc/self")?.uid();
     let (named, dir) = (fs::symlink_metadata(path)?, fs::metadata(path)?);
     let why = match [&named, &dir].into_iter().find(|meta| meta.uid() != me) {
         Some(other) => format!("belongs to user {}, not to user {me}", other.uid()),
-        None if dir.mode() & 0o077 != 0 => {
-            format!("others may enter (mode {:o}), it must have mode 700", dir.mode() & 0o7777)
+        None if dir.mode() & 0o022 != 0 => {
+            format!("others may write to it (mode {:o}), it should have mode 700", dir.mode() & 0o7777)
         }
         None => return Ok(()),
     };
@@ -195,13 +196,13 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_root_that_others_enter_or_sockets_do_not_fit_is_refused() {
+    fn a_root_that_others_write_to_or_sockets_do_not_fit_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
         let said = |path: &Path| RunRoot::at(path).unwrap_err().to_string();
         let open = tmp.path().join("open");
         fs::create_dir(&open).unwrap();
-        fs::set_permissions(&open, fs::Permissions::from_mode(0o750)).unwrap();
-        let why = "others may enter (mode 750), it must have mode 700";
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o770)).unwrap();
+        let why = "others may write to it (mode 770), it should have mode 700";
         assert_eq!(said(&open), format!("{}: {why}", open.display()));
         let me = fs::metadata("/proc/self").unwrap().uid();
         let (strange, owner) = if me == 0 { (open, 1) } else { (PathBuf::from("/"), 0) };

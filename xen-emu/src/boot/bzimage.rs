@@ -1,12 +1,15 @@
 //! A Linux bzImage: where its payload lies (boot protocol 2.08) and how it is unpacked.
 //! Source: Linux Documentation/arch/x86/boot.rst.
 
-use super::kernel::KernelFault;
+use super::{elf, kernel::KernelFault};
 use std::io::{self, Read};
 use std::ops::Range;
 
 /// The largest kernel we unpack; the announced size is only a guess until the unpacker has been there.
 pub const MAX_UNPACKED: u64 = 1 << 30;
+
+/// So much is unpacked to look at the ELF headers: more than one block of any format but lz4.
+const PEEK: usize = 256 << 10;
 
 /// Memory an xz or lzma decoder may take: the dictionary (Linux uses 32 or 128 MiB) and a little.
 const LZMA_MEMORY: u64 = 512 << 20;
@@ -82,6 +85,15 @@ impl<'a> Payload<'a> {
             return Err(KernelFault::TooLarge(u64::from(size)));
         }
         Ok(Payload { packed, format, unpack, size: size as usize })
+    }
+
+    /// The guest-physical address at which the unpacked image would have its first segment in place, as its headers
+    /// tell; `None` where the format cannot be unpacked in part, or the image is none.
+    pub fn home(&self) -> Option<u64> {
+        let mut start = vec![0; self.size.min(PEEK)];
+        // It ends for lack of room; what came before is enough.
+        let _ = self.unpack(&mut start);
+        elf::home(&start)
     }
 
     /// Unpack to the start of `target`; gives back how many bytes came out. What lies behind them is undefined.

@@ -156,6 +156,15 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, KernelFault> {
     Ok(Parsed { entry, long_mode, hypercall_page: notes.hypercall_page, segments })
 }
 
+/// Where the first byte of the image would have to be for its first segment to be in place; from the headers alone.
+pub fn home(start: &[u8]) -> Option<u64> {
+    let reader = Reader { bytes: start, wide: start.get(4) == Some(&2) };
+    machine(reader).ok()?;
+    let headers = reader.program_headers().ok()?;
+    let first = headers.iter().find(|h| h.kind == PT_LOAD && h.file_size > 0)?;
+    first.paddr.checked_sub(first.offset)
+}
+
 /// Whether the machine is x86-64, after all that makes it no x86 ELF at all.
 fn machine(reader: Reader) -> Result<bool, KernelFault> {
     let ident: [u8; 6] = reader.array(0, "the ELF header")?;

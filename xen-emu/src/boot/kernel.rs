@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub struct Segment {
     /// Guest-physical address of its first byte.
     pub paddr: u64,
-    /// Its bytes in [`Kernel::bytes`]; may be empty. Never longer than `mem_size`, never outside.
+    /// Its bytes in the ELF image; may be empty. Never longer than `mem_size`, never outside.
     pub file: Range<usize>,
     /// Bytes it takes in guest memory; those behind the file's are zero.
     pub mem_size: u64,
@@ -45,22 +45,62 @@ enum Image {
     Mapped(Mmap, Range<usize>),
     /// Unpacked from a bzImage; so many bytes of the memory.
     Unpacked(MmapMut, usize),
+    /// Unpacked straight into guest memory: the bytes of the segments that are not in place there.
+    Placed(Vec<(Range<usize>, Vec<u8>)>),
 }
 
 impl Image {
-    fn bytes(&self) -> &[u8] {
+    fn get(&self, range: &Range<usize>) -> Option<&[u8]> {
         match self {
-            Image::Mapped(file, range) => file.get(range.clone()).unwrap_or_default(),
-            Image::Unpacked(memory, length) => memory.get(..*length).unwrap_or_default(),
+            Image::Mapped(file, image) => file.get(image.clone())?.get(range.clone()),
+            Image::Unpacked(memory, length) => memory.get(..*length)?.get(range.clone()),
+            Image::Placed(rest) => rest.iter().find(|(of, _)| of == range).map(|(_, bytes)| &bytes[..]),
         }
     }
 
-    fn unpack(packed: &[u8]) -> Result<Image, KernelFault> {
+    /// Unpack into guest memory where `room` gives it, so that the largest segments need no copy; else beside it.
+    fn unpack<'m>(
+        packed: &[u8],
+        room: impl FnOnce(Range<u64>) -> Option<&'m mut [u8]>,
+    ) -> Result<(Image, elf::Parsed), KernelFault> {
         let payload = bzimage::Payload::new(packed)?;
+        let home = payload.home().filter(|&at| at >= LOWEST);
+        if let Some(at) = home
+            && let Some(target) = room(at..at + payload.size as u64)
+        {
+            let length = payload.unpack(target)?;
+            let parsed = elf::parse(target.get(..length).unwrap_or_default())?;
+            let rest = settle(target, at, &parsed.segments);
+            return Ok((Image::Placed(rest), parsed));
+        }
         let mut memory = map::anonymous(payload.size).map_err(KernelFault::NoMemory)?;
         let length = payload.unpack(&mut memory)?;
-        Ok(Image::Unpacked(memory, length))
+        let parsed = elf::parse(memory.get(..length).unwrap_or_default())?;
+        Ok((Image::Unpacked(memory, length), parsed))
     }
+}
+
+/// No image is unpacked in place below this: there the boot's own pieces are put.
+const LOWEST: u64 = 1 << 20;
+
+/// The image lies at guest-physical `at`, all of it in `target`: take out the segments that belong elsewhere, and clear
+/// what is no segment in its place.
+fn settle(target: &mut [u8], at: u64, segments: &[Segment]) -> Vec<(Range<usize>, Vec<u8>)> {
+    let in_place = |s: &&Segment| s.paddr == at + s.file.start as u64;
+    let mut rest = Vec::new();
+    for segment in segments.iter().filter(|s| !in_place(s)) {
+        rest.push((segment.file.clone(), target.get(segment.file.clone()).unwrap_or_default().to_vec()));
+    }
+    let mut kept: Vec<_> = segments.iter().filter(in_place).map(|s| s.file.clone()).collect();
+    kept.sort_by_key(|range| range.start);
+    let mut from = 0;
+    for range in kept.into_iter().chain(std::iter::once(target.len()..target.len())) {
+        if let Some(gap) = target.get_mut(from..range.start.max(from)) {
+            gap.fill(0);
+        }
+        from = from.max(range.end);
+    }
+    rest
 }
 
 /// Why a kernel cannot be booted; displays as one line that names the file.
@@ -127,41 +167,41 @@ pub enum KernelFault {
 }
 
 impl Kernel {
-    /// Open a kernel file: an ELF image or a bzImage that holds one.
+    /// Open a kernel file: an ELF image or a bzImage that holds one. A compressed one is unpacked straight into guest
+    /// memory when `room` gives the range asked for, which must be zero; no guest runs yet.
     ///
     /// # Errors
     /// [`KernelError`]: not there, not a kernel, no PVH entry, damaged, or packed in an unknown way.
-    pub fn open(path: &Path) -> Result<Kernel, KernelError> {
-        Self::load(path).map_err(|fault| KernelError { path: path.to_owned(), fault })
+    pub fn open<'m>(
+        path: &Path,
+        room: impl FnOnce(Range<u64>) -> Option<&'m mut [u8]>,
+    ) -> Result<Kernel, KernelError> {
+        Self::load(path, room).map_err(|fault| KernelError { path: path.to_owned(), fault })
     }
 
-    fn load(path: &Path) -> Result<Kernel, KernelFault> {
+    fn load<'m>(
+        path: &Path,
+        room: impl FnOnce(Range<u64>) -> Option<&'m mut [u8]>,
+    ) -> Result<Kernel, KernelFault> {
         let file = map::map_file(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => KernelFault::Missing,
             _ => KernelFault::Unreadable(error),
         })?;
-        let image = if file.starts_with(elf::MAGIC) {
-            let all = 0..file.len();
-            Image::Mapped(file, all)
+        let range = if file.starts_with(elf::MAGIC) { 0..file.len() } else { bzimage::payload(&file)? };
+        let bytes = file.get(range.clone()).unwrap_or_default();
+        let (image, parsed) = if bytes.starts_with(elf::MAGIC) {
+            let parsed = elf::parse(bytes)?;
+            (Image::Mapped(file, range), parsed)
         } else {
-            let payload = bzimage::payload(&file)?;
-            match file.get(payload.clone()) {
-                Some(packed) if !packed.starts_with(elf::MAGIC) => Image::unpack(packed)?,
-                _ => Image::Mapped(file, payload),
-            }
+            Image::unpack(bytes, room)?
         };
-        let elf::Parsed { entry, long_mode, hypercall_page, segments } = elf::parse(image.bytes())?;
+        let elf::Parsed { entry, long_mode, hypercall_page, segments } = parsed;
         Ok(Kernel { entry, long_mode, hypercall_page, segments, image })
     }
 
-    /// The ELF image.
-    pub fn bytes(&self) -> &[u8] {
-        self.image.bytes()
-    }
-
-    /// The bytes of one of its segments.
+    /// The bytes that are still to be written for one of its segments: none for one that is in place already.
     pub fn segment_bytes(&self, segment: &Segment) -> &[u8] {
-        self.bytes().get(segment.file.clone()).unwrap_or_default()
+        self.image.get(&segment.file).unwrap_or_default()
     }
 
     /// The first address behind all segments.
@@ -183,6 +223,10 @@ mod tests {
         file
     }
 
+    fn nowhere(_: Range<u64>) -> Option<&'static mut [u8]> {
+        None
+    }
+
     fn elf() -> Vec<u8> {
         let text: Vec<u8> = (0..300_000u32).map(|i| (i / 7).to_le_bytes()[0]).collect();
         Elf { segments: vec![(0x100_0000, text, 0x10_0000)], notes: NOTE_ENTRY.to_vec(), ..Elf::default() }
@@ -192,17 +236,58 @@ mod tests {
     #[test]
     fn every_packing_gives_the_same_kernel() {
         let elf = elf();
-        let plain = Kernel::open(file(&elf).path()).unwrap();
+        let plain = Kernel::open(file(&elf).path(), nowhere).unwrap();
         assert_eq!((plain.entry, plain.long_mode, plain.hypercall_page), (0x100_0040, true, false));
         assert_eq!(plain.segments.len(), 1);
         for pack in Pack::ALL {
             let packed = file(&bzimage(&elf, pack));
-            let kernel = Kernel::open(packed.path()).unwrap_or_else(|e| panic!("{pack:?}: {e}"));
+            let kernel = Kernel::open(packed.path(), nowhere).unwrap_or_else(|e| panic!("{pack:?}: {e}"));
             assert_eq!(kernel.segments, plain.segments, "{pack:?}");
             assert!(
                 kernel.segment_bytes(&kernel.segments[0]) == plain.segment_bytes(&plain.segments[0]),
                 "{pack:?}"
             );
+        }
+    }
+
+    #[test]
+    fn unpacked_in_place_is_the_same_as_written() {
+        let noise = |n: u32| -> Vec<u8> {
+            (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect()
+        };
+        // The second segment belongs elsewhere, the third follows the first's distance again.
+        let elf = Elf {
+            segments: vec![
+                (0x100_0000, noise(400_000), 0x8_0000),
+                (0x300_0000, noise(5_000), 0x2000),
+                (0x120_0000, noise(70_000), 0x2_0000),
+            ],
+            notes: NOTE_ENTRY.to_vec(),
+            ..Elf::default()
+        }
+        .bytes();
+        let base = 0x100_0000;
+        for pack in [Pack::Zstd, Pack::Xz, Pack::Gzip, Pack::Lz4] {
+            let packed = file(&bzimage(&elf, pack));
+            let mut asked = None;
+            let mut ram = vec![0u8; 64 << 20];
+            let kernel = Kernel::open(packed.path(), |range: Range<u64>| {
+                asked = Some(range.clone());
+                ram.get_mut(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+            })
+            .unwrap();
+            assert!(asked.is_some() || matches!(pack, Pack::Lz4), "{pack:?} was not unpacked in place");
+            let plain = Kernel::open(file(&elf).path(), nowhere).unwrap();
+            let mut expected = vec![0u8; ram.len()];
+            for (kernel, ram) in [(&plain, &mut expected), (&kernel, &mut ram)] {
+                for segment in &kernel.segments {
+                    let (at, bytes) =
+                        (usize::try_from(segment.paddr).unwrap(), kernel.segment_bytes(segment));
+                    ram[at..at + bytes.len()].copy_from_slice(bytes);
+                }
+            }
+            assert!(ram == expected, "{pack:?}");
+            assert_eq!(kernel.segments[0].paddr, base);
         }
     }
 
@@ -222,14 +307,14 @@ mod tests {
             (elf[..elf.len() / 2].to_vec(), "truncated: "),
         ];
         assert_eq!(
-            Kernel::open(&missing).unwrap_err().to_string(),
+            Kernel::open(&missing, nowhere).unwrap_err().to_string(),
             format!("kernel {}: no such file", missing.display())
         );
         for (bytes, expected) in cases {
             let file = file(&bytes);
-            let said = Kernel::open(file.path()).unwrap_err().to_string();
+            let said = Kernel::open(file.path(), nowhere).unwrap_err().to_string();
             assert!(said.contains(expected) && !said.contains('\n'), "{said}");
         }
-        assert!(Kernel::open(dir.path()).unwrap_err().to_string().contains("cannot be read"));
+        assert!(Kernel::open(dir.path(), nowhere).unwrap_err().to_string().contains("cannot be read"));
     }
 }

@@ -211,7 +211,7 @@ mod tests {
         segments.push((0x100_0000, vec![0x90; 0x1000], 0x1000)); // where the note's entry is
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&Elf { segments, notes: NOTE_ENTRY.to_vec(), ..Elf::default() }.bytes()).unwrap();
-        Kernel::open(file.path()).unwrap()
+        Kernel::open(file.path(), |_| None).unwrap()
     }
 
     #[test]
