@@ -1,5 +1,6 @@
-# boot.sh ROUNDS PROGRAM...: boots of one guest under each program in turn, all in this L1. 2 vCPUs, 512 MiB, Debian's 6.12 cloud kernel.
-# Timed rounds run untraced; one more round each counts exits by the kernel's own tracepoints, and one runs a fork loop in the guest.
+# boot.sh ROUNDS PROGRAM...: one guest under each program in turn, all in this L1. 2 vCPUs, 512 MiB, Debian's 6.12 cloud kernel.
+# Each round: an untraced boot for the time and a fork loop, single calls by a microkernel, a boot whose exits the kernel's tracepoints
+# count, and a look at the time before the guest's first instruction. At the end 30,000 lines on the console.
 rounds=$1
 shift
 cd /tmp || exit
@@ -38,11 +39,13 @@ overhead() {
     awk '/^[0-9a-f]+-[0-9a-f]+ / { ram = 0 } /^Size:/ { ram = $2 >= 512000 } /^Rss:/ && !ram { sum += $2 } END { print sum + 0 }' \
         "/proc/${1%% *}/smaps"
 }
-# The hits of one key of an event's histogram, or of all.
-hits() { sed -n 's/^{ *[a-z_]*: *\([0-9a-fx]*\) *} hitcount: *\([0-9]*\).*/\1 \2/p' "$tracing/events/kvm/$1/hist" | awk -v key="$2" '!key || $1 == key { n += $2 } END { print n + 0 }'; }
+# hits EVENT [PATTERN]: sum of the histogram's counts whose key looks like that.
+hits() { awk -v key="$2" '/hitcount:/ && $0 ~ key { sub(/.*hitcount: */, ""); n += $1 } END { print n + 0 }' "$tracing/events/kvm/$1/hist"; }
+# trace PREFIX SUFFIX: sets ('' ''), freezes ('' :pause) or removes (! '') the histograms.
 trace() {
-    echo "$1hist:keys=exit_reason" >"$tracing/events/kvm/kvm_exit/trigger"
-    echo "$1hist:keys=reason" >"$tracing/events/kvm/kvm_userspace_exit/trigger"
+    for event in kvm_exit:exit_reason kvm_userspace_exit:reason kvm_xen_hypercall:nr,a0; do
+        echo "$1hist:keys=${event#*:}$2" >>"$tracing/events/kvm/${event%%:*}/trigger"
+    done
 }
 
 # run PROGRAM ACTION HOOK: one boot; HOOK runs at the guest's init.
@@ -57,24 +60,37 @@ run() {
 }
 timed() { note "$1" 'create to init, in centiseconds' $((end - begin)); }
 counted() {
-    note "$1" 'VM exits until init' "$(hits kvm_exit)"
-    note "$1" 'nested page faults until init' "$(hits kvm_exit 1024)"
-    note "$1" 'hypercalls reaching userspace until init' "$(hits kvm_userspace_exit 34)"
-    note "$1" 'other exits to userspace until init' $(($(hits kvm_userspace_exit) - $(hits kvm_userspace_exit 34) - $(hits kvm_userspace_exit 10)))
+    trace '' :pause
     note "$1" 'KiB resident beyond guest RAM' "$(overhead "$(process "$1")")"
+    note "$1" 'VM exits until init' "$(hits kvm_exit)"
+    note "$1" 'nested page faults until init' "$(hits kvm_exit 'exit_reason: *1024 ')"
+    note "$1" 'hypercalls until init' "$(hits kvm_xen_hypercall)"
+    note "$1" 'event channel sends among them (console, store, IPIs)' "$(hits kvm_xen_hypercall 'nr: *32, *a0: *4 ')"
+    note "$1" 'hypercalls reaching userspace until init' "$(hits kvm_userspace_exit 'reason: *34 ')"
+    # KVM_EXIT_XEN is 34; KVM_EXIT_INTR, 10, is a signal and not the guest's doing.
+    note "$1" 'other exits to userspace until init' $(($(hits kvm_userspace_exit) - $(hits kvm_userspace_exit 'reason: *(34|10) ')))
+    for event in kvm_exit kvm_userspace_exit kvm_xen_hypercall; do
+        { echo "== $1 $event"; grep hitcount "$tracing/events/kvm/$event/hist"; } >>/out/histograms
+    done
 }
-
-for round in $(seq "$rounds"); do
-    for program; do run "$program" poweroff timed; done
-done
-for program; do
-    trace ''
-    run "$program" poweroff counted
-    trace '!'
-    run "$program" forks true
+# forks PROGRAM: a boot, timed, and 300 processes in it, by the guest's own clock.
+forks() {
+    run "$1" forks timed
     set_forks=$(sed -n 's/.*guest: forks \([0-9]*\)\.\([0-9]*\) \([0-9]*\)\.\([0-9]*\).*/\3\4 \1\2/p' rest)
-    [ -n "$set_forks" ] && note "$program" '300 forks in the guest, in centiseconds' $((${set_forks% *} - ${set_forks#* }))
-done
+    [ -n "$set_forks" ] && note "$1" '300 forks in the guest, in centiseconds' $((${set_forks% *} - ${set_forks#* }))
+}
+# flood PROGRAM: from the first of 30,000 lines to the last, and how many arrived whole.
+flood() {
+    launch "$1" flood <>stdin 2>>errors | tr -d '\r' | awk '
+        function now(line) { getline line <"/proc/uptime"; close("/proc/uptime"); split(line, word, " "); return word[1] * 100 }
+        /guest: flood begins/ { begin = now() }
+        /guest: flood ends/ { end = now() }
+        /^[0-9][0-9][0-9][0-9][0-9][0-9] 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ$/ && $1 "" == sprintf("%06d", whole + 1) { whole++ }
+        END { printf "%d %d\n", whole, end - begin }' >flooded
+    read -r whole time <flooded
+    note "$1" '30,000 lines of console, in centiseconds' "$time"
+    note "$1" 'lines arrived whole and in order, of 30000' "$whole"
+}
 # What single calls and events cost, by a microkernel that prints `BENCH NAME CYCLES`.
 micro() {
     case $1 in
@@ -85,14 +101,58 @@ micro() {
         -device isa-debugcon,chardev=c,iobase=0xe9 <>stdin ;;
     esac
 }
-if [ -x /guest/micro/bench ]; then
-    for program; do
-        micro "$program" 2>>errors | sed -n 's/.*BENCH \([^ ]*\) \([0-9]*\).*/\1 \2/p' | while read -r name value; do [ "$name" = tsc_khz ] || note "$program" "$name, TSC cycles" "$value"; done
+calls() {
+    micro "$1" 2>>errors | sed -n 's/.*BENCH \([^ ]*\) \([0-9]*\).*/\1 \2/p' | while read -r name value; do
+        [ "$name" = tsc_khz ] || note "$1" "$name, in TSC cycles" "$value"
     done
-fi
+}
+# Microseconds between the first exec of a program in the trace and the first entry into the guest.
+before_entry() {
+    awk -v program="$1" '
+        { for (i = 1; i < NF && $i !~ /^[0-9]+\.[0-9]+:$/; i++); time = $i + 0 }
+        /sched_process_exec:/ && $0 ~ "filename=[^ ]*" program " " && !from { from = time }
+        /kvm_entry:/ && from { printf "%d\n", (time - from) * 1000000; exit }' $tracing/trace
+}
+# between A B: microseconds between two lines of xen-emu's log.
+between() {
+    awk -v a="$1" -v b="$2" '
+        function stamp(t) { split(t, x, /[T:Z]/); return (x[2] * 60 + x[3]) * 60 + x[4] }
+        index($0, a) && !from { from = stamp($1) } index($0, b) && from { printf "%d\n", (stamp($1) - from) * 1000000; exit }' before.log
+}
+# prelude: our own time before the first KVM_RUN, and what of it is reading and unpacking the kernel and the ramdisk.
+prelude() {
+    echo >$tracing/trace
+    for event in sched/sched_process_exec kvm/kvm_entry; do echo 1 >$tracing/events/$event/enable; done
+    echo traceoff:1 >$tracing/events/kvm/kvm_entry/trigger
+    XLR_LOG=debug xlr create -q bench.cfg "extra=\"$common lab=wait\"" 2>>errors
+    cat /run/xlr/[0-9]*/xen-emu.log >before.log
+    cp before.log /out/
+    for event in sched/sched_process_exec kvm/kvm_entry; do echo 0 >$tracing/events/$event/enable; done
+    echo '!traceoff:1' >$tracing/events/kvm/kvm_entry/trigger
+    cp $tracing/trace /out/before.trace
+    echo 1 >$tracing/tracing_on
+    xlr destroy bench
+    note xlr 'xlr create to first KVM_RUN, in microseconds' "$(before_entry xlr)"
+    all=$(before_entry xen-emu) load=$(between ' started' 'guest memory written')
+    note xlr 'xen-emu to first KVM_RUN, in microseconds' "$all"
+    note xlr 'of it reading and unpacking kernel and ramdisk' "$load"
+    note xlr 'of it everything else' $((all - load))
+}
+
+for round in $(seq "$rounds"); do
+    for program; do
+        forks "$program"
+        calls "$program"
+        trace '' ''
+        run "$program" poweroff counted
+        trace '!' ''
+    done
+    case " $* " in *' xlr '*) prelude ;; esac
+done
+for program; do flood "$program"; done
 [ -s errors ] && sort errors | uniq -c | sort -rn | head -n 10 >&2
 for file in values/*; do
     sort -n "$file" | awk -v name="${file#values/}" '{ v[NR] = $1; all = all " " $1 }
-        END { printf "%-60s median %8d  of%s\n", name, v[int((NR + 1) / 2)], all }'
+        END { printf "%-66s median %8d  of%s\n", name, v[int((NR + 1) / 2)], all }'
 done
 [ -n "$(ls values)" ]

@@ -34,7 +34,7 @@ pub fn run(bench: &Bench) -> Result<u8> {
     let vmlinux = folder.path().join("vmlinux");
     unpack_kernel(&cache, &Linux::get(&cache, KERNEL)?.image, &vmlinux)?;
     let script = binaries::workspace().join("guest-tests/bench/boot.sh");
-    let limit = 120 + u64::from(bench.rounds + 2) * 60;
+    let limit = 300 + u64::from(bench.rounds) * 120;
     let job = Job {
         kernel: Kernel::get(&cache, Host::WithXen.kernel())?,
         contents: Contents {

@@ -5,7 +5,7 @@ xl create -p g.cfg >created 2>&1 || { cat created; fail "xl create -p ended with
 want created '^Parsing config from g.cfg$'
 id=$(xl domid g)
 xl list g >listed
-want listed "^g +$id +512 +2     --p---  +0\.0\$" 'a domain made with -p is not paused, or has run'
+want listed "^g +$id +512 +1     --p---  +0\.0\$" 'a domain made with -p is not paused, or has run'
 mkfifo stdin
 xl console g <>stdin >g.log 2>&1 &
 reader=$!
