@@ -15,7 +15,8 @@ pub struct Cache {
 impl Cache {
     /// Opens the cache, making its folder on first use. Fails when no place for it is known or writable.
     pub fn open() -> Result<Self> {
-        let root = match (env::var_os("XLR_LAB_CACHE"), env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+        let root = match (set("XLR_LAB_CACHE"), set("XDG_CACHE_HOME"), set("HOME")) {
             (Some(cache), _, _) => PathBuf::from(cache),
             (_, Some(cache), _) => Path::new(&cache).join("xlr-lab"),
             (_, _, Some(home)) => Path::new(&home).join(".cache/xlr-lab"),
