@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::host::Host;
 use anyhow::{Context, Result};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 /// `xlr console`
 pub fn run(args: &Args) -> Result<()> {
@@ -47,10 +48,22 @@ fn control(text: &str) -> Option<u8> {
     }
 }
 
-/// The console's stream.
+/// How long a console may take to be there while its domain is being built; xl waits too.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The console's stream; awaited while the domain is in the making.
 pub fn connect(domain: &Domain) -> Result<UnixStream> {
-    UnixStream::connect(domain.dir.console())
-        .with_context(|| format!("{domain}: its console does not answer"))
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(domain.dir.console()) {
+            Err(_) if Instant::now() < end && !domain.is_dead() => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            stream => {
+                return stream.with_context(|| format!("{domain}: its console does not answer"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

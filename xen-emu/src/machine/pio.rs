@@ -24,19 +24,19 @@ const PORTS: &[(RangeInclusive<u16>, u8)] = &[
     (0x42..=0x42, 0),                              // timer channel 2
     (0x43..=0x43, ABSENT),                         // timer mode
     (0x60..=0x60, ABSENT),                         // keyboard data
-    (0x61..=0x61, ABSENT),                         // timer gate and speaker
+    (0x61..=0x61, 0x20), // timer gate and speaker: channel 2 has run out, no NMI reason
     (KEYBOARD_COMMAND..=KEYBOARD_COMMAND, ABSENT), // keyboard command
-    (0x70..=0x71, ABSENT),                         // CMOS clock
-    (0x80..=0x80, ABSENT),                         // delay port
-    (0xa0..=0xa1, ABSENT),                         // second interrupt controller
-    (DEBUG_CONSOLE..=DEBUG_CONSOLE, 0xe9),         // debug console
-    (0xed..=0xed, ABSENT),                         // delay port
-    (0x2e8..=0x2ef, ABSENT),                       // COM4
-    (0x2f8..=0x2ff, ABSENT),                       // COM2
-    (0x3e8..=0x3ef, ABSENT),                       // COM3
-    (0x3f8..=0x3ff, ABSENT),                       // COM1
-    (0x4d0..=0x4d1, ABSENT),                       // edge or level control
-    (0xcf8..=0xcff, ABSENT),                       // PCI configuration, reset control
+    (0x70..=0x71, ABSENT), // CMOS clock
+    (0x80..=0x80, ABSENT), // delay port
+    (0xa0..=0xa1, ABSENT), // second interrupt controller
+    (DEBUG_CONSOLE..=DEBUG_CONSOLE, 0xe9), // debug console
+    (0xed..=0xed, ABSENT), // delay port
+    (0x2e8..=0x2ef, ABSENT), // COM4
+    (0x2f8..=0x2ff, ABSENT), // COM2
+    (0x3e8..=0x3ef, ABSENT), // COM3
+    (0x3f8..=0x3ff, ABSENT), // COM1
+    (0x4d0..=0x4d1, ABSENT), // edge or level control
+    (0xcf8..=0xcff, ABSENT), // PCI configuration, reset control
 ];
 
 /// What a byte read at a known port gives.
@@ -84,7 +84,7 @@ mod tests {
         let cases: [(u16, &[u8], bool); 9] = [
             (0x42, &[0], true),
             (0x40, &[0xff, 0xff, 0, 0xff], true),
-            (0x61, &[0xff], true),
+            (0x61, &[0x20], true),
             (0x71, &[0xff], true),
             (0xe9, &[0xe9], true),
             (0xcfc, &[0xff; 4], true),
