@@ -21,6 +21,7 @@ impl Reactor {
             VmEvent::Shutdown(code) => self.shut_down(code),
             VmEvent::Failed(text) => {
                 error!("{}", text.trim_end());
+                self.console.note(text.lines().next().unwrap_or_default());
                 self.shut_down(reason::CRASH);
             }
         }

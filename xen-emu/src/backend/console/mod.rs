@@ -37,6 +37,9 @@ const TURN_MAX: usize = 64 << 10;
 /// How long an empty ring is looked at again before the log and the readers get their turn: a guest that prints faster
 /// than we write spins on the full ring meanwhile, with interrupts off during its boot.
 const LINGER: Duration = Duration::from_micros(50);
+/// The same for a guest that floods: so much was found in the ring at once.
+const FLOOD: usize = 256;
+const LINGER_IN_FLOOD: Duration = Duration::from_millis(2);
 /// Readers at once.
 const READERS_MAX: usize = 32;
 
@@ -177,6 +180,15 @@ impl Console {
         std::mem::take(&mut self.gone)
     }
 
+    /// A word of our own to everybody who reads, on a line by itself and after what the guest has written.
+    pub fn note(&mut self, text: &str) {
+        while self.take_output() > 0 {}
+        let line = format!("\r\nxen-emu: {text}\r\n");
+        self.log.push(line.as_bytes(), u64::MAX);
+        self.file.write(line.as_bytes());
+        self.flush();
+    }
+
     /// The guest will write no more: take what is left, and give readers `patience` to read it.
     pub fn finish(&mut self, patience: Duration) {
         let until = Instant::now() + patience;
@@ -267,13 +279,18 @@ impl Console {
         let needed = self.clients.values().filter_map(|c| c.reader.needs()).min().unwrap_or(u64::MAX);
         let room = self.log.room(needed).min(TURN_MAX);
         let mut bytes = Vec::new();
-        let mut last = None;
+        let (mut last, mut linger) = (None, LINGER);
         while bytes.len() < room {
             let rest = room - bytes.len();
             match self.ring.take(&mut bytes, rest) {
-                Ok(0) if last.is_some_and(|last: Instant| last.elapsed() < LINGER) => std::hint::spin_loop(),
+                Ok(0) if last.is_some_and(|last: Instant| last.elapsed() < linger) => std::hint::spin_loop(),
                 Ok(0) => break,
-                Ok(_) => last = Some(Instant::now()),
+                Ok(n) => {
+                    last = Some(Instant::now());
+                    if n >= FLOOD {
+                        linger = LINGER_IN_FLOOD;
+                    }
+                }
                 Err(e) => {
                     limited!(warn, "console output: {e}");
                     break;
