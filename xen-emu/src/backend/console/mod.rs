@@ -34,12 +34,6 @@ use xen_emu_api::run_dir::RunDir;
 const INPUT_MAX: usize = 64 << 10;
 /// Output taken from the guest in one turn.
 const TURN_MAX: usize = 64 << 10;
-/// How long an empty ring is looked at again before the log and the readers get their turn: a guest that prints faster
-/// than we write spins on the full ring meanwhile, with interrupts off during its boot.
-const LINGER: Duration = Duration::from_micros(50);
-/// The same for a guest that floods: so much was found in the ring at once.
-const FLOOD: usize = 256;
-const LINGER_IN_FLOOD: Duration = Duration::from_millis(2);
 /// Readers at once.
 const READERS_MAX: usize = 32;
 
@@ -279,18 +273,11 @@ impl Console {
         let needed = self.clients.values().filter_map(|c| c.reader.needs()).min().unwrap_or(u64::MAX);
         let room = self.log.room(needed).min(TURN_MAX);
         let mut bytes = Vec::new();
-        let (mut last, mut linger) = (None, LINGER);
         while bytes.len() < room {
             let rest = room - bytes.len();
             match self.ring.take(&mut bytes, rest) {
-                Ok(0) if last.is_some_and(|last: Instant| last.elapsed() < linger) => std::hint::spin_loop(),
                 Ok(0) => break,
-                Ok(n) => {
-                    last = Some(Instant::now());
-                    if n >= FLOOD {
-                        linger = LINGER_IN_FLOOD;
-                    }
-                }
+                Ok(_) => {}
                 Err(e) => {
                     limited!(warn, "console output: {e}");
                     break;
