@@ -26,7 +26,8 @@ use crate::step::step;
 
 const FOLDER: &str = "guest-tests/tests";
 /// What `lab NAME` means.
-const CORRUPTED: &str = "LAB: the emulator corrupted the guest (a vCPU runs L1's code, or a triple fault)";
+const CORRUPTED: &str =
+    "LAB?: a vCPU runs L1's code (the emulator's doing), or triple-faulted (whose doing is not known)";
 /// How often a test is begun that the lab itself has ended.
 const TRIES: u32 = 5;
 
@@ -104,7 +105,7 @@ pub fn run(suite: &Suite) -> Result<u8> {
         on_host(&cache, &built, host, cases.into(), &out, &mut tally)?;
     }
     println!(
-        "{} passed, {} failed, {} skipped; L1 died {} times, its emulator corrupted a guest {} times",
+        "{} passed, {} failed, {} skipped; L1 died {} times, guests corrupted or triple-faulted {} times",
         tally.passed, tally.failed, tally.skipped, tally.l1_deaths, tally.corrupted
     );
     Ok(u8::from(tally.failed > 0))
