@@ -12,8 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cache::Cache;
 use crate::step::{step, watch_download};
 
-/// The release all packages are from, on any host: they run from the cache with their own libraries.
-const RELEASE: &str = "bookworm";
+/// The suites of Debian's archive the packages are from, on any host: they run from the cache with their own libraries.
+const SUITES: [&str; 3] = ["bookworm", "trixie", "trixie-backports"];
+/// The suite of its security archive, for the kernels.
+const SECURITY: &str = "bookworm-security";
 /// Debian's keys; where the package debian-archive-keyring is missing apt's trusted keys decide.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -54,10 +56,9 @@ impl Apt {
         fs::write(self.folder.join("updated"), "").context("cannot write to the cache")
     }
 
-    /// `packages` of the suite (`""` for the release itself or `-backports`) and all they depend on.
+    /// `packages` of the suite and all they depend on.
     pub fn closure(&self, suite: &str, packages: &[&str]) -> Result<Vec<Package>> {
-        let target = format!("{RELEASE}{suite}");
-        let mut args = vec!["install", "--print-uris", "-qq", "--yes", "--target-release", &target];
+        let mut args = vec!["install", "--print-uris", "-qq", "--yes", "--target-release", suite];
         args.extend(packages);
         let found = self.output("apt-get", &args)?.lines().map(parse_uri_line).collect::<Result<Vec<_>>>()?;
         ensure!(!found.is_empty(), "apt resolves {packages:?} to nothing");
@@ -147,10 +148,11 @@ fn sources() -> Result<String> {
     } else {
         "[arch=amd64]".to_owned()
     };
-    Ok(format!(
-        "deb {option} {archive} {RELEASE} main\ndeb {option} {archive} {RELEASE}-backports main\n\
-         deb {option} {security} {RELEASE}-security main\n"
-    ))
+    let mut text = format!("deb {option} {security} {SECURITY} main\n");
+    for suite in SUITES {
+        text += &format!("deb {option} {archive} {suite} main\n");
+    }
+    Ok(text)
 }
 
 /// The addresses of the archive and of the security archive, from lines `URI release origin`. The origin is empty before the machine's

@@ -26,12 +26,12 @@ pub struct Set {
     choice: Choice,
 }
 
-/// QEMU with nested SVM that does not corrupt memory: 10 or newer. And zstd, to unpack a kernel for QEMU's PVH entry.
+/// QEMU with nested SVM that does not corrupt guests: 11 or newer. And zstd, to unpack a kernel for QEMU's PVH entry.
 pub const QEMU: Set =
-    Set { name: "qemu", choice: Choice::Closure("-backports", &["qemu-system-x86", "zstd"]) };
+    Set { name: "qemu", choice: Choice::Closure("trixie-backports", &["qemu-system-x86", "zstd"]) };
 /// The userland of L1 and of guests, and the XenStore clients nobody here wrote.
 pub const USERLAND: Set =
-    Set { name: "userland", choice: Choice::Closure("", &["busybox-static", "xenstore-utils"]) };
+    Set { name: "userland", choice: Choice::Closure("bookworm", &["busybox-static", "xenstore-utils"]) };
 
 /// Debian's kernels by the names the lab calls them.
 pub const KERNELS: [(&str, Set); 4] = [

@@ -13,8 +13,8 @@ use crate::cpio::Archive;
 use crate::packages::QEMU;
 
 /// Where Debian's packages keep libraries, relative to their root.
-const LIBRARIES: [&str; 3] =
-    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
+const LIBRARIES: [&str; 2] =
+    ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
 /// The machine under L1. A virtual GIF corrupts the memory of nested guests; without nested paging nothing boots.
@@ -49,7 +49,7 @@ pub fn machine(
 
 /// A program of the set, started by the set's own loader with the set's own libraries.
 fn program(root: &Path, name: &str) -> Result<Command> {
-    let mut command = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+    let mut command = Command::new(root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
     command.arg("--library-path").arg(env::join_paths(LIBRARIES.map(|l| root.join(l)))?);
     command.arg(root.join("usr/bin").join(name));
     Ok(command)
