@@ -13,8 +13,7 @@ use crate::cpio::Archive;
 use crate::packages::QEMU;
 
 /// Where Debian's packages keep libraries, relative to their root.
-const LIBRARIES: [&str; 2] =
-    ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
 /// The machine under L1. A virtual GIF corrupts the memory of nested guests; without nested paging nothing boots.

@@ -50,6 +50,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         max_event_channels: settings
             .count("max_event_channels", (63, 1 << 17), "1023")?
             .unwrap_or(EVENT_CHANNELS),
+        devices: Vec::new(),
         source: Some(absolute(&source.to_string_lossy())?),
     };
     Ok(Parsed { domain, warnings: std::mem::take(&mut settings.warnings) })

@@ -33,6 +33,7 @@ pub fn launch(domid: u16) -> Launch {
             acpi: true,
             max_grant_frames: 64,
             max_event_channels: 1023,
+            devices: Vec::new(),
             source: None,
         },
     }

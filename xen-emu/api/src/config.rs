@@ -1,5 +1,6 @@
 //! The configuration of one domain, after all parsing: what `xlr create` hands to `xen-emu`.
 
+use crate::device::Device;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -105,6 +106,9 @@ pub struct DomainConfig {
     pub max_grant_frames: u32,
     /// Highest event channel port.
     pub max_event_channels: u32,
+    /// PV devices, in the order of the configuration; no two of one kind have the same id.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// The configuration file this came from, for messages and `list -l`.
     pub source: Option<PathBuf>,
 }

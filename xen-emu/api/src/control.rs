@@ -2,10 +2,11 @@
 //! [`Request::Wait`] is answered when the domain shuts down, and the connection closes when it is gone.
 
 use crate::config::DomainConfig;
+use crate::device::{Device, DiskFormat};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What may be asked of a domain's process.
@@ -35,6 +36,38 @@ pub enum Request {
     Wait,
     /// The process's own log and the guest's console_io output, newest last. Answered with [`Reply::Text`].
     Dmesg,
+    /// Add a PV device; undone as a whole if it fails. Answered when its backend waits for the guest.
+    Attach {
+        /// The device; its id is free.
+        device: Device,
+    },
+    /// Take a PV device away. Answered when the guest has let go, or with an error after a while.
+    Detach {
+        /// `vbd`, `vif`, `console`.
+        kind: String,
+        /// Its id.
+        devid: u32,
+        /// Do not wait for the guest.
+        force: bool,
+    },
+    /// Every PV device with its state. Answered with [`Reply::Devices`].
+    Devices,
+    /// Make a raw disk's new size known to the guest, after making its file `bytes` long if that is given.
+    Resize {
+        /// Xen's virtual device number.
+        devid: u32,
+        /// New size.
+        bytes: Option<u64>,
+    },
+    /// Put a disc into a CD drive, or take it out.
+    Media {
+        /// Xen's virtual device number.
+        devid: u32,
+        /// The image, absolute; none = empty.
+        target: Option<PathBuf>,
+        /// Format of the image.
+        format: DiskFormat,
+    },
     /// A tree of the process's state. Answered with [`Reply::Text`].
     Describe {
         /// Empty, or a path such as `evtchn/12`.
@@ -62,11 +95,31 @@ pub enum Reply {
         /// Xen's SHUTDOWN_* code.
         reason: u32,
     },
+    /// For [`Request::Devices`].
+    Devices {
+        /// In the order of kind and id.
+        devices: Vec<DeviceStatus>,
+    },
     /// For [`Request::Dmesg`] and [`Request::Describe`].
     Text {
         /// Lines.
         text: String,
     },
+}
+
+/// A PV device as `xlr block-list`, `network-list` and `channel-list` show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// What was configured.
+    pub device: Device,
+    /// The frontend's XenbusState.
+    pub state: u32,
+    /// The guest's event channel port; none while not connected, or when a vif has two per queue.
+    pub port: Option<u32>,
+    /// Grant references of the rings: one for a disk or a channel, TX and RX for a vif.
+    pub rings: Vec<u32>,
+    /// Path of a channel's pty or socket.
+    pub path: Option<String>,
 }
 
 /// A domain as `xlr list` shows it.

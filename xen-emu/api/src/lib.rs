@@ -4,4 +4,5 @@
 
 pub mod config;
 pub mod control;
+pub mod device;
 pub mod run_dir;

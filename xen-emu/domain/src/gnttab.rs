@@ -9,7 +9,47 @@ use zerocopy::IntoBytes;
 use xen_abi::grant_table::{GrantEntryV1, gtf};
 use xen_abi::{Domid, Gref};
 
-use crate::mem::{Fault, Gfn, GuestMem, SpecialPage};
+use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage};
+
+/// Why a grant cannot be used; the GNTST_* status of the same meaning is for hypercalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrantError {
+    /// No such entry, or not granted.
+    #[error("grant {0} is not granted")]
+    BadRef(u32),
+    /// Granted to another domain.
+    #[error("grant {0} is another domain's")]
+    BadDomain(u32),
+    /// Granted for reading only.
+    #[error("grant {0} is read-only")]
+    ReadOnly(u32),
+    /// The granted frame has no memory behind it.
+    #[error("grant {0} leads to no memory")]
+    BadFrame(u32),
+    /// The guest changes the entry all the time, or it has too many pins.
+    #[error("grant {0} cannot be pinned now")]
+    Busy(u32),
+}
+
+/// A pinned grant: the guest cannot end it before [`Grants::unpin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// The granted bytes, within one page.
+    pub gpa: Gpa,
+    /// How many: 4096 but for sub-page grants of version 2.
+    pub len: u16,
+}
+
+/// Use of a domain's grants by backends in domain 0, from any thread.
+pub trait Grants: Send + Sync {
+    /// Pins a grant for reading, or for writing too. Each pin is given back by one [`Grants::unpin`] of the same kind.
+    ///
+    /// # Errors
+    /// It is not granted, not to us, or not for this.
+    fn pin(&self, gref: Gref, write: bool) -> Result<Pinned, GrantError>;
+    /// Gives a pin back.
+    fn unpin(&self, gref: Gref, write: bool);
+}
 
 /// The table.
 #[derive(Debug)]

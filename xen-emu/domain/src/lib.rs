@@ -11,7 +11,7 @@ mod describe;
 pub mod domain;
 pub mod effect;
 mod evtchn;
-mod gnttab;
+pub mod gnttab;
 mod hvm_params;
 pub mod hypercall;
 pub mod mem;

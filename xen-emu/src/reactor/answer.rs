@@ -43,6 +43,11 @@ impl Reactor {
             | Request::PowerButton
             | Request::Nmi { .. }
             | Request::Reset => done(self.command(request)),
+            Request::Attach { .. }
+            | Request::Detach { .. }
+            | Request::Devices
+            | Request::Resize { .. }
+            | Request::Media { .. } => done(Err("this version has no PV block or network devices".into())),
         })
     }
 

@@ -1,0 +1,122 @@
+//! The seam between the xenbus life cycle, which is the same for all PV devices ([`super::bus`]), and a kind of
+//! device, which is one folder beside this file.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+use std::sync::Arc;
+use vm_memory::VolatileSlice;
+use xen_domain::gnttab::Grants;
+use xen_domain::mem::{Fault, Gpa, GuestMem};
+
+/// Guest memory with pieces that system calls of the host can use in place.
+pub trait GuestRam: GuestMem + Send + Sync {
+    /// `len` bytes at `gpa`, which lie within one page. The guest changes them at any time.
+    ///
+    /// # Errors
+    /// No RAM there.
+    fn slice(&self, gpa: Gpa, len: usize) -> Result<VolatileSlice<'_>, Fault>;
+}
+
+/// Nodes to be written below the backend's (or, where said, the frontend's) directory.
+pub type Nodes = Vec<(String, String)>;
+
+/// The frontend's directory as it was read once, when it became Initialised or Connected: paths below it and values.
+#[derive(Clone, Debug, Default)]
+pub struct Frontend {
+    /// Path below the frontend's directory, such as `queue-0/ring-ref`, and value.
+    pub nodes: BTreeMap<String, String>,
+}
+
+impl Frontend {
+    /// A node's value, parsed; `None` if it is missing.
+    ///
+    /// # Errors
+    /// It is there and makes no sense.
+    pub fn get<T: FromStr>(&self, path: &str) -> Result<Option<T>, DeviceError> {
+        let Some(value) = self.nodes.get(path) else { return Ok(None) };
+        match value.trim().parse() {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(_) => Err(DeviceError(format!("the frontend's {path} makes no sense: {value:?}"))),
+        }
+    }
+
+    /// A node that has to be there.
+    ///
+    /// # Errors
+    /// It is missing or makes no sense.
+    pub fn need<T: FromStr>(&self, path: &str) -> Result<T, DeviceError> {
+        self.get(path)?.ok_or_else(|| DeviceError(format!("the frontend has not written {path}")))
+    }
+
+    /// A flag node: there and not 0.
+    pub fn flag(&self, path: &str) -> bool {
+        self.nodes.get(path).is_some_and(|value| !matches!(value.trim(), "" | "0"))
+    }
+}
+
+/// Why a device cannot go on, in one line; the bus writes it to the backend's `error` node and to the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub String);
+
+/// One event channel between a frontend and us. Dropping it closes our end.
+pub struct EventChannel {
+    /// Eventfd that counts the guest's notifications.
+    pub kick: OwnedFd,
+    /// Eventfd that notifies the guest.
+    pub notify: OwnedFd,
+    /// Closes our end when dropped.
+    pub end: Box<dyn Send + Sync>,
+}
+
+/// Where event channels come from.
+pub trait Channels: Send + Sync {
+    /// Binds to a port that the guest has left unbound for domain 0.
+    ///
+    /// # Errors
+    /// It is no such port, or the host has no descriptors left.
+    fn bind(&self, port: u32) -> Result<EventChannel, DeviceError>;
+}
+
+/// What a device gets to connect with.
+#[derive(Clone)]
+pub struct Connection {
+    /// The guest.
+    pub domid: u16,
+    /// What the frontend wrote.
+    pub front: Frontend,
+    /// The guest's memory.
+    pub memory: Arc<dyn GuestRam>,
+    /// The guest's grants.
+    pub grants: Arc<dyn Grants>,
+    /// Event channels.
+    pub channels: Arc<dyn Channels>,
+    /// A device that has to be closed from its own threads says so here; the bus closes it, writing the reason.
+    pub fail: Arc<dyn Fn(DeviceError) + Send + Sync>,
+}
+
+/// The host's end of one PV device. The bus calls these from one thread, never two at a time.
+pub trait Device: Send {
+    /// Nodes below the backend's directory, written before the device is offered (InitWait): features and limits.
+    fn advertise(&self) -> Nodes;
+
+    /// The frontend is ready: map its rings, start threads. Nodes to be written below the backend's directory
+    /// together with Connected come back. On an error nothing is left of the attempt.
+    ///
+    /// # Errors
+    /// The frontend has written nonsense, or the host cannot.
+    fn connect(&mut self, connection: Connection) -> Result<Nodes, DeviceError>;
+
+    /// The frontend is gone or closes: finish or abandon what is under way, join all threads, give back every pin
+    /// and event channel. Connecting again afterwards must work. Idempotent.
+    fn disconnect(&mut self);
+
+    /// Grant references of the rings, while connected.
+    fn rings(&self) -> Vec<u32>;
+
+    /// Path of a pty or socket, for lists.
+    fn path(&self) -> Option<String> {
+        None
+    }
+}
