@@ -27,6 +27,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use xen_abi::io::console::OUT_SIZE;
 use xen_domain::mem::{Gpa, GuestMem};
 use xen_emu_api::run_dir::RunDir;
 
@@ -34,6 +35,9 @@ use xen_emu_api::run_dir::RunDir;
 const INPUT_MAX: usize = 64 << 10;
 /// Output taken from the guest in one turn.
 const TURN_MAX: usize = 64 << 10;
+/// Bytes freed in the ring after which the guest is told. It can wait for room only when the ring is full, which is
+/// twice this; told after every line, it would take an interrupt for each.
+const TELL: usize = OUT_SIZE as usize / 2;
 /// Readers at once.
 const READERS_MAX: usize = 32;
 
@@ -74,6 +78,8 @@ pub struct Console {
     ring: Ring,
     kick: Rc<File>,
     notify: File,
+    /// Bytes taken from the ring since the guest was last notified.
+    freed: usize,
     log: Backlog,
     file: LogFile,
     input: VecDeque<u8>,
@@ -99,6 +105,7 @@ impl Console {
             ring: Ring::new(wiring.page, wiring.at).map_err(io::Error::other)?,
             kick: Rc::new(wiring.kick.into()),
             notify: wiring.notify.into(),
+            freed: 0,
             pty: pty.map(|pty| (pty, Reader::new(&log))),
             pty_readable: false,
             log,
@@ -158,13 +165,14 @@ impl Console {
     /// Move everything that can be moved now.
     pub fn turn(&mut self, now: Instant) -> Turn {
         self.take_input();
-        let mut moved = self.put_input();
+        let typed = self.put_input();
         let taken = self.take_output();
-        moved |= taken > 0;
+        self.freed += taken;
         self.flush();
-        if moved {
+        if typed || self.freed >= TELL {
             // Full only if the guest has 2^64 - 2 notifications to take.
             let _ = self.notify.write(&1u64.to_ne_bytes());
+            self.freed = 0;
         }
         Turn { again: taken > 0, deadline: if taken > 0 { None } else { self.hold(now) } }
     }

@@ -77,6 +77,30 @@ fn a_flood_is_byte_exact_for_every_reader_early_or_late() {
 }
 
 #[test]
+fn the_guest_is_told_of_room_only_when_it_may_wait_for_it() {
+    let mut f = fixture();
+    let told = |f: &Fixture| {
+        let mut fds = [PollFd::new(f.notify.as_fd(), PollFlags::POLLIN)];
+        let told = poll(&mut fds, PollTimeout::ZERO).unwrap() == 1;
+        told && f.notify.read().is_ok()
+    };
+    for _ in 0..12 {
+        f.page.guest_writes(&[b'x'; 80]);
+        f.turns();
+        assert!(!told(&f));
+    }
+    // Whatever was taken before, a full ring that is emptied is told of.
+    for already in [0, 1, 500, 1023] {
+        f.page.guest_writes(&vec![b'x'; already]);
+        f.turns();
+        told(&f);
+        assert_eq!(f.page.guest_writes(&[b'x'; 3000]), 2048);
+        f.turns();
+        assert!(told(&f), "{already}");
+    }
+}
+
+#[test]
 fn a_reader_that_does_not_read_holds_the_guest_only_so_long() {
     let mut f = fixture();
     let (stuck, _) = f.connect();
