@@ -5,6 +5,7 @@
 //! that RAM page until it is moved.
 #![expect(unsafe_code, reason = "maps guest RAM with an alignment that vm-memory cannot ask for")]
 
+use crate::backend::device::GuestRam;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use xen_domain::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage};
 
 const PAGE: u64 = 4096;
@@ -324,6 +325,15 @@ macro_rules! atomic {
     };
 }
 
+impl GuestRam for Memory {
+    fn slice(&self, gpa: Gpa, len: usize) -> Result<VolatileSlice<'_>, Fault> {
+        let crosses = gpa.0 % PAGE + len as u64 > PAGE;
+        let found = self.regions.iter().find_map(|r| Some((r, r.offset(gpa.0, len)?)));
+        let (region, offset) = found.filter(|_| !crosses).ok_or(Fault)?;
+        region.map.get_slice(offset, len).map_err(|_| Fault)
+    }
+}
+
 impl GuestMem for Memory {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         self.pieces(gpa, buf.len()).try_for_each(|(at, range)| {
@@ -414,6 +424,14 @@ mod tests {
         memory.move_special(page, Place::Home).unwrap();
         assert_eq!(read(home.offset(8)), Ok(*b"content"));
         assert_eq!(memory.load_u32(Gpa(3)), Err(Fault), "unaligned");
+        let slice = memory.slice(Gpa(4096 + 8), 7).unwrap();
+        slice.copy_from(b"in host");
+        assert_eq!(read(Gpa(4096 + 8)), Ok(*b"in host"));
+        let refused = [(Gpa(4096 + 8), 4096), (outside.gpa(), 1), (home, 1), (Gpa((4 << 20) - 1), 2)];
+        assert!(
+            refused.iter().all(|&(at, len)| memory.slice(at, len).is_err()),
+            "not within one page of RAM"
+        );
         memory.discard(Gfn(1), 1);
         assert_eq!(read(Gpa(4096 + 8)), Ok([0; 7]));
         assert!(read(Gpa((4 << 20) - 3)).is_err(), "past the end");

@@ -147,9 +147,10 @@ impl Domain {
         self.bind_far(port, backend, cx)
     }
 
-    /// The backend at the far end of `port` goes away; the port becomes unbound, for dom0.
-    pub fn disconnect_backend(&mut self, port: Port, cx: &mut Cx<'_>) {
-        self.leave_far(port, cx);
+    /// A backend goes away; the guest's port that it was bound to becomes unbound, for dom0. A port that the guest
+    /// has closed meanwhile, and may use for something else, is left alone.
+    pub fn disconnect_backend(&mut self, backend: Backend, cx: &mut Cx<'_>) {
+        self.leave_far(backend, cx);
     }
 
     /// A backend's kick that came to userspace: raises the guest's end. Nothing happens where there is none.

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use vm_memory::VolatileSlice;
 use xen_domain::gnttab::Grants;
 use xen_domain::mem::{Fault, Gpa, GuestMem};
+use xen_emu_api::device::DiskFormat;
 
 /// Guest memory with pieces that system calls of the host can use in place.
 pub trait GuestRam: GuestMem + Send + Sync {
@@ -96,6 +98,15 @@ pub struct Connection {
     pub fail: Arc<dyn Fn(DeviceError) + Send + Sync>,
 }
 
+/// What goes into a CD drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disc {
+    /// The image, absolute.
+    pub target: PathBuf,
+    /// Format of the image.
+    pub format: DiskFormat,
+}
+
 /// The host's end of one PV device. The bus calls these from one thread, never two at a time.
 pub trait Device: Send {
     /// Nodes below the backend's directory, written before the device is offered (InitWait): features and limits.
@@ -115,8 +126,26 @@ pub trait Device: Send {
     /// Grant references of the rings, while connected.
     fn rings(&self) -> Vec<u32>;
 
-    /// Path of a pty or socket, for lists.
+    /// Path of a pty or socket, for lists and the store.
     fn path(&self) -> Option<String> {
         None
+    }
+
+    /// The image has another size now, or is to be made `bytes` long. The nodes that come back are written; when
+    /// connected, `state` is written again with them, which makes the frontend read them.
+    ///
+    /// # Errors
+    /// It has no size, or cannot be resized.
+    fn resize(&mut self, _bytes: Option<u64>) -> Result<Nodes, DeviceError> {
+        Err(DeviceError("this kind of device has no size".into()))
+    }
+
+    /// Put another disc in (`None`: none), connected or not. The nodes that come back are written as by
+    /// [`Device::resize`]. On an error the old disc stays.
+    ///
+    /// # Errors
+    /// It takes no discs, or this image cannot be used.
+    fn insert(&mut self, _disc: Option<&Disc>) -> Result<Nodes, DeviceError> {
+        Err(DeviceError("this kind of device takes no discs".into()))
     }
 }

@@ -47,13 +47,13 @@ impl Domain {
         Ok(port)
     }
 
-    /// The backend of a port has gone: the port is unbound again, as when dom0 closes its end.
-    pub(crate) fn leave_far(&mut self, port: Port, cx: &mut Cx<'_>) {
-        let Some(Kind::Backend(backend)) = self.ports.known(port).map(|c| c.kind) else { return };
-        self.retract(port, cx);
-        self.ports.edit(port, |channel| channel.kind = Kind::Unbound { remote: Domid::DOM0 });
-        if let Some(end) = self.ports.far.iter_mut().find(|end| end.backend == Some(backend)) {
-            *end = FarEnd { backend: None, near: None };
+    /// A backend has gone: the guest's port, if it has not closed it, is unbound again, as when dom0 closes its end.
+    pub(crate) fn leave_far(&mut self, backend: Backend, cx: &mut Cx<'_>) {
+        let Some(end) = self.ports.far.iter_mut().find(|end| end.backend == Some(backend)) else { return };
+        let left = std::mem::replace(end, FarEnd { backend: None, near: None });
+        if let Some(port) = left.near {
+            self.retract(port, cx);
+            self.ports.edit(port, |channel| channel.kind = Kind::Unbound { remote: Domid::DOM0 });
         }
     }
 

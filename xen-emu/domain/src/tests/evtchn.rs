@@ -249,7 +249,7 @@ fn after_a_reset_the_guest_finds_its_backends_again() {
     b.effects();
     b.send(2).unwrap();
     assert_eq!(b.effects(), [Effect::Kick(Backend::Store)]);
-    b.with(|d, cx| d.disconnect_backend(2, cx));
+    b.with(|d, cx| d.disconnect_backend(Backend::Store, cx));
     assert_eq!(b.status(2), Ok((EvtchnStat::UNBOUND, 0, 0, 0)));
 }
 
@@ -264,4 +264,14 @@ fn a_device_binds_to_the_port_that_the_guest_offers() {
     assert_eq!(b.with(|d, cx| d.bind_backend(port, device, cx)), Err(Errno::EINVAL));
     assert_eq!(b.effects(), [Effect::Offload(port, Offload::Backend(device, 0)), Effect::Kick(device)]);
     assert_eq!(b.domain.describe("evtchn/1"), "evtchn: 1: interdomain with Device(5) on vcpu 0\n");
+
+    // The guest closes the port and another device gets the number: the first one's leaving does not concern it.
+    b.close(port).unwrap();
+    assert_eq!(b.alloc_unbound(Domid::SELF, Domid::DOM0), Ok(port));
+    assert_eq!(b.with(|d, cx| d.bind_backend(port, Backend::Device(6), cx)), Ok(()));
+    b.with(|d, cx| d.disconnect_backend(device, cx));
+    assert_eq!(b.domain.describe("evtchn/1"), "evtchn: 1: interdomain with Device(6) on vcpu 0\n");
+    b.with(|d, cx| d.disconnect_backend(Backend::Device(6), cx));
+    assert_eq!(b.status(port), Ok((EvtchnStat::UNBOUND, 0, 0, 0)));
+    assert_eq!(b.with(|d, cx| d.bind_backend(port, device, cx)), Ok(()), "and back");
 }
