@@ -1,6 +1,7 @@
 //! One domain: all the state that outlives a hypercall.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use xen_abi::errno::Errno;
 use xen_abi::grant_table::{RESERVED_CONSOLE, RESERVED_XENSTORE};
@@ -10,10 +11,10 @@ use xen_abi::{Domid, Width};
 
 use crate::effect::{Backend, Port, VcpuId};
 use crate::evtchn::Ports;
-use crate::gnttab::GrantTable;
+use crate::gnttab::{GrantTable, Pins};
 use crate::hvm_params::HvmParams;
 use crate::hypercall::{Call, Cx, Outcome, dispatch};
-use crate::mem::{Gfn, SpecialPage};
+use crate::mem::{Gfn, GuestMem, SpecialPage};
 use crate::physmap::Physmap;
 use crate::vcpu::{Vcpu, Waiting};
 
@@ -137,6 +138,13 @@ impl Domain {
         self.hvm.set(evtchn, port.into());
         self.hvm.set(pfn, gfn.0);
         Ok(port)
+    }
+
+    /// The domain's grants as its backends' threads use them, without the domain's lock; `mem` is the same memory that
+    /// its hypercalls work on.
+    #[must_use]
+    pub fn pins(&self, mem: Arc<dyn GuestMem + Send + Sync>) -> Pins {
+        Pins::of(&self.grants.active, mem)
     }
 
     /// A backend binds the guest's unbound port (found by it in the store) to itself.

@@ -1,8 +1,8 @@
 //! A domain's surroundings for tests: memory with holes, page tables, a machine that writes down what it is asked,
 //! and a script runner that puts arguments in guest memory and makes calls.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xen_abi::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -13,25 +13,29 @@ use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
 use crate::time::Now;
 
+mod front;
+
+pub use front::{FrontRing, entry_v1, grant, revoke};
+
 type Page = [u8; 4096];
 
 /// Guest memory: frames that exist, special pages at their homes, all else a hole.
 #[derive(Debug, Default)]
 pub struct FakeRam {
-    pages: RefCell<BTreeMap<u64, Page>>,
+    pages: Mutex<BTreeMap<u64, Page>>,
 }
 
 impl FakeRam {
     /// RAM at these frames, filled with `fill`.
     #[must_use]
     pub fn new(frames: impl IntoIterator<Item = u64>, fill: u8) -> FakeRam {
-        FakeRam { pages: RefCell::new(frames.into_iter().map(|gfn| (gfn, [fill; 4096])).collect()) }
+        FakeRam { pages: Mutex::new(frames.into_iter().map(|gfn| (gfn, [fill; 4096])).collect()) }
     }
 
     /// The frames in RAM that hold anything but `fill`.
     #[must_use]
     pub fn changed(&self, fill: u8) -> BTreeSet<u64> {
-        let pages = self.pages.borrow();
+        let pages = self.pages();
         let homes = SpecialPage::SharedInfo.home().gfn().0;
         pages
             .iter()
@@ -40,8 +44,12 @@ impl FakeRam {
             .collect()
     }
 
+    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, Page>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn at<R>(&self, gpa: Gpa, size: usize, f: impl FnOnce(&mut [u8]) -> R) -> Result<R, Fault> {
-        let mut pages = self.pages.borrow_mut();
+        let mut pages = self.pages();
         if SpecialPage::at_home(gpa).is_some() {
             pages.entry(gpa.gfn().0).or_insert([0; 4096]);
         }

@@ -35,7 +35,7 @@ fn query_size(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut query: QuerySize = cx.get(at)?;
     query.status = match target(domain, query.dom) {
         Ok(()) => {
-            query.nr_frames = domain.grants.frames;
+            query.nr_frames = domain.grants.active.frames();
             query.max_nr_frames = domain.grants.max_frames;
             GntStatus::OKAY
         }
@@ -82,7 +82,7 @@ fn set_version(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         2 => Err(Errno::ENOSYS),
         _ => Err(Errno::EINVAL),
     };
-    cx.put(at, &SetVersion { version: domain.grants.version })?;
+    cx.put(at, &SetVersion { version: domain.grants.active.version() })?;
     answer
 }
 
@@ -90,6 +90,6 @@ fn get_version(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let at = only_one(call)?;
     let get: GetVersion = cx.get(at)?;
     domain.target(get.dom)?;
-    cx.put(at, &GetVersion { version: domain.grants.version, ..get })?;
+    cx.put(at, &GetVersion { version: domain.grants.active.version(), ..get })?;
     DONE
 }

@@ -1,6 +1,8 @@
 //! Scripts of calls, by family: (operation, errno, effects), in both widths where layouts differ.
 
+mod back_ring;
 mod evtchn;
+mod grants;
 mod hostile;
 mod memory;
 mod misc;

@@ -1,8 +1,12 @@
-//! The grant table: version, frames, and the two entries seeded by the domain's builder.
+//! The grant table: its frames, its entries of both versions, and the pins of those in use.
 //!
-//! Entries live in the guest-visible frames alone; nothing here caches them.
+//! Entries live in the guest-visible frames alone; what is kept here is which of them are pinned ([`pins`]).
+
+mod entry;
+mod pins;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
@@ -10,11 +14,16 @@ use xen_abi::grant_table::{GrantEntryV1, gtf};
 use xen_abi::{Domid, Gref};
 
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage};
+pub(crate) use pins::Active;
+pub use pins::Pins;
 
 /// Why a grant cannot be used; the GNTST_* status of the same meaning is for hypercalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {
-    /// No such entry, or not granted.
+    /// The table has no such entry.
+    #[error("grant {0} is beyond the table")]
+    NoEntry(u32),
+    /// The entry grants no access.
     #[error("grant {0} is not granted")]
     BadRef(u32),
     /// Granted to another domain.
@@ -29,6 +38,9 @@ pub enum GrantError {
     /// The guest changes the entry all the time, or it has too many pins.
     #[error("grant {0} cannot be pinned now")]
     Busy(u32),
+    /// Version 2: a grant of a third domain's grant, of which there are none here.
+    #[error("grant {0} is transitive, which is not supported")]
+    Transitive(u32),
 }
 
 /// A pinned grant: the guest cannot end it before [`Grants::unpin`].
@@ -54,17 +66,15 @@ pub trait Grants: Send + Sync {
 /// The table.
 #[derive(Debug)]
 pub(crate) struct GrantTable {
-    /// Version of the entries; 1 until version 2 is built.
-    pub version: u32,
-    /// Frames in use.
-    pub frames: u32,
+    /// Version, frames, and pins: what the backends' threads share.
+    pub active: Arc<Active>,
     /// Frames the guest may grow to.
     pub max_frames: u32,
 }
 
 impl GrantTable {
     pub(crate) fn new(max_frames: u32) -> GrantTable {
-        GrantTable { version: 1, frames: 1.min(max_frames), max_frames }
+        GrantTable { active: Arc::new(Active::new(1.min(max_frames))), max_frames }
     }
 
     /// Grows the table to hold frame `index`; false beyond the limit.
@@ -73,7 +83,7 @@ impl GrantTable {
         if needed > self.max_frames {
             return false;
         }
-        self.frames = self.frames.max(needed);
+        self.active.grow(needed);
         true
     }
 
@@ -86,6 +96,8 @@ impl GrantTable {
     }
 
     pub(crate) fn describe(&self, out: &mut String) {
-        let _ = writeln!(out, "version {}, {} of {} frames", self.version, self.frames, self.max_frames);
+        let (version, frames) = (self.active.version(), self.active.frames());
+        let _ = writeln!(out, "version {version}, {frames} of {} frames", self.max_frames);
+        self.active.describe(out);
     }
 }
