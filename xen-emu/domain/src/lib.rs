@@ -25,5 +25,6 @@ mod tests;
 pub mod time;
 mod vcpu;
 pub mod version;
+pub mod xenbus;
 
 pub use domain::{Counters, Domain, MemmapEntry, Params};

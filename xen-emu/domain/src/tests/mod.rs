@@ -8,6 +8,7 @@ mod memory;
 mod misc;
 mod ring;
 mod vcpu;
+mod xenbus;
 
 use xen_abi::hypercall::Hypercall;
 
