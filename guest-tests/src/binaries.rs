@@ -12,8 +12,11 @@ use crate::step::step;
 const HOST: &str = "x86_64-unknown-linux-gnu";
 const BARE: &str = "x86_64-unknown-none";
 /// The packages L1 has programs of, with what each must yield for `/usr/bin`.
-const PACKAGES: [(&str, &[&str]); 3] =
-    [("toolstack", &["xlr"]), ("xen-emu", &["xen-emu"]), ("xenstored", &["xenstored", "xenstore"])];
+const PACKAGES: [(&str, &[&str]); 3] = [
+    ("toolstack", &["xlr", "xlr-pygrub"]),
+    ("xen-emu", &["xen-emu"]),
+    ("xenstored", &["xenstored", "xenstore"]),
+];
 /// The package of the microkernels.
 const MICROKERNELS: &str = "guest";
 

@@ -2,6 +2,7 @@
 //! directory, and the control protocol on a domain's socket.
 #![forbid(unsafe_code)]
 
+pub mod bootloader;
 pub mod config;
 pub mod control;
 pub mod device;

@@ -1,0 +1,157 @@
+//! xlr-pygrub as a process: real images, what it answers, and that it is confined.
+#![expect(clippy::unwrap_used, reason = "a panic is the verdict of a test")]
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use xen_emu_api::bootloader::{Answer, Bootloader, Found, Piece, Request};
+use xen_emu_api::device::DiskFormat;
+
+/// The tools of the file systems are not everywhere.
+fn has(tool: &str) -> bool {
+    let there = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !there {
+        println!("SKIP: no {tool}");
+    }
+    there
+}
+
+fn ask(image: &Path, format: DiskFormat) -> (Answer, Vec<u8>) {
+    let request = Request { image: image.to_owned(), format, wish: Bootloader::default() };
+    let text = serde_json::to_string(&request).unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_xlr-pygrub")).arg(text).env("RUST_BACKTRACE", "1").output().unwrap();
+    let end = output
+        .stdout
+        .iter()
+        .position(|&b| b == b'\n')
+        .unwrap_or_else(|| panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
+    let (line, rest) = output.stdout.split_at(end + 1);
+    (serde_json::from_slice(line).unwrap(), rest.to_vec())
+}
+
+/// A tree with a kernel behind a symlink, and a ramdisk.
+fn tree(folder: &Path, menu: &str) {
+    let boot = folder.join("boot");
+    fs::create_dir_all(boot.join("grub")).unwrap();
+    let noise: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(boot.join("vmlinuz-1"), noise).unwrap();
+    std::os::unix::fs::symlink("boot/vmlinuz-1", folder.join("vmlinuz")).unwrap();
+    fs::write(boot.join("initrd-1"), "the ramdisk").unwrap();
+    fs::write(boot.join("grub/grub.cfg"), menu).unwrap();
+}
+
+const MENU: &str =
+    "menuentry Linux {\nlinux /vmlinuz root=/dev/xvda1 ro\ninitrd /boot/initrd-1 /boot/initrd-1\n}\n";
+
+fn mke2fs(folder: &Path, image: &Path, options: &[&str]) {
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-F", "-d"]).arg(folder).args(options).arg(image).arg("16m");
+    assert!(command.stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success(), "{options:?}");
+}
+
+fn expected() -> Answer {
+    let piece = |path: &str, size| Piece { path: path.into(), size };
+    Answer::Found(Found {
+        title: "Linux".into(),
+        kernel: piece("/vmlinuz", 3_000_000),
+        ramdisks: vec![piece("/boot/initrd-1", 11); 2],
+        cmdline: "root=/dev/xvda1 ro".into(),
+    })
+}
+
+#[test]
+fn every_ext_on_whole_disks_and_partitions() {
+    if !has("mke2fs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (files, image) = (dir.path().join("files"), dir.path().join("image"));
+    tree(&files, MENU);
+    for options in [
+        &["-t", "ext4"][..],
+        &["-t", "ext3"],
+        &["-t", "ext2", "-b", "1024"],
+        &["-t", "ext4", "-O", "metadata_csum_seed,orphan_file", "-b", "4096"],
+        &["-t", "ext4", "-O", "^metadata_csum,^64bit,^has_journal"],
+    ] {
+        let _ = fs::remove_file(&image);
+        mke2fs(&files, &image, options);
+        let (answer, bytes) = ask(&image, DiskFormat::Raw);
+        assert_eq!(answer, expected(), "{options:?}");
+        let kernel = fs::read(files.join("boot/vmlinuz-1")).unwrap();
+        assert!(bytes == [&kernel[..], b"the ramdiskthe ramdisk"].concat(), "{options:?}");
+    }
+    // The last as partition 1 of an MBR.
+    let whole = fs::read(&image).unwrap();
+    let mut disk = fs::File::create(dir.path().join("disk")).unwrap();
+    let mut mbr = [0u8; 512];
+    mbr[446 + 4] = 0x83;
+    mbr[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    mbr[446 + 12..446 + 16].copy_from_slice(&u32::try_from(whole.len() / 512).unwrap().to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk.write_all(&mbr).unwrap();
+    disk.seek(SeekFrom::Start(2048 * 512)).unwrap();
+    disk.write_all(&whole).unwrap();
+    assert_eq!(ask(&dir.path().join("disk"), DiskFormat::Raw).0, expected());
+    if has("qemu-img") {
+        let qcow2 = dir.path().join("qcow2");
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-q", "-O", "qcow2"]).arg(&image).arg(&qcow2);
+        assert!(command.status().unwrap().success());
+        assert_eq!(ask(&qcow2, DiskFormat::Qcow2).0, expected());
+    }
+}
+
+#[test]
+fn fat_and_what_is_no_boot_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fat");
+    let mut file = fs::File::options().create_new(true).read(true).write(true).open(&image).unwrap();
+    file.set_len(8 << 20).unwrap();
+    fatfs::format_volume(&mut file, fatfs::FormatVolumeOptions::new()).unwrap();
+    let fat = fatfs::FileSystem::new(file, fatfs::FsOptions::new()).unwrap();
+    let root = fat.root_dir();
+    let put = |path: &str, text: &[u8]| root.create_file(path).unwrap().write_all(text).unwrap();
+    root.create_dir("loader").unwrap().create_dir("entries").unwrap();
+    put("loader/entries/a-long-name.conf", b"title Arch\nlinux /vmlinuz-linux\noptions rw\n");
+    put("vmlinuz-linux", &[7; 100_000]);
+    drop(root);
+    fat.unmount().unwrap();
+    let (answer, bytes) = ask(&image, DiskFormat::Raw);
+    let Answer::Found(found) = answer else { panic!("{answer:?}") };
+    assert_eq!((found.title.as_str(), found.cmdline.as_str(), bytes), ("Arch", "rw", vec![7; 100_000]));
+    let said = |image: &Path, format| match ask(image, format).0 {
+        Answer::Nothing { why } => format!("nothing: {why}"),
+        Answer::Failed { why } => why,
+        Answer::Found(found) => panic!("{found:?}"),
+    };
+    let empty = dir.path().join("empty");
+    fs::write(&empty, [0; 100_000]).unwrap();
+    let nothing = "nothing: nothing to boot from (the whole disk: no file system known here)";
+    assert_eq!(said(&empty, DiskFormat::Raw), nothing);
+    fs::write(&empty, b"XFSB").unwrap();
+    assert!(said(&empty, DiskFormat::Raw).contains("XFS, which cannot be read"));
+    assert!(said(dir.path(), DiskFormat::Raw).ends_with("neither a file nor a block device"));
+    assert!(
+        said(&dir.path().join("no"), DiskFormat::Raw).ends_with("No such file or directory (os error 2)")
+    );
+    assert!(said(&empty, DiskFormat::Qcow2).contains("qcow2"));
+}
+
+#[test]
+fn a_kernel_of_4_gib_is_refused() {
+    if !has("mke2fs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (files, image) = (dir.path().join("files"), dir.path().join("image"));
+    tree(&files, MENU);
+    // All hole.
+    fs::File::create(files.join("boot/vmlinuz-1")).unwrap().set_len(4 << 30).unwrap();
+    mke2fs(&files, &image, &["-t", "ext4"]);
+    let (answer, bytes) = ask(&image, DiskFormat::Raw);
+    let why = "kernel /vmlinuz: 4294967296 bytes, at most 268435456 are accepted".into();
+    assert_eq!((answer, bytes), (Answer::Failed { why }, vec![]));
+}
