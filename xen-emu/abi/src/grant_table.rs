@@ -127,6 +127,11 @@ pub mod gntmap {
     pub const CONTAINS_PTE: u32 = 1 << 4;
 }
 
+/// Operation of `CacheFlush`: write back (`GNTTAB_CACHE_CLEAN`).
+pub const CACHE_CLEAN: u32 = 1 << 0;
+/// Operation of `CacheFlush`: invalidate (`GNTTAB_CACHE_INVAL`).
+pub const CACHE_INVAL: u32 = 1 << 1;
+
 /// Flag of `Copy`: the source is a grant.
 pub const GNTCOPY_SOURCE_GREF: u16 = 1 << 0;
 /// Flag of `Copy`: the destination is a grant.

@@ -69,6 +69,11 @@ pub trait Effects {
     /// Place `page` at `gfn` (in or outside RAM), or take it away (`None`). Its content goes with it; a page
     /// inside RAM lives in that RAM page until it is moved. Errors: -ENOMEM-like host failures only.
     fn map_special(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> Result<(), Errno>;
+    /// Show RAM frame `frame` also at `at`, for reading only or for writing too, or take that away (`None`). -EOPNOTSUPP
+    /// where the machine cannot: at frames of its RAM, or at all.
+    fn map_grant(&mut self, _at: Gfn, _frame: Option<(Gfn, bool)>) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
     /// The guest no longer has these RAM frames: give the memory back to the host.
     fn release_ram(&mut self, first: Gfn, frames: u64);
     /// The guest has these RAM frames again, zeroed.

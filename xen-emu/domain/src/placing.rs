@@ -10,23 +10,25 @@ use crate::physmap::GFN_LIMIT;
 use crate::vcpu::default_vcpu_info;
 
 impl Domain {
-    /// Whether anything backs the frame: RAM or a special page.
+    /// Whether anything backs the frame: RAM, a special page, or a mapped grant.
     pub(crate) fn has_memory(&self, gfn: Gfn) -> bool {
-        self.physmap.is_present(gfn) || self.physmap.special_at(gfn).is_some()
+        self.physmap.is_present(gfn)
+            || self.physmap.special_at(gfn).is_some()
+            || self.grants.mapped.is_at(gfn)
     }
 
     /// Places a special page. It leaves the place it had; a special page at the new place goes home, and a RAM page
     /// there is lost to the domain, as on Xen.
     ///
     /// # Errors
-    /// -EINVAL for frames beyond the address space, and whatever the machine cannot do.
+    /// -EINVAL for frames beyond the address space or where a grant is mapped, and whatever the machine cannot do.
     pub(crate) fn place_special(
         &mut self,
         page: SpecialPage,
         gfn: Gfn,
         cx: &mut Cx<'_>,
     ) -> Result<(), Errno> {
-        if gfn.0 >= GFN_LIMIT {
+        if gfn.0 >= GFN_LIMIT || self.grants.mapped.is_at(gfn) {
             return Err(Errno::EINVAL);
         }
         let old = self.physmap.gfn_of(page);

@@ -154,6 +154,7 @@ impl Translate for Identity {
 #[expect(missing_docs, reason = "one per method of Effects, with its arguments")]
 pub enum Effect {
     MapSpecial(SpecialPage, Option<Gfn>),
+    MapGrant(Gfn, Option<(Gfn, bool)>),
     ReleaseRam(Gfn, u64),
     PopulateRam(Gfn, u64),
     LatchLongMode(bool),
@@ -203,6 +204,10 @@ impl Effects for Recorder {
     fn map_special(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> Result<(), Errno> {
         self.note(Effect::MapSpecial(page, gfn));
         Ok(())
+    }
+    fn map_grant(&mut self, at: Gfn, frame: Option<(Gfn, bool)>) -> Result<(), Errno> {
+        self.note(Effect::MapGrant(at, frame));
+        if self.out_of_memory { Err(Errno::ENOMEM) } else { Ok(()) }
     }
     fn release_ram(&mut self, first: Gfn, frames: u64) {
         self.note(Effect::ReleaseRam(first, frames));

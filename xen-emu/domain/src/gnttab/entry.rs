@@ -37,14 +37,22 @@ pub(super) struct Entry<'a> {
     status: Option<(Gpa, u32)>,
 }
 
-/// The page of a frame of the table; tables have fewer frames than 2^16.
-fn frame(index: u32, page: fn(u16) -> SpecialPage) -> Option<Gpa> {
-    u16::try_from(index).ok().map(|index| page(index).home())
-}
-
 /// Entries in a frame.
 pub(super) const fn per_frame(version: u32) -> u32 {
     if version == 2 { V2_PER_FRAME } else { V1_PER_FRAME }
+}
+
+/// Where an entry is; tables have fewer frames than 2^16.
+pub(super) fn entry_at(version: u32, gref: u32) -> Option<Gpa> {
+    let per = per_frame(version);
+    let page = u16::try_from(gref / per).ok().map(SpecialPage::GrantFrame)?;
+    Some(page.home().offset(u64::from(gref % per * (4096 / per))))
+}
+
+/// Where its status word is, in version 2.
+pub(super) fn status_at(gref: u32) -> Option<Gpa> {
+    let page = u16::try_from(gref / STATUS_PER_FRAME).ok().map(SpecialPage::GrantStatus)?;
+    Some(page.home().offset(u64::from(gref % STATUS_PER_FRAME) * 2))
 }
 
 impl<'a> Entry<'a> {
@@ -55,18 +63,11 @@ impl<'a> Entry<'a> {
         frames: u32,
         gref: u32,
     ) -> Result<Entry<'a>, GrantError> {
-        let per = per_frame(version);
-        let (page, index) = (gref / per, gref % per);
-        let base = if page < frames { frame(page, SpecialPage::GrantFrame) } else { None };
-        let word = base.ok_or(GrantError::NoEntry(gref))?.offset(u64::from(index * (4096 / per)));
-        let status = if version == 2 { Some(Self::status_of(gref)?) } else { None };
+        let there = gref / per_frame(version) < frames;
+        let word = entry_at(version, gref).filter(|_| there).ok_or(GrantError::NoEntry(gref))?;
+        let status = if version == 2 { status_at(gref) } else { None };
+        let status = status.map(|at| (Gpa(at.0 & !3), (gref & 1) * 16));
         Ok(Entry { mem, gref, word, status })
-    }
-
-    fn status_of(gref: u32) -> Result<(Gpa, u32), GrantError> {
-        let page = frame(gref / STATUS_PER_FRAME, SpecialPage::GrantStatus);
-        let at = u64::from(gref % STATUS_PER_FRAME) * 2;
-        Ok((page.ok_or(GrantError::NoEntry(gref))?.offset(at & !3), (gref & 1) * 16))
     }
 
     /// A fault of the table's own pages: the host has no memory for them.

@@ -3,19 +3,23 @@
 //! Entries live in the guest-visible frames alone; what is kept here is which of them are pinned ([`pins`]).
 
 mod entry;
+mod maptrack;
 mod pins;
+mod version;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use xen_abi::grant_table::{GrantEntryV1, gtf};
+use xen_abi::grant_table::{GntStatus, GrantEntryV1, gtf};
 use xen_abi::{Domid, Gref};
 
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage};
-pub(crate) use pins::Active;
+pub(crate) use maptrack::{Mapping, Maptrack};
 pub use pins::Pins;
+pub(crate) use pins::{Active, Use};
+pub(crate) use version::status_frames;
 
 /// Why a grant cannot be used; the GNTST_* status of the same meaning is for hypercalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,11 +74,25 @@ pub(crate) struct GrantTable {
     pub active: Arc<Active>,
     /// Frames the guest may grow to.
     pub max_frames: u32,
+    /// What the guest has mapped of its own grants.
+    pub mapped: Maptrack,
+}
+
+impl From<GrantError> for GntStatus {
+    /// What Xen answers to a guest that maps or copies.
+    fn from(error: GrantError) -> GntStatus {
+        match error {
+            GrantError::NoEntry(_) => GntStatus::BAD_GNTREF,
+            GrantError::BadFrame(_) => GntStatus::BAD_PAGE,
+            _ => GntStatus::GENERAL_ERROR,
+        }
+    }
 }
 
 impl GrantTable {
     pub(crate) fn new(max_frames: u32) -> GrantTable {
-        GrantTable { active: Arc::new(Active::new(1.min(max_frames))), max_frames }
+        let active = Arc::new(Active::new(1.min(max_frames)));
+        GrantTable { active, max_frames, mapped: Maptrack::default() }
     }
 
     /// Grows the table to hold frame `index`; false beyond the limit.
@@ -87,7 +105,16 @@ impl GrantTable {
         true
     }
 
-    /// Grants dom0 a frame by one of the reserved entries.
+    /// Grows the table to have frame `index` of status words; false beyond the limit.
+    pub(crate) fn grow_status(&mut self, index: u64) -> bool {
+        let frames = index.saturating_add(1).saturating_mul(8);
+        if frames <= self.max_frames.into() {
+            self.grow(frames - 1);
+        }
+        index < status_frames(self.active.frames()).into()
+    }
+
+    /// Grants dom0 a frame by one of the reserved entries, at the domain's start.
     pub(crate) fn seed(&self, mem: &dyn GuestMem, entry: Gref, gfn: Gfn) -> Result<(), Fault> {
         let frame = u32::try_from(gfn.0).map_err(|_| Fault)?;
         let granted = GrantEntryV1 { flags: gtf::PERMIT_ACCESS, domid: Domid::DOM0, frame };
@@ -98,6 +125,9 @@ impl GrantTable {
     pub(crate) fn describe(&self, out: &mut String) {
         let (version, frames) = (self.active.version(), self.active.frames());
         let _ = writeln!(out, "version {version}, {frames} of {} frames", self.max_frames);
+        if self.mapped.len() > 0 {
+            let _ = writeln!(out, "{} mapped by the guest itself", self.mapped.len());
+        }
         self.active.describe(out);
     }
 }

@@ -32,24 +32,24 @@ pub(crate) struct Use {
 
 /// A grant in use.
 #[derive(Clone, Copy, Debug)]
-struct Pin {
+pub(super) struct Pin {
     by: Domid,
     granted: Granted,
     readers: u16,
     writers: u16,
 }
 
-type Shard = HashMap<u32, Pin>;
+pub(super) type Shard = HashMap<u32, Pin>;
 
 /// Version, size and pins of one domain's table; shared by its hypercalls and its backends' threads.
 ///
-/// Lock order: shards by ascending number, nothing else inside.
+/// Lock order: shards by ascending number; inside, those of guest memory.
 #[derive(Debug)]
 pub(crate) struct Active {
     /// Changed with all shards locked, read with one of them locked.
-    version: AtomicU32,
+    pub(super) version: AtomicU32,
     frames: AtomicU32,
-    shards: [Mutex<Shard>; SHARDS],
+    pub(super) shards: [Mutex<Shard>; SHARDS],
 }
 
 /// A domain's grants for backends in domain 0. Cheap to clone; all clones share their counts.
@@ -204,6 +204,6 @@ fn first(entry: &Entry<'_>, usage: Use) -> Result<Pin, GrantError> {
     Ok(Pin { by: usage.by, granted, readers, writers })
 }
 
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+pub(super) fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use xen_abi::errno::Errno;
 use xen_abi::memory::{
     AddToPhysmap, AddToPhysmapBatch, AddToPhysmapBatchCompat, AddToPhysmapCompat, E820Entry,
     ForeignMemoryMap, ForeignMemoryMapCompat, MapSpace, MemoryDomain, MemoryMap, MemoryMapCompat, MemoryOp,
-    RemoveFromPhysmap, RemoveFromPhysmapCompat,
+    RemoveFromPhysmap, RemoveFromPhysmapCompat, XENMAPIDX_GRANT_TABLE_STATUS,
 };
 
 use crate::domain::{Domain, MemmapEntry};
@@ -70,10 +70,17 @@ fn add_one(domain: &mut Domain, space: MapSpace, idx: u64, gfn: Gfn, cx: &mut Cx
     domain.place_special(page, gfn, cx)
 }
 
-/// The page that a map space and an index name; grant frames grow the table.
+/// The page that a map space and an index name; grant and status frames grow the table.
 fn page_of(domain: &mut Domain, space: MapSpace, idx: u64) -> Result<SpecialPage, Errno> {
     match space {
         MapSpace::SHARED_INFO if idx == 0 => Ok(SpecialPage::SharedInfo),
+        MapSpace::GRANT_TABLE
+            if idx & XENMAPIDX_GRANT_TABLE_STATUS != 0 && domain.grants.active.version() == 2 =>
+        {
+            let index = idx & !XENMAPIDX_GRANT_TABLE_STATUS;
+            let page = u16::try_from(index).ok().filter(|_| domain.grants.grow_status(index));
+            page.map(SpecialPage::GrantStatus).ok_or(Errno::EINVAL)
+        }
         MapSpace::GRANT_TABLE if domain.grants.grow(idx) => {
             u16::try_from(idx).map(SpecialPage::GrantFrame).map_err(|_| Errno::EINVAL)
         }

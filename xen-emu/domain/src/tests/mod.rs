@@ -2,6 +2,7 @@
 
 mod back_ring;
 mod evtchn;
+mod gnttab;
 mod grants;
 mod hostile;
 mod memory;
