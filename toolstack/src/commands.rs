@@ -2,7 +2,8 @@
 
 use crate::args::Args;
 use crate::cmd::{
-    console, create, destroy, dmesg, info, list, names, power, state, trigger, uptime, vcpu_list, vm_list,
+    block, console, create, destroy, device, dmesg, info, list, names, network, power, state, trigger,
+    uptime, vcpu_list, vm_list,
 };
 use crate::failure::Failure;
 use crate::{complete, help};
@@ -94,6 +95,9 @@ const PLAIN: Command = Command {
     run: |_| Ok(()),
 };
 
+/// A domain and one of its devices.
+const PAIR: Command = Command { min_words: 2, max_words: 2, words: &[Word::Domain, Word::Free], ..PLAIN };
+
 const POWER_OPTIONS: &[Opt] = &[
     flag('a', "all", "All guest domains."),
     flag('w', "wait", "Wait until the guest has shut down; given twice, until its process is gone."),
@@ -118,6 +122,11 @@ const LIST_OPTIONS: &[Opt] = &[
     flag('c', "cpupool", "Prints the cpupool the domain is in."),
     JSON,
 ];
+
+const FORCE: Opt = flag('f', "force", "Do not wait for the guest to let go.");
+
+const NETWORK_ARGS: &str = "<Domain> [mac=<mac>] [bridge=<bridge>] [type=<vif|tap|user>] [ip=<ip>] [script=<script>] \
+    [vifname=<name>] [rate=<rate>] [mtu=<mtu>] [devid=<devid>] [hostfwd=<tcp:port:port>]";
 
 const CONSOLE_OPTIONS: &[Opt] = &[
     value('t', "t", "TYPE", "Console type: pv."),
@@ -252,6 +261,98 @@ pub const COMMANDS: &[Command] = &[
         max_words: ALL_DOMAINS,
         run: uptime::run,
         ..PLAIN
+    },
+    Command {
+        name: "network-attach",
+        args: NETWORK_ARGS,
+        about: "Create a new virtual network device",
+        max_words: ALL_DOMAINS,
+        words: &[Word::Domain, Word::Free],
+        dry_run: true,
+        run: network::attach,
+        ..PLAIN
+    },
+    Command {
+        name: "network-list",
+        args: "<Domain(s)>",
+        about: "List virtual network interfaces for a domain",
+        options: &[JSON],
+        max_words: ALL_DOMAINS,
+        run: device::network_list,
+        ..PLAIN
+    },
+    Command {
+        name: "network-detach",
+        args: "[options] <Domain> <DevId|mac>",
+        about: "Destroy a domain's virtual network device",
+        options: &[FORCE],
+        words: &[Word::Domain, Word::Free],
+        run: network::detach,
+        ..PAIR
+    },
+    Command {
+        name: "channel-list",
+        args: "<Domain(s)>",
+        about: "List virtual channel devices for a domain",
+        options: &[JSON],
+        max_words: ALL_DOMAINS,
+        run: device::channel_list,
+        ..PLAIN
+    },
+    Command {
+        name: "block-attach",
+        args: "<Domain> <disk-spec-component(s)>...",
+        about: "Create a new virtual block device",
+        max_words: ALL_DOMAINS,
+        words: &[Word::Domain, Word::File],
+        dry_run: true,
+        run: block::attach,
+        ..PAIR
+    },
+    Command {
+        name: "block-list",
+        args: "<Domain(s)>",
+        about: "List virtual block devices for a domain",
+        options: &[JSON],
+        max_words: ALL_DOMAINS,
+        run: device::block_list,
+        ..PLAIN
+    },
+    Command {
+        name: "block-detach",
+        args: "[options] <Domain> <DevId>",
+        about: "Destroy a domain's virtual block device",
+        options: &[FORCE],
+        run: block::detach,
+        ..PAIR
+    },
+    Command {
+        name: "block-resize",
+        args: "[options] <Domain> <DevId> [Size]",
+        about: "Tell the guest the size of a disk, after making its image so large",
+        options: &[flag('f', "force", "Even if the image becomes smaller.")],
+        max_words: 3,
+        run: block::resize,
+        ..PAIR
+    },
+    Command {
+        name: "cd-insert",
+        args: "<Domain> <VirtualDevice> <image>",
+        about: "Insert a cdrom into a guest's cd drive",
+        min_words: 3,
+        max_words: 3,
+        words: &[Word::Domain, Word::Free, Word::File],
+        dry_run: true,
+        run: block::insert,
+        ..PAIR
+    },
+    Command {
+        name: "cd-eject",
+        args: "<Domain> <VirtualDevice>",
+        about: "Eject a cdrom from a guest's cd drive",
+        dry_run: true,
+        run: block::eject,
+        ..PAIR
     },
     Command {
         name: "completion",

@@ -1,9 +1,9 @@
 //! From settings to the domain that shall be built.
 
-use crate::cpus;
 use crate::failure::Failure;
 use crate::xlcfg::schema::Settings;
-use crate::xlcfg::{Kind, Value};
+use crate::xlcfg::{Diag, Kind, Pos, Value};
+use crate::{cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -24,15 +24,18 @@ const EVENT_CHANNELS: u32 = 1023;
 pub struct Parsed {
     /// The domain.
     pub domain: DomainConfig,
+    /// Where each of its devices stands.
+    pub places: Vec<Pos>,
     /// One line each.
     pub warnings: Vec<String>,
 }
 
-/// Make a domain of `settings`, which came from `source`. No file but `/sys` is looked at.
+/// Make a domain of `settings`, which came from `source`. No file but names in `/sys` and `/dev` is looked at.
 pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
     check_type(settings, source)?;
     let (vcpus, max_vcpus) = vcpus(settings)?;
     let (memory_mib, maxmem_mib) = memory(settings)?;
+    let devices = device::all(settings)?;
     let domain = DomainConfig {
         name: name(settings, source)?,
         uuid: uuid(settings)?,
@@ -50,10 +53,13 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         max_event_channels: settings
             .count("max_event_channels", (63, 1 << 17), "1023")?
             .unwrap_or(EVENT_CHANNELS),
-        devices: Vec::new(),
+        devices: devices.iter().map(|placed| placed.device.clone()).collect(),
         source: Some(absolute(&source.to_string_lossy())?),
     };
-    Ok(Parsed { domain, warnings: std::mem::take(&mut settings.warnings) })
+    let mut warnings = std::mem::take(&mut settings.warnings);
+    let line = |diag: &Diag| format!("{}: warning: {}", diag.pos, diag.message);
+    warnings.extend(devices.iter().flat_map(|placed| &placed.warnings).map(line));
+    Ok(Parsed { domain, places: devices.into_iter().map(|placed| placed.at).collect(), warnings })
 }
 
 /// PVH is what there is; PV configurations run as PVH, HVM ones cannot yet.
@@ -113,8 +119,10 @@ fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
     absolute(path)
 }
 
-/// Refuse a kernel or ramdisk that cannot be read, before anything is built: status 3 as in xl.
-pub fn check_files(settings: &Settings, domain: &DomainConfig) -> Result<()> {
+/// Refuse a kernel, ramdisk or image that cannot be read, before anything is built: status 3 as in xl. What comes
+/// back are warnings.
+pub fn check_files(settings: &Settings, parsed: &Parsed) -> Result<Vec<String>> {
+    let domain = &parsed.domain;
     for (key, path) in [("kernel", Some(&domain.kernel)), ("ramdisk", domain.ramdisk.as_ref())] {
         let Some(path) = path else { continue };
         let opened = std::fs::File::open(path).and_then(|file| match file.metadata()?.is_dir() {
@@ -126,7 +134,13 @@ pub fn check_files(settings: &Settings, domain: &DomainConfig) -> Result<()> {
             return Err(Failure::error(3, message.to_string()));
         }
     }
-    Ok(())
+    let mut warnings = Vec::new();
+    for (device, at) in domain.devices.iter().zip(&parsed.places) {
+        let warning =
+            device::check_host(device).map_err(|error| Failure::error(3, format!("{at}: {error}")))?;
+        warnings.extend(warning.map(|warning| format!("{at}: warning: {warning}")));
+    }
+    Ok(warnings)
 }
 
 fn cmdline(settings: &mut Settings) -> Result<String> {
@@ -173,7 +187,7 @@ fn affinity(settings: &Settings, max_vcpus: u32) -> Result<Vec<Vec<usize>>> {
         let text = match &value.kind {
             Kind::Text(text) => text.clone(),
             Kind::Number(number) => number.to_string(),
-            Kind::List(_) => return Err(value.pos.error("a list of CPUs within a list").into()),
+            _ => return Err(value.pos.error("a list of CPUs within a list").into()),
         };
         cpus::select(&text, &host).map_err(|message| value.pos.error(message).into())
     };
@@ -223,7 +237,7 @@ mod tests {
         let text = "name = 'web01'\ntype = 'pvh'\nkernel = 'vmlinuz'\nramdisk = '/r.gz'\nroot = '/dev/xvda2 ro'\n\
             extra = 'console=hvc0'\nuuid = '12345678-1234-5678-9ABC-def012345678'\nvcpus = 2\nmaxvcpus = 4\n\
             memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n";
-        let Parsed { domain: got, warnings } = parsed(text).unwrap();
+        let Parsed { domain: got, warnings, .. } = parsed(text).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         assert_eq!(got.kernel, std::env::current_dir().unwrap().join("vmlinuz"));
         assert_eq!(

@@ -1,15 +1,25 @@
 //! A domain's configuration in libxl's JSON: what `create -n` and `list -l` print.
 
+mod devices;
+
 use crate::json;
 use anyhow::Result;
+use devices::{Channel, Disk, Nic};
 use serde::Serialize;
 use xen_emu_api::config::{Action, DomainConfig};
+use xen_emu_api::device::Device;
 
 /// `libxl_domain_config`; fields with libxl's default value are left out, as libxl does.
 #[derive(Serialize)]
 pub struct Config<'a> {
     c_info: CreateInfo<'a>,
     b_info: BuildInfo<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<Disk<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nics: Vec<Nic<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    channels: Vec<Channel<'a>>,
     #[serde(skip_serializing_if = "is_destroy")]
     on_poweroff: String,
     #[serde(skip_serializing_if = "is_destroy")]
@@ -42,11 +52,14 @@ struct BuildInfo<'a> {
     claim_mode: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     acpi: Option<&'static str>,
+    #[serde(skip_serializing_if = "String::is_empty")]
     kernel: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     cmdline: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ramdisk: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bootloader: Option<&'static str>,
     #[serde(rename = "type.pvh")]
     pvh: Empty,
     arch_arm: Empty,
@@ -69,8 +82,16 @@ fn action(action: Action) -> String {
 }
 
 impl<'a> Config<'a> {
-    /// Of a domain as configured.
-    pub fn new(domain: &'a DomainConfig) -> Self {
+    /// Of a domain as configured; `built` adds what libxl decides when it builds it.
+    pub fn new(domain: &'a DomainConfig, built: bool) -> Self {
+        let (mut disks, mut nics, mut channels) = (Vec::new(), Vec::new(), Vec::new());
+        for device in &domain.devices {
+            match device {
+                Device::Disk(disk) => disks.push(Disk::new(disk)),
+                Device::Vif(vif) => nics.push(Nic::new(vif, built)),
+                Device::Channel(channel) => channels.push(Channel::new(channel)),
+            }
+        }
         let each = |vcpu: u32| domain.cpus.get(vcpu as usize).or(domain.cpus.first()).map(Vec::as_slice);
         Config {
             c_info: CreateInfo {
@@ -91,10 +112,14 @@ impl<'a> Config<'a> {
                 kernel: domain.kernel.to_string_lossy().into_owned(),
                 cmdline: &domain.cmdline,
                 ramdisk: domain.ramdisk.as_ref().map(|path| path.to_string_lossy().into_owned()),
+                bootloader: domain.bootloader.as_ref().map(|_| "pygrub"),
                 pvh: Empty {},
                 arch_arm: Empty {},
                 arch_x86: Empty {},
             },
+            disks,
+            nics,
+            channels,
             on_poweroff: action(domain.actions.poweroff),
             on_reboot: action(domain.actions.reboot),
             on_watchdog: action(domain.actions.watchdog),
@@ -106,8 +131,13 @@ impl<'a> Config<'a> {
 
 /// Print what `create` would build.
 pub fn print(domain: &DomainConfig) -> Result<()> {
-    say!("{}", json::text(&Config::new(domain))?);
+    say!("{}", json::text(&Config::new(domain, false))?);
     Ok(())
+}
+
+/// What `block-attach` and its siblings print instead of attaching.
+pub fn device(device: &Device) -> Result<String> {
+    Ok(devices::one(device)?)
 }
 
 #[cfg(test)]
@@ -158,6 +188,104 @@ mod tests {
         let settings = xlcfg::read("c1.cfg", text).unwrap();
         let mut settings = xlcfg::schema::Settings::new(settings).unwrap();
         let domain = config::domain(&mut settings, Path::new("c1.cfg")).unwrap().domain;
-        assert_eq!(json::text(&Config::new(&domain)).unwrap(), XL);
+        assert_eq!(json::text(&Config::new(&domain, false)).unwrap(), XL);
+    }
+
+    /// What xl 4.20 printed between the objects and the actions.
+    const DEVICES: &str = r#"
+    "disks": [
+        {
+            "pdev_path": "/dev/vg0/web01-swap",
+            "vdev": "xvda1",
+            "format": "raw",
+            "readwrite": 1
+        },
+        {
+            "pdev_path": "/srv/iso/debian.iso",
+            "vdev": "xvdc",
+            "format": "raw",
+            "removable": 1,
+            "is_cdrom": 1
+        },
+        {
+            "pdev_path": "/root/image-copy.qcow2",
+            "vdev": "hdd",
+            "format": "qcow2",
+            "readwrite": 1
+        },
+        {
+            "pdev_path": "/a/b c.img",
+            "vdev": "xvdd",
+            "backend": "qdisk",
+            "format": "raw",
+            "readwrite": 1
+        },
+        {
+            "pdev_path": "res0",
+            "vdev": "xvdk",
+            "format": "raw",
+            "script": "block-drbd",
+            "readwrite": 1
+        },
+        {
+            "pdev_path": "/y",
+            "vdev": "xvdh",
+            "format": "raw",
+            "readwrite": 1,
+            "discard_enable": "False"
+        },
+        {
+            "pdev_path": "",
+            "vdev": "hdc",
+            "format": "empty",
+            "removable": 1,
+            "is_cdrom": 1
+        }
+    ],
+    "nics": [
+        {
+            "devid": 0,
+            "mac": "00:16:3e:12:34:56",
+            "ip": "10.0.0.5",
+            "bridge": "xenbr0",
+            "ifname": "web01.0",
+            "rate_bytes_per_interval": 62500,
+            "rate_interval_usecs": 50000
+        }
+    ],
+    "on_reboot": "restart","#;
+
+    fn with_devices() -> DomainConfig {
+        let text = "name='web01'; type='pvh'; kernel='/k'
+            disk = ['phy:/dev/vg0/web01-swap,xvda1,w', 'file:/srv/iso/debian.iso,xvdc:cdrom,r',
+                '/root/image-copy.qcow2,qcow2,hdd', 'vdev=xvdd,format=raw,backendtype=qdisk,target=/a/b c.img',
+                'drbd:res0,xvdk,w', 'vdev=xvdh,no-discard,target=/y', ',empty,hdc:cdrom,r']
+            vif = ['mac=00:16:3E:12:34:56,bridge=xenbr0,ip=10.0.0.5,rate=10Mb/s,vifname=web01.0']
+            channel = ['connection=socket,path=/run/ch.sock,name=org.xlr.agent', 'connection=pty,name=b']";
+        let mut settings = xlcfg::schema::Settings::new(xlcfg::read("c2.cfg", text).unwrap()).unwrap();
+        config::domain(&mut settings, Path::new("c2.cfg")).unwrap().domain
+    }
+
+    #[test]
+    fn devices_have_the_same_bytes_as_xl_s() {
+        let mut domain = with_devices();
+        let channels = domain.devices.split_off(8);
+        let text = json::text(&Config::new(&domain, false)).unwrap();
+        assert!(text.contains(DEVICES), "{text}");
+        domain.devices = channels;
+        let found: serde_json::Value = serde_json::to_value(Config::new(&domain, false)).unwrap();
+        assert_eq!(
+            found["channels"],
+            serde_json::json!([
+                { "devid": 0, "name": "org.xlr.agent", "connection.socket": { "path": "/run/ch.sock" } },
+                { "devid": 1, "name": "b", "connection.pty": {} },
+            ])
+        );
+    }
+
+    #[test]
+    fn a_built_domain_has_what_libxl_decides() {
+        let found = serde_json::to_value(Config::new(&with_devices(), true)).unwrap();
+        assert_eq!(found["nics"][0]["nictype"], "vif");
     }
 }

@@ -17,11 +17,13 @@ macro_rules! tell {
 }
 
 mod args;
+mod bootloader;
 mod cmd;
 mod commands;
 mod complete;
 mod config;
 mod cpus;
+mod device;
 mod domains;
 mod dry_run;
 mod failure;

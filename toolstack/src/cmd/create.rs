@@ -5,7 +5,7 @@ use super::terminal::Ended;
 use super::vigil::Vigil;
 use super::{console, terminal};
 use crate::args::Args;
-use crate::config::{self, Parsed};
+use crate::config;
 use crate::domains::Domain;
 use crate::failure::Failure;
 use crate::host::Host;
@@ -27,20 +27,23 @@ pub fn run(args: &Args) -> Result<()> {
         tell!("Parsing config from {file}");
     }
     let mut settings = settings(file, overrides)?;
-    let Parsed { domain, warnings } = config::domain(&mut settings, Path::new(file))?;
+    let parsed = config::domain(&mut settings, Path::new(file))?;
     if !quiet {
-        warnings.iter().for_each(|warning| tell!("{warning}"));
+        parsed.warnings.iter().for_each(|warning| tell!("{warning}"));
     }
     let dry = args.has("dryrun") || args.globals.dry_run;
     if dry || args.has("d") {
-        dry_run::print(&domain)?;
+        dry_run::print(&parsed.domain)?;
     }
     if dry {
         return Ok(());
     }
-    config::check_files(&settings, &domain)?;
+    let warnings = config::check_files(&settings, &parsed)?;
+    if !quiet {
+        warnings.iter().for_each(|warning| tell!("{warning}"));
+    }
     let host = Host::open()?;
-    let dir = start(&host, domain, args).map_err(|error| Failure::error(3, format!("{error:#}")))?;
+    let dir = start(&host, parsed.domain, args).map_err(|error| Failure::error(3, format!("{error:#}")))?;
     if stays(args) { follow(&host, host.find(&dir.domid.to_string())?, args) } else { Ok(()) }
 }
 

@@ -66,7 +66,7 @@ fn long(with_host: bool, domains: &[Domain]) -> Result<()> {
     for domain in domains {
         // One that has ended meanwhile has none any more.
         let Ok(config) = domain.config() else { continue };
-        all.push(json::text(&Entry { domid: domain.dir.domid, config: Config::new(&config) })?);
+        all.push(json::text(&Entry { domid: domain.dir.domid, config: Config::new(&config, true) })?);
     }
     let indented: Vec<_> = all.iter().map(|text| format!("    {}", text.replace('\n', "\n    "))).collect();
     // Empty objects hold an empty line, not one of blanks.

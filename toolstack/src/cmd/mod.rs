@@ -1,12 +1,15 @@
 //! One file per command.
 
+pub mod block;
 pub mod console;
 pub mod create;
 pub mod destroy;
+pub mod device;
 pub mod dmesg;
 pub mod info;
 pub mod list;
 pub mod names;
+pub mod network;
 pub mod power;
 mod shown;
 pub mod state;

@@ -15,6 +15,12 @@ pub struct Pos {
 }
 
 impl Pos {
+    /// So many characters further on the same line.
+    pub fn right(&self, characters: usize) -> Pos {
+        let by = u32::try_from(characters).unwrap_or(u32::MAX);
+        Pos { column: self.column.saturating_add(by), ..self.clone() }
+    }
+
     /// An error at this place.
     pub fn error(&self, message: impl Into<String>) -> Diag {
         Diag { pos: self.clone(), message: message.into() }

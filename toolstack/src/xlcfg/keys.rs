@@ -40,6 +40,11 @@ const READ: &[&str] = &[
     "acpi",
     "max_grant_frames",
     "max_event_channels",
+    "disk",
+    "vif",
+    "channel",
+    "bootloader",
+    "bootloader_args",
 ];
 
 const SILENT: &[&str] = &[
@@ -53,7 +58,6 @@ const SILENT: &[&str] = &[
     "xend_suspend_evtchn_compat",
     "nomigrate",
     "run_hotplug_scripts",
-    "bootloader_args",
     "bootloader_restrict",
     "bootloader_user",
     "nographic",
@@ -191,12 +195,8 @@ const NEVER: &[&str] = &[
 ];
 
 const MISSING: &[&str] = &[
-    "bootloader",
-    "disk",
-    "vif",
     "vif2",
     "pci",
-    "channel",
     "p9",
     "usbctrl",
     "usbdev",

@@ -17,11 +17,13 @@ use std::sync::Arc;
 pub struct Value {
     /// Where it begins.
     pub pos: Pos,
+    /// A string in quotes.
+    pub quoted: bool,
     /// What it is.
     pub kind: Kind,
 }
 
-/// The three kinds of values xl.cfg(5) knows.
+/// The three kinds of values xl.cfg(5) knows, and one that YAML adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Decimal, 0x hexadecimal or 0 octal.
@@ -30,6 +32,8 @@ pub enum Kind {
     Text(String),
     /// Nested at will.
     List(Vec<Value>),
+    /// In a list of devices: one device's keys.
+    Map(Vec<(String, Value)>),
 }
 
 impl Value {
@@ -39,7 +43,13 @@ impl Value {
             Kind::Number(n) => *n == 0,
             Kind::Text(text) => text.is_empty(),
             Kind::List(list) => list.is_empty(),
+            Kind::Map(entries) => entries.is_empty(),
         }
+    }
+
+    /// Where a string's first character stands.
+    pub fn inside(&self) -> Pos {
+        self.pos.right(usize::from(self.quoted))
     }
 }
 
@@ -76,6 +86,7 @@ pub fn read_override(word: &str) -> Result<Vec<Setting>, Diag> {
     let pos = |column| Pos { source: source.clone(), line: 1, column };
     let value = Value {
         pos: pos(u32::try_from(key.len()).unwrap_or(u32::MAX).saturating_add(2)),
+        quoted: false,
         kind: Kind::Text(bare.to_owned()),
     };
     Ok(vec![Setting { key: key.trim().to_owned(), pos: pos(1), value }])

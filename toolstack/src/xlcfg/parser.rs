@@ -58,7 +58,7 @@ impl Parser<'_> {
                 );
             }
         };
-        Ok(Value { pos, kind })
+        Ok(Value { pos, quoted: matches!(kind, Kind::Text(_)), kind })
     }
 
     fn list(&mut self, start: &Pos, key: &str, depth: usize) -> Result<Vec<Value>, Diag> {
@@ -100,6 +100,7 @@ mod tests {
             Kind::Number(n) => n.to_string(),
             Kind::Text(text) => format!("{text:?}"),
             Kind::List(list) => format!("[{}]", list.iter().map(plain).collect::<Vec<_>>().join(",")),
+            Kind::Map(_) => "a map".into(),
         }
     }
 

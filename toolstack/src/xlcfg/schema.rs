@@ -46,6 +46,7 @@ impl Settings {
                 parse_number(text).ok_or_else(|| wrong(format!("must be a number, {text:?} is none")))?
             }
             Kind::List(_) => return Err(wrong("must be a number, not a list".into())),
+            Kind::Map(_) => return Err(wrong("must be a number, not a mapping".into())),
         };
         match u64::try_from(number).ok().filter(|n| (range.0..=range.1).contains(n)) {
             Some(number) => Ok(Some(number)),
@@ -57,6 +58,16 @@ impl Settings {
     pub fn count(&self, key: &str, range: (u32, u32), example: &str) -> Result<Option<u32>, Diag> {
         let number = self.number(key, (range.0.into(), range.1.into()), example)?;
         Ok(number.and_then(|n| u32::try_from(n).ok()))
+    }
+
+    /// A list; nothing and an empty string count as an empty one.
+    pub fn list(&self, key: &str) -> Result<&[Value], Diag> {
+        match self.value(key) {
+            None => Ok(&[]),
+            Some(Value { kind: Kind::List(list), .. }) => Ok(list),
+            Some(value) if value.is_empty() => Ok(&[]),
+            Some(value) => Err(value.pos.error(format!("{key} must be a list: {key} = [ \"...\" ]"))),
+        }
     }
 
     /// 0 or 1.
@@ -93,10 +104,7 @@ fn check_key(setting: &Setting) -> Result<Option<String>, Diag> {
         Some(Class::Later) => warning("is not supported yet and has no effect"),
         Some(Class::Never) => warning("has no meaning on KVM and no effect"),
         Some(Class::Missing) => {
-            let instead = match key.as_str() {
-                "bootloader" => "give `kernel` and `ramdisk` instead",
-                _ => "the guest would start without it; remove it or leave it empty",
-            };
+            let instead = "the guest would start without it; remove it or leave it empty";
             Err(pos.error(format!("`{key}` is not supported yet: {instead}")))
         }
         None => Err(pos.error(match nearest(key, keys::all()) {
@@ -122,23 +130,19 @@ mod tests {
             ("kernal = 'x'", "guest.cfg:1:1: unknown key `kernal`, did you mean `kernel`?"),
             ("zzzzzz = 1", "guest.cfg:1:1: unknown key `zzzzzz`: xl.cfg(5) has none of that name"),
             (
-                "disk = [ 'phy:/dev/x,xvda,w' ]",
-                "guest.cfg:1:1: `disk` is not supported yet: the guest would start without it; remove it or leave it empty",
-            ),
-            (
-                "bootloader='pygrub'",
-                "guest.cfg:1:1: `bootloader` is not supported yet: give `kernel` and `ramdisk` instead",
+                "pci = [ '01:00.0' ]",
+                "guest.cfg:1:1: `pci` is not supported yet: the guest would start without it; remove it or leave it empty",
             ),
         ] {
             assert_eq!(settings(text).unwrap_err().to_string(), expected);
         }
-        let warnings = settings("disk=[]; pae=1; vnc=0; vnc=1; cpu_weight=512; pool='x'").unwrap().warnings;
+        let warnings = settings("pci=[]; pae=1; vnc=0; vnc=1; cpu_weight=512; pool='x'").unwrap().warnings;
         assert_eq!(
             warnings,
             [
-                "guest.cfg:1:24: warning: `vnc` has no effect on a PVH guest",
-                "guest.cfg:1:31: warning: `cpu_weight` is not supported yet and has no effect",
-                "guest.cfg:1:47: warning: `pool` has no meaning on KVM and no effect",
+                "guest.cfg:1:23: warning: `vnc` has no effect on a PVH guest",
+                "guest.cfg:1:30: warning: `cpu_weight` is not supported yet and has no effect",
+                "guest.cfg:1:46: warning: `pool` has no meaning on KVM and no effect",
             ]
         );
     }

@@ -20,27 +20,56 @@ pub fn read(source: &Arc<str>, text: &str) -> Result<Vec<Setting>, Diag> {
         let message = message.split(" at line ").next().unwrap_or(message);
         pos(plain.location().unwrap_or(Location::UNKNOWN)).error(message)
     })?;
+    let lines: Vec<&str> = text.lines().collect();
+    let quoted = |at: &Pos| {
+        let line = at.line.checked_sub(1).and_then(|line| lines.get(usize::try_from(line).ok()?));
+        let column = usize::try_from(at.column).unwrap_or(usize::MAX);
+        line.and_then(|line| line.chars().nth(column.saturating_sub(1)))
+            .is_some_and(|c| matches!(c, '"' | '\''))
+    };
     let setting = |(key, value): (Spanned<String>, Spanned<Node>)| {
         let at = pos(key.referenced);
-        Ok(Setting { key: key.value, pos: at, value: value_of(value, &pos)? })
+        Ok(Setting { key: key.value, pos: at, value: top_level(value_of(value, &pos, &quoted)?)? })
     };
     entries.into_iter().map(setting).collect()
 }
 
-fn value_of(node: Spanned<Node>, pos: &impl Fn(Location) -> Pos) -> Result<Value, Diag> {
+/// Mappings describe devices, in a list.
+fn top_level(value: Value) -> Result<Value, Diag> {
+    match value.kind {
+        Kind::Map(_) => {
+            Err(value.pos.error("a mapping has no meaning here; expected a string, a number or a list"))
+        }
+        _ => Ok(value),
+    }
+}
+
+fn value_of(
+    node: Spanned<Node>,
+    pos: &impl Fn(Location) -> Pos,
+    quoted: &impl Fn(&Pos) -> bool,
+) -> Result<Value, Diag> {
     let at = pos(node.referenced);
     let kind = match node.value {
         Node::Number(number) => Kind::Number(number),
         Node::Text(text) => Kind::Text(text),
         Node::Empty => Kind::Text(String::new()),
-        Node::List(list) => Kind::List(list.into_iter().map(|n| value_of(n, pos)).collect::<Result<_, _>>()?),
+        Node::List(list) => {
+            Kind::List(list.into_iter().map(|n| value_of(n, pos, quoted)).collect::<Result<_, _>>()?)
+        }
+        Node::Map(entries) => {
+            let entry = |(key, value): (Spanned<String>, Spanned<Node>)| {
+                Ok((key.value, value_of(value, pos, quoted)?))
+            };
+            Kind::Map(entries.into_iter().map(entry).collect::<Result<_, _>>()?)
+        }
         Node::Other(what) => {
             return Err(
                 at.error(format!("{what} has no meaning here; expected a string, a number or a list"))
             );
         }
     };
-    Ok(Value { pos: at, kind })
+    Ok(Value { quoted: quoted(&at), pos: at, kind })
 }
 
 struct Mapping(Vec<(Spanned<String>, Spanned<Node>)>);
@@ -77,6 +106,7 @@ enum Node {
     Number(i64),
     Text(String),
     List(Vec<Spanned<Node>>),
+    Map(Vec<(Spanned<String>, Spanned<Node>)>),
     Empty,
     Other(&'static str),
 }
@@ -129,8 +159,11 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        while map.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
-        Ok(Node::Other("a mapping"))
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Node::Map(entries))
     }
 }
 
@@ -156,7 +189,7 @@ mod tests {
             ("name: [a\n", "g.yaml:"),
             ("- a\n- b\n", "g.yaml:1:1: "),
             ("name: web\nmemory: 1.5\n", "g.yaml:2:9: a fraction has no meaning here"),
-            ("name: web\nvif: [{bridge: x}]\n", "g.yaml:2:7: a mapping has no meaning here"),
+            ("name: web\nvif: {bridge: x}\n", "g.yaml:2:6: a mapping has no meaning here"),
             ("name: web\nname: db\n", "g.yaml:2:1: "),
         ] {
             let message = read(&Arc::from("g.yaml"), text).unwrap_err().to_string();

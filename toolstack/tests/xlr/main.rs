@@ -3,4 +3,5 @@
 
 mod bed;
 mod cli;
+mod devices;
 mod life;

@@ -7,7 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use xen_emu_api::config::Launch;
-use xen_emu_api::control::{self, Reply, Request, Status, VcpuStatus};
+use xen_emu_api::control::{self, DeviceStatus, Reply, Request, Status, VcpuStatus};
+use xen_emu_api::device::Device;
 use xen_emu_api::run_dir::RunDir;
 
 struct State {
@@ -18,6 +19,7 @@ struct State {
     /// Who asked to be told of the shutdown.
     waiting: Vec<UnixStream>,
     consoles: Vec<UnixStream>,
+    devices: Vec<DeviceStatus>,
     /// What was asked, in order.
     log: Vec<Request>,
     button: bool,
@@ -44,6 +46,7 @@ impl FakeDomain {
             clients: Vec::new(),
             waiting: Vec::new(),
             consoles: Vec::new(),
+            devices: launch.config.devices.iter().cloned().map(connected).collect(),
             log: Vec::new(),
             button: false,
             next: None,
@@ -226,10 +229,32 @@ impl FakeDomain {
             Request::PowerButton if !state.button => {
                 Reply::Error { message: "the guest does not listen".into() }
             }
+            Request::Attach { device: Device::Disk(disk) } if disk.vdev == "xvdz" => {
+                Reply::Error { message: "xvdz: its image is locked by domain 'db' (id 7)".into() }
+            }
+            Request::Attach { device } => {
+                state.devices.push(connected(device.clone()));
+                Reply::Ok
+            }
+            Request::Detach { kind, devid, .. } => {
+                state.devices.retain(|d| d.device.kind() != kind || d.device.devid() != *devid);
+                Reply::Ok
+            }
+            Request::Devices => Reply::Devices { devices: state.devices.clone() },
             Request::Dmesg => Reply::Text { text: "one\ntwo\n".into() },
             _ => Reply::Ok,
         })
     }
+}
+
+/// A device that the guest uses.
+fn connected(device: Device) -> DeviceStatus {
+    let (port, rings, path) = match &device {
+        Device::Disk(_) => (Some(8), vec![8], None),
+        Device::Vif(_) => (None, vec![522, 523], None),
+        Device::Channel(_) => (Some(13), vec![9], Some("/dev/pts/7".into())),
+    };
+    DeviceStatus { device, state: 4, port, rings, path }
 }
 
 fn status(launch: &Launch) -> Status {
