@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::xlcfg::schema::Settings;
 use crate::xlcfg::{Diag, Kind, Pos, Value};
-use crate::{cpus, device};
+use crate::{bootloader, cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -42,6 +42,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         kernel: kernel(settings, source)?,
         ramdisk: settings.text("ramdisk")?.map(absolute).transpose()?,
         cmdline: cmdline(settings)?,
+        bootloader: bootloader::configured(settings)?,
         memory_mib,
         maxmem_mib,
         vcpus,
@@ -112,9 +113,13 @@ fn uuid(settings: &Settings) -> Result<String> {
 }
 
 fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
+    if bootloader::configured(settings)?.is_some() {
+        return Ok(PathBuf::new());
+    }
     let file = source.display();
     let path = settings.text("kernel")?.with_context(|| {
-        format!("{file}: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry")
+        format!("{file}: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry, \
+             bootloader = \"pygrub\" takes the guest's own")
     })?;
     absolute(path)
 }
@@ -123,7 +128,8 @@ fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
 /// back are warnings.
 pub fn check_files(settings: &Settings, parsed: &Parsed) -> Result<Vec<String>> {
     let domain = &parsed.domain;
-    for (key, path) in [("kernel", Some(&domain.kernel)), ("ramdisk", domain.ramdisk.as_ref())] {
+    let kernel = domain.bootloader.is_none().then_some(&domain.kernel);
+    for (key, path) in [("kernel", kernel), ("ramdisk", domain.ramdisk.as_ref())] {
         let Some(path) = path else { continue };
         let opened = std::fs::File::open(path).and_then(|file| match file.metadata()?.is_dir() {
             true => Err(std::io::ErrorKind::IsADirectory.into()),
@@ -273,7 +279,8 @@ mod tests {
             ),
             (
                 "name='a'; type='pvh'",
-                "guest.cfg: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry",
+                "guest.cfg: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry, \
+                 bootloader = \"pygrub\" takes the guest's own",
             ),
             (
                 "@ memory = \"lots\"",

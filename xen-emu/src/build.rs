@@ -1,6 +1,10 @@
 //! Building a domain, in one straight line: kernel, memory, VM, acceleration, Xen semantics, vCPUs.
 
-use crate::boot::{acpi, kernel::Kernel, map, pvh};
+use crate::boot::{
+    acpi, bootloader,
+    kernel::{Kernel, KernelError},
+    map, pvh,
+};
 use crate::fx::Fx;
 use crate::guest::Guest;
 use crate::kvm::cpuid::{self, Facts, apic_id};
@@ -59,7 +63,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     xen_kernel::check(capabilities)?;
     kvm::vcpu::install_kick()?;
 
-    let ramdisk = match &config.ramdisk {
+    let boot = bootloader::resolve(config)?;
+    let ramdisk = match &boot.ramdisk {
         Some(path) => Some(map::map_file(path).with_context(|| format!("ramdisk {}", path.display()))?),
         None => None,
     };
@@ -71,15 +76,16 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));
     let mut memory = Memory::new(&regions)?;
-    let kernel = Kernel::open(&config.kernel, |range| memory.boot_slice(range))?;
+    let kernel = Kernel::open(&boot.kernel, |range| memory.boot_slice(range))
+        .map_err(|error| KernelError { path: boot.name.clone(), ..error })?;
     tracing::info!(
         "kernel {}: entry {:#x}, {}, hypercalls by {}",
-        config.kernel.display(),
+        boot.name.display(),
         kernel.entry,
         if kernel.long_mode { "64-bit" } else { "32-bit" },
         if kernel.hypercall_page { "page" } else { "instruction" },
     );
-    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &config.cmdline, ram, &tables)?;
+    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &boot.cmdline, ram, &tables)?;
     let memory = Arc::new(memory);
     layout.write(&*memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
     tracing::debug!("guest memory written");

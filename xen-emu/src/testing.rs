@@ -24,6 +24,7 @@ pub fn launch(domid: u16) -> Launch {
             kernel: PathBuf::from("/boot/vmlinuz"),
             ramdisk: None,
             cmdline: String::new(),
+            bootloader: None,
             memory_mib: 128,
             maxmem_mib: 128,
             vcpus: 1,

@@ -1,5 +1,6 @@
 //! The configuration of one domain, after all parsing: what `xlr create` hands to `xen-emu`.
 
+use crate::bootloader::Bootloader;
 use crate::device::Device;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -82,12 +83,15 @@ pub struct DomainConfig {
     pub name: String,
     /// Canonical lower-case text form, 36 characters.
     pub uuid: String,
-    /// Kernel image: ELF with a PVH note, or a bzImage that holds one. Absolute.
+    /// Kernel image: ELF with a PVH note, or a bzImage that holds one. Absolute; empty with a boot loader.
     pub kernel: PathBuf,
     /// Ramdisk, handed over as the first module. Absolute.
     pub ramdisk: Option<PathBuf>,
-    /// Kernel command line.
+    /// Kernel command line; with a boot loader it comes behind the one in the guest's menu.
     pub cmdline: String,
+    /// Kernel and ramdisk are on the first disk that can be booted, read anew at every start.
+    #[serde(default)]
+    pub bootloader: Option<Bootloader>,
     /// RAM at start, MiB.
     pub memory_mib: u64,
     /// RAM the balloon may grow to, MiB; at least `memory_mib`.

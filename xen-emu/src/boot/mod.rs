@@ -4,6 +4,7 @@
 //! [`pvh`] lays everything out in guest memory and writes it.
 
 pub mod acpi;
+pub mod bootloader;
 pub mod bzimage;
 pub mod elf;
 pub mod kernel;

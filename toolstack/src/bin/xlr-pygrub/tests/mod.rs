@@ -1,5 +1,4 @@
 //! Menus as distributions write them, on file systems in memory and on images that mke2fs makes; and garbage.
-#![expect(clippy::unwrap_used, reason = "a panic is the verdict of a test")]
 
 mod images;
 mod menus;

@@ -1,0 +1,223 @@
+//! `bootloader=`: kernel and ramdisk out of the guest's disk. The looking is done by `xlr-pygrub`, a process that can do
+//! nothing else; what it sends is bounded here. It happens at every build, so that a guest which has upgraded its
+//! kernel gets the new one when it reboots.
+
+use anyhow::{Context, bail};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use xen_emu_api::bootloader::{Answer, Bootloader, Found, MAX_KERNEL, MAX_LINE, MAX_RAMDISK, Request};
+use xen_emu_api::config::DomainConfig;
+use xen_emu_api::device::{Device, DiskConfig};
+
+/// The reader, beside this program or in PATH.
+const READER: &str = "xlr-pygrub";
+
+/// What a domain is booted with.
+#[derive(Debug)]
+pub struct Boot {
+    /// To be opened while this lives.
+    pub kernel: PathBuf,
+    /// The same.
+    pub ramdisk: Option<PathBuf>,
+    /// For the kernel.
+    pub cmdline: String,
+    /// What messages call the kernel.
+    pub name: PathBuf,
+    /// The bytes from the guest's disk; gone with this.
+    _files: Vec<File>,
+}
+
+/// What `config` says, or what is on the first of its disks that can be booted.
+///
+/// # Errors
+/// One line that names the disk: nothing there, damaged, too large, or the reader's end.
+pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
+    let Some(wish) = &config.bootloader else {
+        let (kernel, ramdisk, cmdline) = (&config.kernel, &config.ramdisk, &config.cmdline);
+        return Ok(Boot {
+            kernel: kernel.clone(),
+            ramdisk: ramdisk.clone(),
+            cmdline: cmdline.clone(),
+            name: kernel.clone(),
+            _files: Vec::new(),
+        });
+    };
+    let mut nothing = Vec::new();
+    let disks = config.devices.iter().filter_map(|device| match device {
+        Device::Disk(disk) if !disk.cdrom => Some(disk),
+        _ => None,
+    });
+    for disk in disks {
+        match read(&reader(), disk, wish).with_context(|| format!("bootloader: {}", disk.vdev))? {
+            Ok(boot) => {
+                let cmdline = [&boot.cmdline, &config.cmdline].map(|part| part.trim()).join(" ");
+                return Ok(Boot { cmdline: cmdline.trim().to_owned(), ..boot });
+            }
+            Err(why) => nothing.push(format!("{}: {why}", disk.vdev)),
+        }
+    }
+    match nothing.as_slice() {
+        [] => bail!("bootloader: the domain has no disk to boot from"),
+        all => bail!("bootloader: {}", all.join("; ")),
+    }
+}
+
+fn reader() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(READER)));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(READER))
+}
+
+/// A child that does not outlive its purpose.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // Fails when it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Ask the reader. `Err` within is a disk without anything to boot, and what is on it.
+fn read(program: &Path, disk: &DiskConfig, wish: &Bootloader) -> anyhow::Result<Result<Boot, String>> {
+    let Some(image) = disk.target.clone() else { return Ok(Err("no image".to_owned())) };
+    let request = Request { image, format: disk.format, wish: wish.clone() };
+    let mut command = Command::new(program);
+    // Its stderr is the domain's log.
+    command
+        .arg(serde_json::to_string(&request)?)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let missing = || format!("cannot start {}: it belongs beside xen-emu or into PATH", program.display());
+    let mut child = Reaped(command.spawn().with_context(missing)?);
+    let mut out = BufReader::new(child.0.stdout.take().context("no pipe")?);
+    let mut line = String::new();
+    out.by_ref().take(MAX_LINE).read_line(&mut line).context("its answer")?;
+    if line.is_empty() {
+        bail!("the reader of the disk ended without an answer ({})", child.0.wait()?);
+    }
+    let found = match serde_json::from_str(&line).context("its answer")? {
+        Answer::Found(found) => found,
+        Answer::Nothing { why } => return Ok(Err(why)),
+        Answer::Failed { why } => bail!("{why}"),
+    };
+    let boot = take(&mut out, &found, &disk.vdev)?;
+    let status = child.0.wait()?;
+    if !status.success() {
+        bail!("the reader of the disk failed after its answer ({status})");
+    }
+    let Found { title, kernel, cmdline, .. } = found;
+    tracing::info!("{}: {title:?}: {} {cmdline}", disk.vdev, kernel.path);
+    Ok(Ok(boot))
+}
+
+/// The announced bytes into memory.
+fn take(out: &mut impl Read, found: &Found, vdev: &str) -> anyhow::Result<Boot> {
+    let total = found.ramdisks.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size));
+    for (what, size, most) in [("kernel", found.kernel.size, MAX_KERNEL), ("ramdisk", total, MAX_RAMDISK)] {
+        if size > most {
+            bail!("{what} of {size} bytes, at most {most} are accepted");
+        }
+    }
+    let kernel = memory(out, "kernel", found.kernel.size)?;
+    let ramdisk = (!found.ramdisks.is_empty()).then(|| memory(out, "ramdisk", total)).transpose()?;
+    let path = |file: &File| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Ok(Boot {
+        kernel: path(&kernel),
+        ramdisk: ramdisk.as_ref().map(path),
+        cmdline: found.cmdline.clone(),
+        name: PathBuf::from(format!("{vdev}:{}", found.kernel.path)),
+        _files: std::iter::once(kernel).chain(ramdisk).collect(),
+    })
+}
+
+fn memory(out: &mut impl Read, what: &str, size: u64) -> anyhow::Result<File> {
+    let mut file = File::from(memfd_create(what, MFdFlags::MFD_CLOEXEC)?);
+    let got = io::copy(&mut out.take(size), &mut file).context(what.to_owned())?;
+    if got != size {
+        bail!("{what} of {size} bytes ends after {got}");
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use xen_emu_api::device::{DiskCache, DiskFormat};
+
+    fn disk(vdev: &str) -> DiskConfig {
+        DiskConfig {
+            vdev: vdev.into(),
+            devid: 51712,
+            target: Some("/image".into()),
+            format: DiskFormat::Raw,
+            writable: true,
+            cdrom: false,
+            removable: false,
+            discard: false,
+            cache: DiskCache::None,
+            sector_size: None,
+            force: false,
+            script: None,
+            backendtype: None,
+        }
+    }
+
+    /// A reader that says what `script` does.
+    fn said(script: &str) -> anyhow::Result<Result<Boot, String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("reader");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        // Another test's fork may have the script open for writing for an instant.
+        loop {
+            match read(&program, &disk("xvda"), &Bootloader::default()) {
+                Err(e) if format!("{e:#}").contains("Text file busy") => {}
+                other => return other,
+            }
+        }
+    }
+
+    const FOUND: &str = r#"{"answer":"found","title":"T","cmdline":"ro","kernel":{"path":"/k","size":3},"ramdisks":[{"path":"/a","size":2},{"path":"/b","size":1}]}"#;
+
+    #[test]
+    fn what_the_reader_sends_is_there_to_be_opened() {
+        let boot = said(&format!("echo '{FOUND}'; printf kernrd")).unwrap().unwrap();
+        assert_eq!(fs::read(&boot.kernel).unwrap(), b"ker");
+        assert_eq!(fs::read(boot.ramdisk.unwrap()).unwrap(), b"nrd");
+        assert_eq!((boot.cmdline.as_str(), boot.name.to_str()), ("ro", Some("xvda:/k")));
+        let nothing = said(r#"echo '{"answer":"nothing","why":"swap"}'"#).unwrap();
+        assert_eq!(nothing.unwrap_err(), "swap");
+    }
+
+    #[test]
+    fn a_reader_that_misbehaves_is_an_error_line() {
+        for (script, expected) in [
+            ("true".to_owned(), "ended without an answer (exit status: 0)"),
+            ("kill -SYS $$".to_owned(), "ended without an answer (signal: 31"),
+            ("echo nonsense".to_owned(), "its answer"),
+            ("exec cat /dev/zero".to_owned(), "its answer"),
+            (r#"echo '{"answer":"failed","why":"no entry"}'"#.to_owned(), "no entry"),
+            (format!("echo '{FOUND}'; printf ker"), "ramdisk of 3 bytes ends after 0"),
+            (format!("echo '{FOUND}'; printf kernrd; exit 3"), "failed after its answer (exit status: 3)"),
+            (
+                format!("echo '{}'; exec cat /dev/zero", FOUND.replace("size\":3", "size\":4294967296")),
+                "kernel of 4294967296 bytes, at most 268435456 are accepted",
+            ),
+        ] {
+            let error = format!("{:#}", said(&script).unwrap_err());
+            assert!(error.contains(expected), "{script}: {error}");
+        }
+        let mut launch = crate::testing::launch(1).config;
+        launch.bootloader = Some(Bootloader::default());
+        let none = resolve(&launch).unwrap_err().to_string();
+        assert_eq!(none, "bootloader: the domain has no disk to boot from");
+    }
+}
