@@ -79,6 +79,22 @@ impl<'a> Fx<'a> {
     }
 }
 
+impl Fx<'_> {
+    /// Show a frame of RAM at a frame outside it, or no longer.
+    fn show(&self, at: Gfn, frame: Option<(Gfn, bool)>) -> std::io::Result<()> {
+        let (memory, vm) = (&self.guest.memory, &self.guest.vm);
+        let mut slots = lock(&self.guest.slots);
+        let Some((frame, write)) = frame else {
+            slots.remove(vm, at.0)?;
+            return memory.alias(at, None).map(drop).map_err(std::io::Error::other);
+        };
+        let hva = memory.alias(at, Some(frame)).map_err(std::io::Error::other)?;
+        slots.alias(vm, at.0, hva, write).inspect_err(|_| {
+            let _ = memory.alias(at, None);
+        })
+    }
+}
+
 /// MSI address of the LAPIC with id 0, physical destination.
 const LAPIC_MSI: u64 = 0xfee0_0000;
 
@@ -96,6 +112,13 @@ impl Effects for Fx<'_> {
     fn map_special(&mut self, page: SpecialPage, gfn: Option<Gfn>) -> Result<(), Errno> {
         self.place(page, gfn).map_err(|e| {
             crate::log::limited!(warn, "{page:?} at {gfn:?}: {e}");
+            Errno::ENOMEM
+        })
+    }
+
+    fn map_grant(&mut self, at: Gfn, frame: Option<(Gfn, bool)>) -> Result<(), Errno> {
+        self.show(at, frame).map_err(|e| {
+            crate::log::limited!(warn, "grant of {frame:?} at {at:?}: {e}");
             Errno::ENOMEM
         })
     }

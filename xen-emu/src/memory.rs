@@ -68,6 +68,8 @@ struct Special {
 struct Specials {
     pages: BTreeMap<SpecialPage, Special>,
     slots: BTreeMap<u64, SpecialPage>,
+    /// Frames outside RAM that show a frame of RAM.
+    aliases: BTreeMap<u64, Gfn>,
 }
 
 /// All memory of one guest.
@@ -232,6 +234,22 @@ impl Memory {
         Ok((from, map.as_ptr() as u64))
     }
 
+    /// Show a frame of RAM at a frame outside RAM too, or no longer (`None`). The host address of that RAM comes back.
+    pub fn alias(&self, at: Gfn, frame: Option<Gfn>) -> Result<u64, Fault> {
+        let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(frame) = frame else {
+            specials.aliases.remove(&at.0);
+            return Ok(0);
+        };
+        let found = self.regions.iter().find_map(|r| Some((r, r.offset(frame.gpa().0, PAGE_LEN)?)));
+        let (region, offset) = found.ok_or(Fault)?;
+        if self.is_ram(at) || specials.slots.contains_key(&at.0) || specials.aliases.contains_key(&at.0) {
+            return Err(Fault);
+        }
+        specials.aliases.insert(at.0, frame);
+        Ok(region.hva() + offset as u64)
+    }
+
     /// The host address of a guest-physical one, for the attributes that the kernel takes as addresses.
     pub fn hva(&self, gpa: Gpa) -> Result<u64, Fault> {
         self.with(gpa, 1, |map, offset| Ok(map.as_ptr() as u64 + offset as u64))
@@ -274,9 +292,10 @@ impl Memory {
             None => {
                 let specials = self.specials();
                 let page = specials.slots.get(&gpa.gfn().0).and_then(|page| specials.pages.get(page));
+                let alias = || specials.aliases.get(&gpa.gfn().0).map(|frame| frame.gpa().0 + gpa.0 % PAGE);
                 match page {
                     Some(page) => (gpa.0 % PAGE, Some(page.map.clone())),
-                    None => (gpa.0, None),
+                    None => (alias().unwrap_or(gpa.0), None),
                 }
             }
         };
@@ -291,7 +310,9 @@ impl Memory {
 
     /// Split into pieces that do not cross a page, unless all of it lies in one region of RAM.
     fn pieces(&self, gpa: Gpa, len: usize) -> impl Iterator<Item = (Gpa, std::ops::Range<usize>)> {
-        let whole = len as u64 > PAGE && self.specials().slots.is_empty();
+        let specials = self.specials();
+        let whole = len as u64 > PAGE && specials.slots.is_empty() && specials.aliases.is_empty();
+        drop(specials);
         let mut done = 0;
         std::iter::from_fn(move || {
             if done == len {
@@ -402,6 +423,22 @@ mod tests {
         check_available(1).unwrap();
         let error = check_available(1 << 40).unwrap_err().to_string();
         assert!(error.starts_with("memory = 1099511627776 MiB, but this host has only"), "{error}");
+    }
+
+    #[test]
+    fn a_frame_of_ram_is_seen_at_a_second_place() {
+        let memory = Memory::new(&[(0, 4 << 20)]).unwrap();
+        let at = Gfn(0x1_0000);
+        assert_eq!(memory.alias(at, Some(Gfn(0x400))), Err(Fault));
+        assert_eq!(memory.alias(Gfn(3), Some(Gfn(2))), Err(Fault));
+        let hva = memory.alias(at, Some(Gfn(2))).unwrap();
+        assert_eq!(memory.hva(Gpa(0x2000)), Ok(hva));
+        assert_eq!(memory.alias(at, Some(Gfn(1))), Err(Fault), "taken");
+        memory.store_u32(at.gpa().offset(8), 77).unwrap();
+        assert_eq!(memory.load_u32(Gpa(0x2008)), Ok(77));
+        assert_eq!(memory.read(at.gpa().offset(4000), &mut [0; 200]), Err(Fault), "one page");
+        memory.alias(at, None).unwrap();
+        assert_eq!(memory.load_u32(at.gpa()), Err(Fault));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION hands host addresses to the kernel")]
 
 use crate::memory::Memory;
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +22,11 @@ pub fn create(kvm: &Kvm, ioapic_pins: u32) -> io::Result<VmFd> {
     Ok(vm)
 }
 
-/// Memory slots in use.
+/// Memory slots in use, and numbers of those that were.
 #[derive(Default)]
 pub struct Slots {
     by_gfn: BTreeMap<u64, u32>,
+    free: Vec<u32>,
 }
 
 impl Slots {
@@ -37,31 +38,82 @@ impl Slots {
     /// Give the guest `size` bytes at host address `hva` at frame `gfn`. The memory behind `hva` lives as long as
     /// the process.
     pub fn set(&mut self, vm: &VmFd, gfn: u64, size: u64, hva: u64) -> io::Result<()> {
-        self.remove(vm, gfn)?;
-        let slot = (0..).find(|slot| !self.by_gfn.values().any(|used| used == slot)).unwrap_or(0);
-        update(vm, slot, gfn, size, hva)?;
-        self.by_gfn.insert(gfn, slot);
-        Ok(())
+        self.place(vm, gfn, Piece { size, hva, flags: 0 })
     }
 
-    /// Take away what [`Slots::set`] gave at `gfn`; nothing there is fine.
-    pub fn remove(&mut self, vm: &VmFd, gfn: u64) -> io::Result<()> {
-        match self.by_gfn.remove(&gfn) {
-            Some(slot) => update(vm, slot, gfn, 0, 0),
-            None => Ok(()),
+    /// Show the guest the page at host address `hva` at frame `gfn` too, to be written or not.
+    pub fn alias(&mut self, vm: &VmFd, gfn: u64, hva: u64, write: bool) -> io::Result<()> {
+        let flags = if write { 0 } else { KVM_MEM_READONLY };
+        self.place(vm, gfn, Piece { size: 4096, hva, flags })
+    }
+
+    fn place(&mut self, vm: &VmFd, gfn: u64, piece: Piece) -> io::Result<()> {
+        self.remove(vm, gfn)?;
+        // Every number below these is in use or in `free`.
+        let fresh = u32::try_from(self.by_gfn.len() + self.free.len()).map_err(io::Error::other)?;
+        let slot = self.free.pop().unwrap_or(fresh);
+        let placed = update(vm, slot, gfn, piece);
+        if placed.is_ok() {
+            self.by_gfn.insert(gfn, slot);
+        } else {
+            self.free.push(slot);
         }
+        placed
+    }
+
+    /// Take away what [`Slots::set`] or [`Slots::alias`] gave at `gfn`; nothing there is fine.
+    pub fn remove(&mut self, vm: &VmFd, gfn: u64) -> io::Result<()> {
+        let Some(slot) = self.by_gfn.get(&gfn).copied() else { return Ok(()) };
+        update(vm, slot, gfn, Piece { size: 0, hva: 0, flags: 0 })?;
+        self.by_gfn.remove(&gfn);
+        self.free.push(slot);
+        Ok(())
     }
 }
 
-fn update(vm: &VmFd, slot: u32, gfn: u64, size: u64, hva: u64) -> io::Result<()> {
+/// What is behind a slot.
+struct Piece {
+    size: u64,
+    hva: u64,
+    flags: u32,
+}
+
+fn update(vm: &VmFd, slot: u32, gfn: u64, piece: Piece) -> io::Result<()> {
     let region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags: piece.flags,
         guest_phys_addr: gfn << 12,
-        memory_size: size,
-        userspace_addr: hva,
+        memory_size: piece.size,
+        userspace_addr: piece.hva,
     };
-    // SAFETY: `hva..hva + size` is a mapping of `Memory`, which lives as long as the process and is only
-    // accessed as volatile memory.
+    // SAFETY: the piece is in a mapping of `Memory`, which lives as long as the process and is only accessed as
+    // volatile memory.
     Ok(unsafe { vm.set_user_memory_region(region) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_slots_are_used_again() {
+        let Ok(kvm) = Kvm::new() else { return eprintln!("SKIP: no /dev/kvm") };
+        let vm = kvm.create_vm().unwrap();
+        let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
+        let mut slots = Slots::default();
+        slots.add_regions(&vm, &memory).unwrap();
+        let hva = memory.regions()[0].hva();
+        for gfn in 0x1000..0x1800 {
+            slots.alias(&vm, gfn, hva, gfn % 2 == 0).unwrap();
+        }
+        assert!(slots.alias(&vm, 5, hva, true).is_err(), "RAM is there");
+        assert!(slots.alias(&vm, 0x2000, hva + 1, true).is_err(), "no page");
+        for gfn in (0x1000..0x1800).rev() {
+            slots.remove(&vm, gfn).unwrap();
+        }
+        slots.remove(&vm, 0x1000).unwrap();
+        slots.alias(&vm, 0x1000, hva, false).unwrap();
+        slots.alias(&vm, 0x1000, hva, true).unwrap();
+        assert_eq!((slots.by_gfn.len(), slots.free.len()), (2, 0x800), "and one that was refused");
+    }
 }
