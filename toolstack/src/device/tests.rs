@@ -425,6 +425,10 @@ fn the_host_is_asked_for_images() {
     assert_eq!(image::guess(qcow2.as_ref()), DiskFormat::Qcow2);
     let script = disk_of(&["drbd:res0,xvdk,w".into(), "script=/nowhere/block".into()]);
     assert_eq!(script.unwrap_err().message, "disk: `script` is given twice");
+    let drbd = disk_of(&["drbd:res0,xvdk,w".into()]).unwrap().device;
+    assert!(
+        check_host(&drbd).unwrap_err().starts_with("Disk vdev=xvdk: script block-drbd: scripts for disks")
+    );
     let device = vif_of(&["script=/nowhere/vif".into()], &[]).unwrap().device;
     let missing = "script /nowhere/vif: No such file or directory (os error 2)";
     assert_eq!(check_host(&device), Err(missing.into()));

@@ -194,18 +194,8 @@ const NEVER: &[&str] = &[
     "nested_hvm",
 ];
 
-const MISSING: &[&str] = &[
-    "vif2",
-    "pci",
-    "p9",
-    "usbctrl",
-    "usbdev",
-    "usbdevice",
-    "virtio",
-    "ioports",
-    "iomem",
-    "irqs",
-];
+const MISSING: &[&str] =
+    &["vif2", "pci", "p9", "usbctrl", "usbdev", "usbdevice", "virtio", "ioports", "iomem", "irqs"];
 
 const CLASSES: [(Class, &[&str]); 6] = [
     (Class::Read, READ),
