@@ -1,0 +1,108 @@
+//! Who may use an image: locks on open files, exclusive for writers and shared for readers, which end with the
+//! process however it ends. Another program's locks of the same make (QEMU's) count too.
+
+use super::DiskError;
+use nix::fcntl::{FcntlArg, fcntl};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Locks an image for as long as the file is open.
+///
+/// # Errors
+/// [`DiskError::InUse`] with the name of who has it.
+pub fn lock(file: &File, path: &Path, write: bool) -> Result<(), DiskError> {
+    let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let whole = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+            let holder = holder(file).unwrap_or_else(|| "another process".into());
+            Err(DiskError::InUse { path: path.to_owned(), holder })
+        }
+        Err(e) => Err(DiskError::io(path, e.into())),
+    }
+}
+
+/// The domain, else the program, that has a lock on this file: the kernel names no owner of such locks, but each
+/// process's open files tell of theirs.
+fn holder(file: &File) -> Option<String> {
+    let image = file.metadata().ok()?;
+    let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    let mut holders = processes.filter(|process| holds(process, &image).unwrap_or(false));
+    holders.next().map(|process| name(&process))
+}
+
+fn holds(process: &Path, image: &fs::Metadata) -> io::Result<bool> {
+    if process.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.parse::<u32>().is_err()) {
+        return Ok(false);
+    }
+    for fd in fs::read_dir(process.join("fd"))?.flatten() {
+        let same = fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == (image.dev(), image.ino()));
+        if same && fs::read_to_string(process.join("fdinfo").join(fd.file_name()))?.contains("\nlock:") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `domain "web"` for a domain's process, `process 12 (name)` for others.
+fn name(process: &Path) -> String {
+    if let Some(name) = domain(process) {
+        return format!("domain {name:?}");
+    }
+    let pid = process.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let program = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    format!("process {pid} ({})", program.trim())
+}
+
+/// The name in the run directory that a domain's process was started with.
+fn domain(process: &Path) -> Option<String> {
+    let args = fs::read(process.join("cmdline")).ok()?;
+    let mut args = args.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    args.find(|arg| arg == "--run-dir")?;
+    let dir = PathBuf::from(args.next()?.as_ref());
+    let launch: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("launch.json")).ok()?).ok()?;
+    Some(launch.get("config")?.get("name")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn an_image_in_use_is_refused_with_its_users_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let open =
+            || File::options().create(true).truncate(false).read(true).write(true).open(&path).unwrap();
+        let said = |write| lock(&open(), &path, write).unwrap_err().to_string();
+        let (one, two) = (open(), open());
+        lock(&one, &path, false).unwrap();
+        lock(&two, &path, false).unwrap();
+        drop(two);
+        let me = format!("is in use by process {} (", std::process::id());
+        assert!(said(true).contains(&me), "{}", said(true));
+        drop(one);
+        fs::write(dir.path().join("launch.json"), r#"{"config": {"name": "web"}}"#).unwrap();
+        let file = open();
+        lock(&file, &path, true).unwrap();
+        let mut args = Command::new("sh");
+        args.args(["-c", "read line", "sh", "--run-dir"]).arg(dir.path()).stdin(Stdio::piped()).stdout(file);
+        let mut child = args.spawn().unwrap();
+        drop(args);
+        let want = format!("{} is in use by domain \"web\"", path.display());
+        assert!(said(false).starts_with(&format!("disk image {want}")), "{}", said(false));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        lock(&open(), &path, true).unwrap();
+    }
+}

@@ -1,0 +1,153 @@
+use super::engine::{Done, EngineKind, start};
+use super::*;
+use std::fs;
+use std::sync::Arc;
+
+fn options(format: DiskFormat) -> Options {
+    Options { format, writable: true, cache: DiskCache::None, sector_size: None, force: false }
+}
+
+fn error(path: &Path, format: DiskFormat) -> String {
+    Disk::open(path, &options(format)).err().map(|e| e.to_string()).unwrap_or_default()
+}
+
+/// A qcow2 header of version 3 with 64 KiB clusters and perhaps a backing file.
+pub fn header(size: u64, backing: &str, format: Option<&str>) -> Vec<u8> {
+    let mut bytes = vec![0; 4 << 16];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    if !backing.is_empty() {
+        put(8, &160u64.to_be_bytes());
+        put(16, &u32::try_from(backing.len()).unwrap().to_be_bytes());
+    }
+    put(20, &16u32.to_be_bytes());
+    put(24, &size.to_be_bytes());
+    put(36, &1u32.to_be_bytes());
+    put(40, &(3u64 << 16).to_be_bytes());
+    put(48, &(1u64 << 16).to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(96, &4u32.to_be_bytes());
+    put(100, &104u32.to_be_bytes());
+    if let Some(format) = format {
+        put(104, &0xe279_2acau32.to_be_bytes());
+        put(108, &u32::try_from(format.len()).unwrap().to_be_bytes());
+        put(112, format.as_bytes());
+    }
+    put(160, backing.as_bytes());
+    // Reference counts: one block, with the four clusters in use.
+    put(1 << 16, &(2u64 << 16).to_be_bytes());
+    put(2 << 16, &[0, 1, 0, 1, 0, 1, 0, 1]);
+    bytes
+}
+
+#[test]
+fn what_is_no_disk_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (raw, qcow2) = (DiskFormat::Raw, DiskFormat::Qcow2);
+    fs::write(at("plain"), vec![7; 8192]).unwrap();
+    fs::write(at("corrupt"), [&b"QFI\xfb\0\0\0\x03"[..], &[0xff; 4096]].concat()).unwrap();
+    fs::write(at("a"), header(1 << 20, "b", Some("qcow2"))).unwrap();
+    fs::write(at("b"), header(1 << 20, "a", Some("qcow2"))).unwrap();
+    fs::write(at("vmdk"), header(1 << 20, "plain", Some("vmdk"))).unwrap();
+    fs::write(at("gone"), header(1 << 20, "nothing", Some("raw"))).unwrap();
+    fs::write(at("unsaid"), header(1 << 20, "a", None)).unwrap();
+    nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let rows = [
+        ("none", raw, "none: No such file"),
+        ("", raw, "a directory cannot be a disk; give a file or a block device"),
+        ("", qcow2, "a directory cannot be a disk"),
+        ("fifo", raw, "a FIFO cannot be a disk"),
+        ("plain", qcow2, "not a qcow2 image; for plain bytes say format=raw"),
+        ("corrupt", qcow2, "not a usable qcow2 image: "),
+        ("a", qcow2, "its backing files form a loop: "),
+        ("vmdk", qcow2, "its backing file has format vmdk; raw and qcow2 are supported"),
+        ("gone", qcow2, "nothing: No such file"),
+        ("unsaid", qcow2, "the format of its backing file is not written in it"),
+    ];
+    for (name, format, want) in rows {
+        let said = error(&at(name), format);
+        assert!(said.starts_with("disk image ") && said.contains(want), "{name}: {said}");
+        assert!(!said.contains('\n'), "{said:?}");
+    }
+}
+
+#[test]
+fn a_backing_file_is_shared_by_readers_and_closed_to_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("base"), vec![7; 1 << 20]).unwrap();
+    let overlays = ["one", "two"].map(|name| {
+        fs::write(at(name), header(1 << 20, "base", Some("raw"))).unwrap();
+        Arc::new(Disk::open(&at(name), &options(DiskFormat::Qcow2)).unwrap())
+    });
+    assert!(error(&at("base"), DiskFormat::Raw).contains("is in use by process"));
+    let forced = Options { force: true, ..options(DiskFormat::Raw) };
+    drop(Disk::open(&at("base"), &forced).unwrap());
+    let [one, two] = &overlays;
+    assert_eq!(one.len(), 1 << 20);
+    run(one, Op::Write, 65536 - 512, &[3; 1024]);
+    assert_eq!(
+        run(one, Op::Read, 65536 - 1024, &[0; 2048]),
+        [[7; 512], [3; 512], [3; 512], [7; 512]].concat()
+    );
+    assert_eq!(run(two, Op::Read, 65536, &[0; 512]), [7; 512]);
+    drop(overlays);
+    assert_eq!(error(&at("base"), DiskFormat::Raw), "");
+}
+
+/// One request by the engine that suits; the bytes as they are afterwards.
+fn run(disk: &Arc<Disk>, op: Op, at: u64, bytes: &[u8]) -> Vec<u8> {
+    run_by(EngineKind::Auto, disk, op, at, bytes).unwrap()
+}
+
+fn run_by(kind: EngineKind, disk: &Arc<Disk>, op: Op, at: u64, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let ram = Arc::new(crate::memory::Memory::new(&[(0, 1 << 20)]).unwrap());
+    let mut data = Buffers::guest(ram.clone());
+    // One sector into the page, so that O_DIRECT has something to say.
+    for (n, piece) in (0u64..).zip(bytes.chunks(2048)) {
+        use xen_domain::mem::GuestMem;
+        let gpa = xen_domain::mem::Gpa(n * 4096 + 512);
+        ram.write(gpa, piece).unwrap();
+        data.push(gpa, piece.len()).unwrap();
+    }
+    let mut engine = start(kind, Some(disk.clone()), Vec::new())?;
+    engine.submit(engine::Io::new(5, op, at, data));
+    let mut done: Vec<Done> = Vec::new();
+    while done.is_empty() {
+        engine.wait(&mut done)?;
+    }
+    let ended = done.remove(0);
+    assert_eq!(ended.tag, 5);
+    ended.result?;
+    let mut read = vec![0; bytes.len()];
+    for (n, piece) in (0u64..).zip(read.chunks_mut(2048)) {
+        xen_domain::mem::GuestMem::read(&*ram, xen_domain::mem::Gpa(n * 4096 + 512), piece).unwrap();
+    }
+    Ok(read)
+}
+
+#[test]
+fn raw_images_are_written_discarded_resized_and_end_where_they_end() {
+    for kind in [EngineKind::Threads, EngineKind::Uring] {
+        for cache in [DiskCache::None, DiskCache::Writeback, DiskCache::Writethrough, DiskCache::Unsafe] {
+            let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+            file.as_file().set_len((1 << 20) + 100).unwrap();
+            let disk =
+                Arc::new(Disk::open(file.path(), &Options { cache, ..options(DiskFormat::Raw) }).unwrap());
+            assert_eq!(disk.len(), 1 << 20, "whole sectors");
+            let run = |op, at, bytes: &[u8]| run_by(kind, &disk, op, at, bytes);
+            run(Op::Write, 4096, &[9; 8192]).unwrap();
+            run(Op::Flush, 0, &[]).unwrap();
+            assert_eq!(run(Op::Read, 4096 - 512, &[1; 1024]).unwrap(), [[0; 512], [9; 512]].concat());
+            run(Op::Discard { len: 4096, secure: false }, 4096, &[]).unwrap();
+            assert_eq!(run(Op::Read, 8192 - 512, &[1; 1024]).unwrap(), [[0; 512], [9; 512]].concat());
+            assert!(disk.grow(1 << 19).unwrap_err().to_string().contains("not made smaller"));
+            assert_eq!(disk.grow(2 << 20).unwrap(), 2 << 20);
+            run(Op::Write, (2 << 20) - 512, &[4; 512]).unwrap();
+            file.as_file().set_len(1 << 20).unwrap();
+            assert!(run(Op::Read, 1 << 20, &[1; 512]).is_err(), "beyond the end");
+            assert_eq!(disk.refresh().unwrap(), 1 << 20);
+        }
+    }
+}
