@@ -40,9 +40,12 @@ impl Files for Memory {
     }
 }
 
+/// Path and text of files.
+type Tree<'a> = &'a [(&'a str, &'a str)];
+
 /// One file system: its uuid and its files, on the partitions 1, 2, ...
-pub fn volumes(all: &[(&str, &[(&str, &str)])]) -> Volumes {
-    let volume = |(number, (uuid, files)): (u32, &(&str, &[(&str, &str)]))| {
+pub fn volumes(all: &[(&str, Tree<'_>)]) -> Volumes {
+    let volume = |(number, (uuid, files)): (u32, &(&str, Tree<'_>))| {
         let files = files.iter().map(|&(path, text)| (path.to_owned(), text.to_owned())).collect();
         Volume { number, files: Box::new(Memory { uuid: (*uuid).to_owned(), files }) }
     };
