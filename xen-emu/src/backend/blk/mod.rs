@@ -1,11 +1,12 @@
 //! Block devices: the host's end of `vbd` (`public/io/blkif.h`).
 //!
-//! `proto` judges requests, `pins` holds the guest's pages, `queue` is a thread per ring, and this file is what xenbus
-//! sees: features, the nodes of a connection, resizing, and discs that are changed.
+//! `proto` judges requests, `pins` holds the guest's pages, `queue` is a ring and `run` what its thread does with it;
+//! this file is what xenbus sees: features, the nodes of a connection, resizing, and discs that are changed.
 
 mod pins;
 pub mod proto;
 pub mod queue;
+mod run;
 
 use crate::backend::device::{Connection, Device, DeviceError, Disc, Frontend, Nodes};
 use crate::disk::engine::EngineKind;
