@@ -41,7 +41,31 @@ open_enum! {
         MCAST_DEL = 3,
         /// Hash of the packet.
         HASH = 4,
+        /// Headroom of the packet, agreed on for XDP (Linux's copy of the header).
+        XDP = 5,
     }
+}
+
+/// `XEN_NETIF_CTRL_HASH_TYPE_*`: sets of kinds of hashes; an [`ExtraHash`] names one by its bit's number.
+pub mod hash_type {
+    /// IPv4 addresses.
+    pub const IPV4: u32 = 1 << 0;
+    /// IPv4 addresses and TCP ports.
+    pub const IPV4_TCP: u32 = 1 << 1;
+    /// IPv6 addresses.
+    pub const IPV6: u32 = 1 << 2;
+    /// IPv6 addresses and TCP ports.
+    pub const IPV6_TCP: u32 = 1 << 3;
+    /// All that there are.
+    pub const ALL: u32 = IPV4 | IPV4_TCP | IPV6 | IPV6_TCP;
+}
+
+/// `XEN_NETIF_CTRL_HASH_ALGORITHM_*`.
+pub mod hash_algorithm {
+    /// No hash.
+    pub const NONE: u32 = 0;
+    /// Toeplitz.
+    pub const TOEPLITZ: u32 = 1;
 }
 
 open_enum! {
@@ -112,10 +136,20 @@ open_enum! {
     }
 }
 
-/// Longest packet.
+/// Longest packet (`XEN_NETIF_MAX_TX_SIZE`).
 pub const MAX_TX_SIZE: usize = 0xFFFF;
-/// Flag of an extra descriptor: another follows.
+/// Slots with data that a packet may have without negotiation (`XEN_NETIF_NR_SLOTS_MIN`).
+pub const NR_SLOTS_MIN: usize = 18;
+/// Flag of an extra descriptor: another follows (`XEN_NETIF_EXTRA_FLAG_MORE`).
 pub const EXTRA_FLAG_MORE: u8 = 1;
+/// Flag of a grant to keep mapped: for reading only (`XEN_NETIF_CTRLF_GREF_readonly`).
+pub const GREF_READONLY: u16 = 1;
+/// Bytes of a slot on the transmit ring: requests, extra descriptors and responses are padded to it.
+pub const TX_SLOT: usize = 12;
+/// Bytes of a slot on the receive ring.
+pub const RX_SLOT: usize = 8;
+/// Bytes of a slot on the control ring.
+pub const CTRL_SLOT: usize = 16;
 
 abi_structs! {
     /// `struct netif_tx_request`.
@@ -164,11 +198,11 @@ abi_structs! {
 
     /// `struct netif_extra_info`: in the place of a request (padded to it) or response.
     pub struct ExtraInfo {
-        /// Which of `ExtraGso`, `ExtraHash` or a MAC address `u` is.
+        /// What `u` is.
         pub r#type: ExtraType,
         /// `EXTRA_FLAG_MORE`.
         pub flags: u8,
-        /// The rest.
+        /// `ExtraGso`, a MAC address (MCAST_ADD, MCAST_DEL), `ExtraHash` or `ExtraXdp`.
         pub u: [u8; 6],
     }
 
@@ -192,6 +226,14 @@ abi_structs! {
         pub algorithm: u8,
         /// The hash.
         pub value: [u8; 4],
+    }
+
+    /// `netif_extra_info.u.xdp`.
+    pub struct ExtraXdp {
+        /// Bytes before the data.
+        pub headroom: u16,
+        /// Zero.
+        pub pad: [u16; 2],
     }
 
     /// `struct xen_netif_ctrl_request`.
@@ -239,8 +281,17 @@ mod tests {
         ExtraInfo = 8 { r#type: 0, flags: 1, u: 2 }
         ExtraGso = 6 { size: 0, r#type: 2, features: 4 }
         ExtraHash = 6 { r#type: 0, algorithm: 1, value: 2 }
+        ExtraXdp = 6 { headroom: 0, pad: 2 }
         CtrlRequest = 16 { id: 0, r#type: 2, data: 4 }
         CtrlResponse = 12 { id: 0, r#type: 2, status: 4, data: 8 }
         NetifGref = 8 { r#ref: 0, flags: 4, status: 6 }
+    }
+
+    #[test]
+    fn slots_hold_all_that_goes_into_them() {
+        let tx = [size_of::<TxRequest>(), size_of::<TxResponse>(), size_of::<ExtraInfo>()];
+        let rx = [size_of::<RxRequest>(), size_of::<RxResponse>(), size_of::<ExtraInfo>()];
+        assert_eq!((tx.into_iter().max(), rx.into_iter().max()), (Some(TX_SLOT), Some(RX_SLOT)));
+        assert_eq!(size_of::<CtrlRequest>().max(size_of::<CtrlResponse>()), CTRL_SLOT);
     }
 }
