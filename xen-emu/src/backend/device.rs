@@ -81,6 +81,9 @@ pub trait Channels: Send + Sync {
     fn bind(&self, port: u32) -> Result<EventChannel, DeviceError>;
 }
 
+/// How a device's threads say that it cannot go on.
+pub type Fail = Arc<dyn Fn(DeviceError) + Send + Sync>;
+
 /// What a device gets to connect with.
 #[derive(Clone)]
 pub struct Connection {
@@ -95,7 +98,7 @@ pub struct Connection {
     /// Event channels.
     pub channels: Arc<dyn Channels>,
     /// A device that has to be closed from its own threads says so here; the bus closes it, writing the reason.
-    pub fail: Arc<dyn Fn(DeviceError) + Send + Sync>,
+    pub fail: Fail,
 }
 
 /// What goes into a CD drive.
@@ -112,12 +115,26 @@ pub trait Device: Send {
     /// Nodes below the backend's directory, written before the device is offered (InitWait): features and limits.
     fn advertise(&self) -> Nodes;
 
+    /// Nodes below the frontend's directory for the guest to read but not to write, written with
+    /// [`Device::advertise`].
+    fn tells(&self) -> Nodes {
+        Nodes::new()
+    }
+
     /// The frontend is ready: map its rings, start threads. Nodes to be written below the backend's directory
     /// together with Connected come back. On an error nothing is left of the attempt.
     ///
     /// # Errors
     /// The frontend has written nonsense, or the host cannot.
     fn connect(&mut self, connection: Connection) -> Result<Nodes, DeviceError>;
+
+    /// Nodes below the frontend's directory that it may change while connected, and that [`Device::heard`] is told of.
+    fn listens(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The frontend, which is connected, has changed one of the nodes of [`Device::listens`].
+    fn heard(&mut self, _path: &str, _value: &str) {}
 
     /// The frontend is gone or closes: finish or abandon what is under way, join all threads, give back every pin
     /// and event channel. Connecting again afterwards must work. Idempotent.
