@@ -18,7 +18,7 @@ use queue::{Counters, Queue, RingPages, Serving, Stop};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xen_abi::io::blkif::{VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE};
 use xen_domain::ring::BackRing;
 use xen_emu_api::device::DiskConfig;
@@ -129,8 +129,10 @@ impl Blk {
     /// Ends the threads; their queues, as far as the image lets go of them in time.
     fn halt(&mut self) -> Vec<Queue> {
         self.running.iter().for_each(|running| running.stop.ask());
+        let until = Instant::now() + PATIENCE;
         let queues = self.running.drain(..).filter_map(|running| {
-            let Ok(queue) = running.queue.recv_timeout(PATIENCE) else {
+            let Ok(queue) = running.queue.recv_timeout(until.saturating_duration_since(Instant::now()))
+            else {
                 // It keeps its pins until the host has done its requests, and then ends by itself.
                 limited!(warn, "{}: the image does not answer; its requests are abandoned", running.name);
                 return None;
