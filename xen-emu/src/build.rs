@@ -27,7 +27,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use xen_domain::effect::{Backend, Effects, Port};
 use xen_domain::mem::SpecialPage;
@@ -95,9 +94,10 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut slots = Slots::default();
     slots.add_regions(&vm, &memory)?;
     let backends = [Backend::Store, Backend::Console]
-        .map(|backend| Ok((backend, BackendFds { kick: eventfd()?, notify: eventfd()? })))
+        .map(|backend| BackendFds::new().map(|fds| (backend, Arc::new(fds))))
         .into_iter()
-        .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+        .collect::<std::io::Result<BTreeMap<_, _>>>()
+        .context("eventfd")?;
     let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends)?;
     accel.latch_long_mode(kernel.long_mode)?;
 
@@ -128,10 +128,6 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         .stack_size(128 << 10)
         .spawn(move || timers::run(&timer_guest))?;
     Ok(Built { guest, store_page, store_port, console_port })
-}
-
-fn eventfd() -> anyhow::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("eventfd")
 }
 
 fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {

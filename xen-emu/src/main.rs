@@ -25,7 +25,10 @@ mod vm;
 mod xenbus_setup;
 
 use anyhow::{Context, bail};
+use backend::bus::{self, Bus};
 use backend::console::{Console, Wiring};
+use backend::evtchn::GuestChannels;
+use backend::kinds;
 use build::Built;
 use clap::Parser;
 use log::Dmesg;
@@ -138,7 +141,7 @@ fn hold(run_dir: &RunDir) -> anyhow::Result<File> {
     bail!("domain {} has a process already", run_dir.domid)
 }
 
-/// Console, store nodes and store ring. On an error nothing of it is left.
+/// Console, store nodes, devices and store ring. On an error nothing of it is left.
 fn connect(
     launch: Launch,
     run_dir: RunDir,
@@ -162,17 +165,34 @@ fn connect(
         .with_context(|| format!("xenstored at {}", launch.xenstored.display()))?;
     let (kick, notify) = built.fds(Backend::Store)?;
     let page = built.store_page.as_fd();
-    let life_line = xenbus_setup::setup(&mut store, &launch, &facts).and_then(|()| {
-        xenbus_setup::introduce(&mut store, launch.domid, &facts, page, kick.as_fd(), notify.as_fd())
-    });
-    let life_line = match life_line {
-        Ok(life_line) => life_line,
-        Err(e) => {
-            let _ = store.forget_domain(launch.domid, &launch.config.uuid);
-            return Err(e).context("xenstored");
-        }
-    };
-    tracing::debug!("store and console connected");
+    let connected = (|| {
+        xenbus_setup::setup(&mut store, &launch, &facts).context("xenstored")?;
+        let bus = devices(&launch, built)?;
+        let kick = kick.as_fd();
+        let introduced =
+            xenbus_setup::introduce(&mut store, launch.domid, &facts, page, kick, notify.as_fd());
+        Ok((bus, introduced.context("xenstored")?))
+    })();
+    let (bus, life_line) = connected.inspect_err(|_: &anyhow::Error| {
+        let _ = store.forget_domain(launch.domid, &launch.config.uuid);
+    })?;
+    tracing::debug!("store, console and devices connected");
     let vm: Arc<dyn Vm> = built.guest.clone();
-    Ok(Parts { launch, run_dir, vm, events, console, store, life_line, ready: None, log, start_time })
+    Ok(Parts { launch, run_dir, vm, events, console, bus, store, life_line, ready: None, log, start_time })
+}
+
+/// The configured devices, which wait for the guest then.
+fn devices(launch: &Launch, built: &Built) -> anyhow::Result<Bus> {
+    let guest = &built.guest;
+    let facts = kinds::Facts { domid: launch.domid, vcpus: launch.config.max_vcpus };
+    let wiring = bus::Wiring {
+        domid: launch.domid,
+        memory: guest.memory.clone(),
+        grants: Arc::new(guest::lock(&guest.domain).pins(guest.memory.clone())),
+        channels: Arc::new(GuestChannels(guest.clone())),
+        open: Box::new(move |config| kinds::open(config, facts)),
+    };
+    let bus = Bus::start(xenbus_setup::connect(launch).context("xenstored")?, wiring).context("devices")?;
+    launch.config.devices.iter().try_for_each(|device| bus.attach(device)).map_err(anyhow::Error::msg)?;
+    Ok(bus)
 }

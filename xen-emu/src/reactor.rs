@@ -4,6 +4,7 @@
 mod answer;
 mod end;
 
+use crate::backend::bus::Bus;
 use crate::backend::console::{self, Console};
 use crate::control::Server;
 use crate::log::Dmesg;
@@ -24,10 +25,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use xen_emu_api::config::Launch;
+use xen_emu_api::control::Reply;
 use xen_emu_api::run_dir::RunDir;
 use xenstored::client::Client;
 
@@ -59,6 +62,8 @@ pub struct Parts {
     pub events: Channel<VmEvent>,
     /// The primary console.
     pub console: Console,
+    /// The PV devices.
+    pub bus: Bus,
     /// The connection that has introduced the domain.
     pub store: Client,
     /// Our end of the life line.
@@ -132,6 +137,9 @@ enum End {
     Restart(RunDir),
 }
 
+/// Whom the bus answers, and what.
+type Answer = (ClientId, Reply);
+
 struct Reactor {
     handle: LoopHandle<'static, Reactor>,
     watches: HashMap<Source, RegistrationToken>,
@@ -140,6 +148,10 @@ struct Reactor {
     run_dir: RunDir,
     vm: Arc<dyn Vm>,
     console: Console,
+    bus: Bus,
+    /// What the bus has answered, and how that is asked for.
+    answers: (Sender<Answer>, Receiver<Answer>),
+    answered: Ping,
     control: Server,
     store: Option<Client>,
     life_line: UnixStream,
@@ -165,7 +177,8 @@ struct Reactor {
 
 impl Reactor {
     fn new(parts: Parts, handle: LoopHandle<'static, Reactor>) -> anyhow::Result<Reactor> {
-        let Parts { launch, run_dir, vm, events, console, store, life_line, ready, log, start_time } = parts;
+        let Parts { launch, run_dir, vm, events, console, bus, store, life_line, ready, log, start_time } =
+            parts;
         let path = run_dir.control();
         let control = Server::open(&path).with_context(|| path.display().to_string())?;
         life_line.set_nonblocking(true)?;
@@ -173,6 +186,7 @@ impl Reactor {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = Rc::new(SignalFd::with_flags(&signals(), flags).context("signals")?);
         let (prepared, when_prepared) = ping::make_ping().context("ping")?;
+        let (answered, when_answered) = ping::make_ping().context("ping")?;
         let mut reactor = Reactor {
             handle,
             watches: HashMap::new(),
@@ -182,6 +196,9 @@ impl Reactor {
             run_dir,
             vm,
             console,
+            bus,
+            answers: mpsc::channel(),
+            answered,
             control,
             store: Some(store),
             life_line,
@@ -205,6 +222,7 @@ impl Reactor {
         };
         handle.insert_source(events, tell).map_err(|e| e.error)?;
         handle.insert_source(when_prepared, |(), (), r| r.prepared()).map_err(|e| e.error)?;
+        handle.insert_source(when_answered, |(), (), r| r.pass_on()).map_err(|e| e.error)?;
         for (source, fd) in reactor.console.sources() {
             let on = if source == console::Source::Kick { Interest::READ } else { Interest::BOTH };
             reactor.watch(fd, on, Source::Console(source))?;

@@ -1,5 +1,6 @@
 //! What the tests of several modules share.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use xen_emu_api::config::{Actions, DomainConfig, Launch};
 use xenstored::client::Client;
 use xenstored::out::Out;
-use xenstored::store::Store;
+use xenstored::store::{ConnId, Store};
 use xenstored::wire;
 
 /// A launch with xl's defaults.
@@ -46,15 +47,22 @@ pub struct TestStore {
     pub path: PathBuf,
 }
 
+/// The core, and where its messages go.
+struct Served {
+    store: Store,
+    streams: HashMap<ConnId, UnixStream>,
+}
+
 impl TestStore {
     /// Listens in `dir` until the process ends.
     pub fn start(dir: &Path) -> TestStore {
         let path = dir.join("store.sock");
-        let (listener, store) = (UnixListener::bind(&path).unwrap(), Arc::new(Mutex::new(Store::new())));
+        let served = Arc::new(Mutex::new(Served { store: Store::new(), streams: HashMap::new() }));
+        let listener = UnixListener::bind(&path).unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (stream, store) = (stream.unwrap(), store.clone());
-                std::thread::spawn(move || serve(stream, &store));
+                let (stream, served) = (stream.unwrap(), served.clone());
+                std::thread::spawn(move || serve(stream, &served));
             }
         });
         TestStore { path }
@@ -88,19 +96,28 @@ impl TestStore {
     }
 }
 
-fn serve(mut stream: UnixStream, store: &Mutex<Store>) {
-    let conn = store.lock().unwrap().connect();
+fn serve(mut stream: UnixStream, served: &Mutex<Served>) {
+    let conn = {
+        let mut served = served.lock().unwrap();
+        let conn = served.store.connect();
+        served.streams.insert(conn, stream.try_clone().unwrap());
+        conn
+    };
     let (mut input, mut chunk) = (Vec::new(), [0; 4096]);
     while let Ok(n @ 1..) = stream.read(&mut chunk) {
         input.extend(&chunk[..n]);
         while let Ok(Some((header, payload))) = wire::split(&input) {
-            let mut out = Out::default();
-            store.lock().unwrap().handle(conn, header, payload, false, &mut out);
+            let (mut out, mut served) = (Out::default(), served.lock().unwrap());
+            served.store.handle(conn, header, payload, false, &mut out);
             let done = wire::HEADER_LEN + payload.len();
-            out.messages().filter(|(to, ..)| *to == conn).for_each(|(_, bytes, _)| {
-                stream.write_all(bytes).unwrap();
-            });
+            for (to, bytes, _) in out.messages() {
+                // One that has left hears nothing.
+                let _ = served.streams.get_mut(&to).map(|stream| stream.write_all(bytes));
+            }
             input.drain(..done);
         }
     }
+    let mut served = served.lock().unwrap();
+    served.streams.remove(&conn);
+    served.store.disconnect(conn);
 }

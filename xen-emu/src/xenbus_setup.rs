@@ -29,7 +29,7 @@ pub struct Facts {
 
 /// Who may do what with a node. Domain 0 may do everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rights {
+pub enum Rights {
     /// As with the node above.
     Inherited,
     /// The guest may read: `n0,rD`.
@@ -41,7 +41,8 @@ enum Rights {
 }
 
 impl Rights {
-    fn perms(self, domid: u16) -> Option<Vec<Perm>> {
+    /// To be set on the node; `None` = as it was made.
+    pub fn perms(self, domid: u16) -> Option<Vec<Perm>> {
         let (none, read) = (|id| Perm::new(Access::None, id), |id| Perm::new(Access::Read, id));
         match self {
             Rights::Inherited => None,

@@ -190,8 +190,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connect to `control.sock` at `path`. Requests other than [`Request::Wait`] are answered within 10 s
-    /// or end with a timeout error.
+    /// Connect to `control.sock` at `path`. Requests are answered within 10 s, those that wait for a guest or open
+    /// images within 60 s, or end with a timeout error; only [`Request::Wait`] takes as long as it takes.
     pub fn open(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         Ok(Connection { stream: BufReader::new(stream) })
@@ -199,7 +199,12 @@ impl Connection {
 
     /// Ask and await the reply. [`Reply::Error`] comes back as an [`io::Error`] with its message.
     pub fn ask(&mut self, request: &Request) -> io::Result<Reply> {
-        let limit = (*request != Request::Wait).then_some(Duration::from_secs(10));
+        let limit = match request {
+            Request::Wait => None,
+            Request::Attach { .. } | Request::Detach { .. } | Request::Media { .. } => Some(60),
+            _ => Some(10),
+        };
+        let limit = limit.map(Duration::from_secs);
         self.stream.get_ref().set_read_timeout(limit)?;
         send(self.stream.get_ref(), request)?;
         match self.receive()? {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use xen_domain::effect::{Backend, CallbackVia, Offload, Port, VcpuId};
 use xen_domain::mem::Gpa;
 
@@ -37,6 +37,9 @@ pub fn has_reliable_vectors(capabilities: u32) -> bool {
     capabilities & KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA != 0
 }
 
+/// Event channels of devices at once: KVM has 4096 interrupt routes.
+const DEVICES: u32 = 4000;
+
 /// The eventfds of one backend.
 #[derive(Debug)]
 pub struct BackendFds {
@@ -46,17 +49,31 @@ pub struct BackendFds {
     pub notify: EventFd,
 }
 
+impl BackendFds {
+    /// Two new ones.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub fn new() -> io::Result<BackendFds> {
+        let flags = EFD_NONBLOCK | EFD_CLOEXEC;
+        Ok(BackendFds { kick: EventFd::new(flags)?, notify: EventFd::new(flags)? })
+    }
+}
+
 struct Ports {
     offloaded: BTreeSet<Port>,
     by_backend: BTreeMap<Backend, Port>,
+    backends: BTreeMap<Backend, Arc<BackendFds>>,
     routes: Routes,
+    /// KVM knows where shared_info is. It warns about events that it cannot deliver, so only then are the notify
+    /// eventfds irqfds; what was signalled before is delivered when they become that.
+    placed: bool,
 }
 
 /// See the module.
 pub struct XenKernel {
     vm: Arc<VmFd>,
     capabilities: u32,
-    backends: BTreeMap<Backend, BackendFds>,
     ports: Mutex<Ports>,
 }
 
@@ -85,7 +102,7 @@ impl XenKernel {
         vm: Arc<VmFd>,
         capabilities: u32,
         xen_version: u32,
-        backends: BTreeMap<Backend, BackendFds>,
+        backends: BTreeMap<Backend, Arc<BackendFds>>,
     ) -> io::Result<Self> {
         let config = kvm_xen_hvm_config {
             flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
@@ -96,17 +113,50 @@ impl XenKernel {
         let mut version = vm_attr(KVM_XEN_ATTR_TYPE_XEN_VERSION);
         version.u.xen_version = xen_version;
         ioctl::hvm_set_attr(&vm, &version)?;
-        for (&backend, fds) in &backends {
-            vm.register_irqfd(&fds.notify, gsi(backend))?;
-        }
-        let ports =
-            Ports { offloaded: BTreeSet::new(), by_backend: BTreeMap::new(), routes: Routes::default() };
-        Ok(XenKernel { vm, capabilities, backends, ports: Mutex::new(ports) })
+        let ports = Ports {
+            offloaded: BTreeSet::new(),
+            by_backend: BTreeMap::new(),
+            backends,
+            routes: Routes::default(),
+            placed: false,
+        };
+        Ok(XenKernel { vm, capabilities, ports: Mutex::new(ports) })
     }
 
     /// The eventfds of a backend.
-    pub fn backend(&self, backend: Backend) -> Option<&BackendFds> {
-        self.backends.get(&backend)
+    pub fn backend(&self, backend: Backend) -> Option<Arc<BackendFds>> {
+        self.ports().backends.get(&backend).cloned()
+    }
+
+    /// Make room for one more device's event channel.
+    ///
+    /// # Errors
+    /// The host has no descriptors or no interrupt routes left.
+    pub fn add_device(&self) -> io::Result<(Backend, Arc<BackendFds>)> {
+        let fds = Arc::new(BackendFds::new()?);
+        let mut ports = self.ports();
+        let free = |n: &u32| !ports.backends.contains_key(&Backend::Device(*n));
+        let backend = (0..DEVICES).find(free).map(Backend::Device);
+        let backend = backend.ok_or_else(|| io::Error::other(format!("more than {DEVICES} in use")))?;
+        if ports.placed {
+            self.vm.register_irqfd(&fds.notify, gsi(backend))?;
+        }
+        ports.backends.insert(backend, fds.clone());
+        Ok((backend, fds))
+    }
+
+    /// Forget a device's event channel.
+    pub fn remove_device(&self, backend: Backend) {
+        let mut ports = self.ports();
+        if let Some(&port) = ports.by_backend.get(&backend) {
+            ports.forget_logged(&self.vm, port);
+        }
+        if let Some(fds) = ports.backends.remove(&backend)
+            && ports.placed
+            && let Err(e) = self.vm.unregister_irqfd(&fds.notify, gsi(backend))
+        {
+            limited!(warn, "{backend:?} stays in the kernel: {e}");
+        }
     }
 
     fn has(&self, bit: u32) -> bool {
@@ -118,7 +168,8 @@ impl XenKernel {
     }
 
     /// The attribute that makes KVM handle sends on `port`.
-    fn evtchn(&self, port: Port, how: Offload, known: bool) -> Option<kvm_xen_hvm_attr> {
+    fn evtchn(&self, ports: &Ports, port: Port, how: Offload) -> Option<kvm_xen_hvm_attr> {
+        let known = ports.offloaded.contains(&port);
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_EVTCHN);
         let mut evtchn = kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_2 {
             send_port: port,
@@ -138,7 +189,7 @@ impl XenKernel {
             }
             Offload::Loopback { port, vcpu } => evtchn.deliver.port = deliver(port, vcpu),
             Offload::Backend(backend, _) => {
-                evtchn.deliver.eventfd.fd = self.backends.get(&backend)?.kick.as_raw_fd();
+                evtchn.deliver.eventfd.fd = ports.backends.get(&backend)?.kick.as_raw_fd();
             }
         }
         attr.u.evtchn = evtchn;
@@ -147,6 +198,21 @@ impl XenKernel {
 }
 
 impl Ports {
+    /// Let KVM deliver what backends signal, or no longer.
+    fn set_placed(&mut self, vm: &VmFd, placed: bool) -> io::Result<()> {
+        if self.placed == placed {
+            return Ok(());
+        }
+        for (&backend, fds) in &self.backends {
+            match placed {
+                true => vm.register_irqfd(&fds.notify, gsi(backend))?,
+                false => vm.unregister_irqfd(&fds.notify, gsi(backend))?,
+            }
+        }
+        self.placed = placed;
+        Ok(())
+    }
+
     fn forget_logged(&mut self, vm: &VmFd, port: Port) {
         if let Err(e) = self.forget(vm, port) {
             limited!(warn, "port {port} stays in the kernel: {e}");
@@ -194,7 +260,13 @@ impl XenAccel for XenKernel {
             attr = vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO);
             attr.u.shared_info.gfn = gfn.unwrap_or(u64::MAX);
         }
-        ioctl::hvm_set_attr(&self.vm, &attr)
+        let mut ports = self.ports();
+        let placed = gfn.is_some();
+        if !placed {
+            ports.set_placed(&self.vm, false)?;
+        }
+        ioctl::hvm_set_attr(&self.vm, &attr)?;
+        if placed { ports.set_placed(&self.vm, true) } else { Ok(()) }
     }
 
     fn callback(&self, via: CallbackVia) -> io::Result<()> {
@@ -270,7 +342,7 @@ impl XenAccel for XenKernel {
                 return true;
             }
         }
-        let Some(attr) = self.evtchn(port, how, known) else { return false };
+        let Some(attr) = self.evtchn(&ports, port, how) else { return false };
         match ioctl::hvm_set_attr(&self.vm, &attr) {
             Ok(()) => {
                 ports.offloaded.insert(port);

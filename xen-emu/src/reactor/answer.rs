@@ -1,8 +1,10 @@
 //! What the control socket may ask, and the answers.
 
 use super::{REQUESTS, Reactor};
+use crate::socket::ClientId;
 use crate::supervise::reason;
 use tracing::info;
+use xen_emu_api::config::DomainConfig;
 use xen_emu_api::control::{Reply, Request, Status};
 
 impl Reactor {
@@ -13,12 +15,42 @@ impl Reactor {
             && let Some((id, request)) = self.control.next_request()
         {
             requests += 1;
-            match self.answer(&request) {
-                Some(reply) => self.control.reply(id, &reply),
-                None => self.waiting.push(id),
+            match request {
+                Request::Attach { .. }
+                | Request::Detach { .. }
+                | Request::Devices
+                | Request::Resize { .. }
+                | Request::Media { .. } => self.ask_bus(id, request),
+                request => match self.answer(&request) {
+                    Some(reply) => self.control.reply(id, &reply),
+                    None => self.waiting.push(id),
+                },
             }
         }
         requests
+    }
+
+    /// Have a request about devices answered by the bus, which may take its time.
+    fn ask_bus(&mut self, id: ClientId, request: Request) {
+        if request != Request::Devices
+            && let Err(message) = self.living()
+        {
+            return self.control.reply(id, &Reply::Error { message });
+        }
+        let (answers, ping) = (self.answers.0.clone(), self.answered.clone());
+        let answer = move |reply| {
+            // Nobody hears it only when all is over.
+            let _ = answers.send((id, reply));
+            ping.ping();
+        };
+        self.bus.ask(request, Box::new(answer));
+    }
+
+    /// Pass on what the bus has answered.
+    pub(super) fn pass_on(&mut self) {
+        while let Ok((id, reply)) = self.answers.1.try_recv() {
+            self.control.reply(id, &reply);
+        }
     }
 
     /// The answer to a request, or `None` when it has to wait for the shutdown.
@@ -29,7 +61,7 @@ impl Reactor {
         };
         Some(match request {
             Request::Status => Reply::Status(Box::new(self.status())),
-            Request::Config => Reply::Config(Box::new(self.launch.config.clone())),
+            Request::Config => Reply::Config(Box::new(self.config())),
             Request::Dmesg => Reply::Text { text: self.log.text() },
             Request::Describe { path } => Reply::Text { text: self.describe(path) },
             Request::Wait => Reply::Shutdown { reason: self.shutdown? },
@@ -47,18 +79,23 @@ impl Reactor {
             | Request::Detach { .. }
             | Request::Devices
             | Request::Resize { .. }
-            | Request::Media { .. } => done(Err("this version has no PV block or network devices".into())),
+            | Request::Media { .. } => done(Err("this is the bus's to answer".into())),
         })
     }
 
-    /// What can be done only with a domain that lives.
-    fn command(&mut self, request: &Request) -> Result<(), String> {
+    /// Some things can be done only with a domain that lives.
+    fn living(&self) -> Result<(), String> {
         if self.end.is_some() {
             return Err("the domain is being destroyed".into());
         }
         if let Some(code) = self.shutdown {
             return Err(format!("the domain has shut down already, reason code {code}"));
         }
+        Ok(())
+    }
+
+    fn command(&mut self, request: &Request) -> Result<(), String> {
+        self.living()?;
         match request {
             Request::Pause => self.vm.pause(),
             Request::Unpause => self.vm.unpause(),
@@ -71,6 +108,11 @@ impl Reactor {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The configuration with the devices as they are now.
+    pub(super) fn config(&self) -> DomainConfig {
+        DomainConfig { devices: self.bus.configs(), ..self.launch.config.clone() }
     }
 
     fn status(&self) -> Status {

@@ -116,10 +116,10 @@ impl Reactor {
     pub(super) fn carry_out(&mut self, fate: Fate) {
         match fate {
             Fate::Destroy => self.destroy(),
-            Fate::Restart => self.prepare(fate, self.launch.config.clone()),
+            Fate::Restart => self.prepare(fate, self.config()),
             Fate::Preserve => {}
             Fate::RenameRestart => {
-                let config = self.launch.config.clone();
+                let config = self.config();
                 match self.rename() {
                     Ok(()) => self.prepare(fate, config),
                     Err(e) => error!("the domain stays as it is: {e:#}"),
@@ -128,8 +128,9 @@ impl Reactor {
         }
     }
 
-    /// Go on as a dead domain under another name.
+    /// Go on as a dead domain under another name, and without devices: they are the successor's.
     fn rename(&mut self) -> anyhow::Result<()> {
+        self.bus.close();
         let (domid, uuid) = (self.launch.domid, self.launch.config.uuid.clone());
         let dead = supervise::renamed(&self.launch.config, SystemTime::now())?;
         self.with_store(|store| xenbus_setup::rename(store, domid, &uuid, &dead))?;
@@ -206,6 +207,9 @@ impl Reactor {
         if self.shutdown.is_some() {
             info!("Domain {domid} needs to be cleaned up: destroying the domain");
         }
+        // First the vCPUs, then the devices, then the memory that these may be writing to disks from.
+        self.vm.pause();
+        self.bus.close();
         self.vm.stop();
         self.console.finish(LAST_BYTES);
         if let Some((_, thread)) = self.preparing.take()
@@ -228,6 +232,7 @@ impl Reactor {
         // Whoever has asked just now gets an answer and not a reset connection.
         while self.control.accept().is_some() {}
         self.requests();
+        self.pass_on();
         self.control.finish(LAST_BYTES);
         while let Some(signal) = self.next_signal() {
             if signal != Signal::SIGHUP {

@@ -1,6 +1,7 @@
 //! Whole lives of a domain that has no machine: real sockets, real signals, a store without rings.
 
 use super::*;
+use crate::backend::bus::tests as fake;
 use crate::backend::console::Wiring;
 use crate::backend::console::ring::fake::Page;
 use crate::supervise::reason;
@@ -117,12 +118,14 @@ impl Stage {
                 start_time: 1.0,
             };
             xenbus_setup::setup(&mut store, &launch, &facts)?;
+            let bus = Bus::start(xenbus_setup::connect(&launch)?, fake::wiring(launch.domid))?;
             Ok(Parts {
                 launch,
                 run_dir,
                 vm: machine,
                 events,
                 console,
+                bus,
                 store,
                 life_line: line,
                 ready: Some(File::create(ready_path)?),

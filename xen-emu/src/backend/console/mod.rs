@@ -6,7 +6,7 @@
 //! ([`Console::ready`]) and then calls [`Console::turn`] once.
 
 mod backlog;
-mod pty;
+pub mod pty;
 mod reader;
 pub mod ring;
 
@@ -76,7 +76,7 @@ struct Client {
 /// The primary console of a domain.
 pub struct Console {
     ring: Ring,
-    kick: Rc<File>,
+    kick: Arc<File>,
     notify: File,
     /// Bytes taken from the ring since the guest was last notified.
     freed: usize,
@@ -103,7 +103,7 @@ impl Console {
         fcntl(&wiring.kick, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
         Ok(Console {
             ring: Ring::new(wiring.page, wiring.at).map_err(io::Error::other)?,
-            kick: Rc::new(wiring.kick.into()),
+            kick: Arc::new(wiring.kick.into()),
             notify: wiring.notify.into(),
             freed: 0,
             pty: pty.map(|pty| (pty, Reader::new(&log))),
@@ -123,7 +123,7 @@ impl Console {
     }
 
     /// For the event loop: the guest's kick, and the pty.
-    pub fn sources(&self) -> Vec<(Source, Rc<File>)> {
+    pub fn sources(&self) -> Vec<(Source, Arc<File>)> {
         let pty = self.pty.iter().map(|(pty, _)| (Source::Pty, pty.master.clone()));
         [(Source::Kick, self.kick.clone())].into_iter().chain(pty).collect()
     }

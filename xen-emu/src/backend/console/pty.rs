@@ -8,12 +8,12 @@ use nix::unistd::ttyname;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A raw pty of mode 0600.
 pub struct Pty {
     /// Our end, non-blocking.
-    pub master: Rc<File>,
+    pub master: Arc<File>,
     /// Kept open so that the last reader's leaving is not an end.
     _slave: OwnedFd,
     /// `/dev/pts/N`
@@ -33,6 +33,6 @@ impl Pty {
         }
         fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
         let path = ttyname(&pty.slave)?.display().to_string();
-        Ok(Pty { master: Rc::new(File::from(pty.master)), _slave: pty.slave, path })
+        Ok(Pty { master: Arc::new(File::from(pty.master)), _slave: pty.slave, path })
     }
 }

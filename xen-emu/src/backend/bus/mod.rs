@@ -1,0 +1,136 @@
+//! The bus: the xenbus life cycle of all PV devices of a domain, on one thread with a store connection of its own.
+//!
+//! Whatever blocks is done here and not on the main thread: opening images, waiting for a guest to let go, talking to
+//! the store. Devices have their own threads for their rings; the bus only connects and disconnects them.
+
+mod nodes;
+mod requests;
+mod serve;
+
+use super::device::{self, Channels, DeviceError, GuestRam};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+pub use nodes::Place;
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use xen_domain::gnttab::Grants;
+use xen_emu_api::control::{Reply, Request};
+use xen_emu_api::device::Device;
+use xenstored::client::Client;
+
+/// Makes the backend of a configured device of this domain; on an error nothing is left.
+pub type Open = dyn Fn(&Device) -> Result<Box<dyn device::Device>, DeviceError> + Send + Sync;
+
+/// What the machine gives the bus.
+pub struct Wiring {
+    /// The guest.
+    pub domid: u16,
+    /// Its memory.
+    pub memory: Arc<dyn GuestRam>,
+    /// Its grants.
+    pub grants: Arc<dyn Grants>,
+    /// Its event channels.
+    pub channels: Arc<dyn Channels>,
+    /// The kinds of devices.
+    pub open: Box<Open>,
+}
+
+/// Told the answer to a request, from the bus's thread.
+pub type Answer = Box<dyn FnOnce(Reply) + Send>;
+
+enum Command {
+    Ask(Request, Answer),
+    /// A device that was connected for the so-manieth time cannot go on.
+    Failed(Place, u64, DeviceError),
+    Close,
+}
+
+/// How others speak to the thread.
+#[derive(Clone)]
+struct Line {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl Line {
+    /// Comes back with what the thread is not there to hear any more.
+    fn send(&self, command: Command) -> Option<Command> {
+        let unheard = self.commands.send(command).err().map(|mpsc::SendError(command)| command);
+        // Full only if it was woken 2^64 - 2 times.
+        let _ = self.wake.write(1);
+        unheard
+    }
+}
+
+/// The devices of a domain, as the main thread has them.
+pub struct Bus {
+    line: Line,
+    configs: Arc<Mutex<Vec<Device>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Bus {
+    /// Starts the thread, without devices. `store` is for it alone.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn start(store: Client, wiring: Wiring) -> io::Result<Bus> {
+        let (commands, heard) = mpsc::channel();
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let line = Line { commands, wake };
+        let configs = Arc::new(Mutex::new(Vec::new()));
+        let server = serve::Server::new(store, wiring, (line.clone(), heard), configs.clone());
+        let thread = std::thread::Builder::new().name("xenbus".into()).spawn(move || server.run())?;
+        Ok(Bus { line, configs, thread: Some(thread) })
+    }
+
+    /// Has a request about devices answered, now or later.
+    pub fn ask(&self, request: Request, answer: Answer) {
+        if let Some(Command::Ask(request, answer)) = self.line.send(Command::Ask(request, answer)) {
+            answer(match request {
+                Request::Devices => Reply::Devices { devices: Vec::new() },
+                _ => Reply::Error { message: "the domain has no devices any more".into() },
+            });
+        }
+    }
+
+    /// Attaches a device and waits for that.
+    ///
+    /// # Errors
+    /// In one line why not; nothing is left then.
+    pub fn attach(&self, device: &Device) -> Result<(), String> {
+        let (told, answer) = mpsc::channel();
+        let request = Request::Attach { device: device.clone() };
+        self.ask(request, Box::new(move |reply| drop(told.send(reply))));
+        match answer.recv() {
+            Ok(Reply::Error { message }) => Err(message),
+            Ok(_) => Ok(()),
+            Err(_) => Err("the thread of the devices has ended".into()),
+        }
+    }
+
+    /// The devices as they are now, in the order in which they came: for a domain that follows this one.
+    pub fn configs(&self) -> Vec<Device> {
+        crate::guest::lock(&self.configs).clone()
+    }
+
+    /// Closes all devices, and waits for that; their nodes stay. Idempotent.
+    pub fn close(&mut self) {
+        let _ = self.line.send(Command::Close);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the devices has panicked");
+        }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+pub mod tests;

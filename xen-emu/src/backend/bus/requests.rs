@@ -1,0 +1,130 @@
+//! What may be asked of the bus.
+
+use super::Answer;
+use super::nodes::Place;
+use super::serve::{Entry, Server};
+use crate::backend::device::{DeviceError, Disc};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use xen_domain::xenbus::Event;
+use xen_emu_api::control::{DeviceStatus, Reply, Request};
+use xen_emu_api::device::{Device, DiskFormat};
+
+/// How long a guest may take to let go of a device.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A device for people.
+pub(super) fn label(config: &Device) -> String {
+    match config {
+        Device::Disk(disk) => format!("disk {}", disk.vdev),
+        Device::Vif(vif) => format!("vif {}", vif.devid),
+        Device::Channel(channel) => format!("channel {}", channel.name),
+    }
+}
+
+impl Server {
+    pub(super) fn ask(&mut self, request: Request, answer: Answer) {
+        let reply = match request {
+            Request::Attach { device } => self.attach(device),
+            Request::Detach { kind, devid, force } => match self.detach(&kind, devid, force, answer) {
+                Ok(()) => return,
+                Err((e, answer)) => return answer(Reply::Error { message: e.0 }),
+            },
+            Request::Devices => Ok(Reply::Devices { devices: self.entries.values().map(status).collect() }),
+            Request::Resize { devid, bytes } => self.resize(devid, bytes),
+            Request::Media { devid, target, format } => self.insert(devid, target, format),
+            _ => Err(DeviceError("this is no request about devices".into())),
+        };
+        answer(reply.unwrap_or_else(|e| Reply::Error { message: e.0 }));
+    }
+
+    fn attach(&mut self, config: Device) -> Result<Reply, DeviceError> {
+        let (place, name) = (Place::of(self.wiring.domid, &config), label(&config));
+        if let Some(entry) = self.entries.get(&place) {
+            let what = if entry.backend.online { "exists already" } else { "is still being detached" };
+            return Err(DeviceError(format!("{name} {what}")));
+        }
+        let device = (self.wiring.open)(&config).map_err(|e| named(e, &name))?;
+        self.take_up(place, config, device).map_err(|e| named(e, &name))?;
+        tracing::info!("{name}: attached");
+        Ok(Reply::Ok)
+    }
+
+    fn find(&self, kind: &str, devid: u32) -> Result<Place, DeviceError> {
+        let found = self.entries.keys().find(|place| place.kind == kind && place.devid == devid);
+        found.cloned().ok_or_else(|| DeviceError(format!("the domain has no {kind} {devid}")))
+    }
+
+    fn detach(
+        &mut self,
+        kind: &str,
+        devid: u32,
+        force: bool,
+        answer: Answer,
+    ) -> Result<(), (DeviceError, Answer)> {
+        let place = match self.find(kind, devid) {
+            Ok(place) => place,
+            Err(e) => return Err((e, answer)),
+        };
+        let online = place.back() + "/online";
+        if let Err(e) = self.talk(|store| store.write(&online, "0"))
+            && !force
+        {
+            return Err((e, answer));
+        }
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.leaving.push((Instant::now() + PATIENCE, answer));
+        }
+        self.on(&place, if force { Event::Force } else { Event::Online(false) });
+        Ok(())
+    }
+
+    fn resize(&mut self, devid: u32, bytes: Option<u64>) -> Result<Reply, DeviceError> {
+        let place = self.find("vbd", devid)?;
+        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
+        let nodes = entry.device.resize(bytes).map_err(|e| named(e, &label(&entry.config)))?;
+        self.update(&place, nodes);
+        Ok(Reply::Ok)
+    }
+
+    fn insert(
+        &mut self,
+        devid: u32,
+        target: Option<PathBuf>,
+        format: DiskFormat,
+    ) -> Result<Reply, DeviceError> {
+        let place = self.find("vbd", devid)?;
+        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
+        entry.disc = target.clone().map(|target| Disc { target, format });
+        self.on(&place, Event::Reconfigure);
+        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
+        if let Some(e) = entry.take_error() {
+            return Err(named(e, &label(&entry.config)));
+        }
+        let mut config = entry.config.clone();
+        if let Device::Disk(disk) = &mut config {
+            (disk.target, disk.format) = (target, format);
+        }
+        self.update(&place, super::nodes::params(&config));
+        self.record(&place, config);
+        Ok(Reply::Ok)
+    }
+}
+
+/// An error says which device it is about.
+fn named(e: DeviceError, label: &str) -> DeviceError {
+    // Some say it themselves, more or less.
+    let said = e.0.split_once(": ").filter(|(who, _)| label.contains(who));
+    DeviceError(format!("{label}: {}", said.map_or(e.0.as_str(), |(_, rest)| rest)))
+}
+
+fn status(entry: &Entry) -> DeviceStatus {
+    let port = |name| entry.front.as_ref().and_then(|front| front.get(name).ok().flatten());
+    DeviceStatus {
+        device: entry.config.clone(),
+        state: entry.state.0,
+        port: port("event-channel").or_else(|| port("port")),
+        rings: entry.device.rings(),
+        path: entry.device.path(),
+    }
+}
