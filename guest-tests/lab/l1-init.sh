@@ -23,6 +23,26 @@ for module in $(cat /lab/modules/order); do
 done
 . /lab/settings
 
+# Drives have Debian images, each in a file system with room beside it: /disk/N/NAME.img. The system on the first is L1's own, to be read
+# only, at /tools: `tools PROGRAM` runs what L1 has no build of. The tests take the others, /disk/debian.img is the first of them.
+number=0
+for drive in /dev/vd?; do
+    [ -b "$drive" ] || break
+    mkdir -p "/disk/$number"
+    mount -t ext4 "$drive" "/disk/$number"
+    number=$((number + 1))
+done
+if [ "$number" -gt 0 ]; then
+    mkdir /tools
+    losetup -r -o 1048576 /dev/loop7 /disk/0/*.img
+    mount -t ext4 -o ro /dev/loop7 /tools
+    for folder in dev proc sys tmp run; do mount --bind "/$folder" "/tools/$folder"; done
+    mount --bind /disk /tools/media
+    ln -s "$(ls /disk/1/*.img | head -n 1)" /disk/debian.img
+    printf '#!/bin/sh\nexec chroot /tools /usr/bin/env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"\n' >/usr/bin/tools
+    chmod 755 /usr/bin/tools
+fi
+
 port() {
     for p in /sys/class/virtio-ports/*; do
         [ "$(cat "$p/name")" = "$1" ] && echo "/dev/${p##*/}"

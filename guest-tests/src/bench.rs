@@ -45,6 +45,7 @@ pub fn run(bench: &Bench) -> Result<u8> {
             start: format!("exec sh /lab/bench {} {} 9>&-\n", bench.rounds, bench.programs.join(" ")),
             peer: true,
         },
+        drives: Vec::new(),
         memory_mib: default_memory_mib()?,
         limit,
         interactive: false,

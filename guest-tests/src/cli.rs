@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, script, suite};
+use crate::{bench, demo, image, script, suite};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -25,6 +25,8 @@ enum Command {
     Bench(bench::Bench),
     /// Run a script in L1; its output and exit status come back
     Run(script::Run),
+    /// Build a Debian disk image, for guests that live on a disk
+    Image(image::Build),
     /// An interactive prompt in L1, with xlr ready
     Shell(script::Options),
 }
@@ -36,6 +38,7 @@ pub fn run() -> Result<u8> {
         Command::Test(suite) => suite::run(&suite),
         Command::Bench(bench) => bench::run(&bench),
         Command::Run(run) => script::run(&run),
+        Command::Image(build) => image::run(&build),
         Command::Shell(options) => script::shell(&options),
     }
 }

@@ -16,7 +16,19 @@ use crate::system::{add_modules, add_userland};
 
 const INIT: &str = include_str!("../lab/l1-init.sh");
 /// Loaded before anything runs. `virtio` first: the channels are made of it.
-const MODULES: [&str; 6] = ["virtio_pci", "virtio_console", "kvm_amd", "tun", "loop", "evdev"];
+const MODULES: [&str; 11] = [
+    "virtio_pci",
+    "virtio_console",
+    "kvm_amd",
+    "tun",
+    "loop",
+    "evdev",
+    "virtio_blk",
+    "crc32c_generic",
+    "ext4",
+    "bridge",
+    "veth",
+];
 /// Names under which our multi-call programs are called too.
 const LINKS: [(&str, &str); 9] = [
     ("xl", "xlr"),

@@ -9,6 +9,7 @@ mod cli;
 mod cpio;
 mod demo;
 mod guests;
+mod image;
 mod kernel;
 mod l1;
 mod matrix;

@@ -46,6 +46,15 @@ pub fn machine(
     Ok(command)
 }
 
+/// Adds drives that L1 may write to as it likes: what it writes is gone when it ends.
+pub fn add_drives(command: &mut Command, drives: &[PathBuf]) {
+    for (number, drive) in drives.iter().enumerate() {
+        let options = "format=raw,if=none,snapshot=on,cache=unsafe,discard=unmap";
+        command.arg("-drive").arg(format!("file={},id=disk{number},{options}", drive.display()));
+        command.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial={number}"));
+    }
+}
+
 /// A program of the set, started by the set's own loader with the set's own libraries.
 fn program(root: &Path, name: &str) -> Result<Command> {
     let mut command = Command::new(root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));

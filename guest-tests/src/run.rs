@@ -36,6 +36,8 @@ pub struct Job {
     pub kernel: Kernel,
     /// What is in its image.
     pub contents: Contents,
+    /// Disks of L1, in the order of `/dev/vda` and so on; never written to.
+    pub drives: Vec<PathBuf>,
     /// Its memory in MiB.
     pub memory_mib: u64,
     /// Seconds after which the script is killed in L1.
@@ -76,6 +78,7 @@ pub fn once(cache: &Cache, job: &Job, sink: &mut dyn FnMut(Event)) -> Result<End
     let image = folder.path().join("initramfs");
     write_image(cache, &job.kernel, &job.contents, &image)?;
     let mut command = qemu::machine(cache, &job.kernel.image()?, &image, COMMAND_LINE, job.memory_mib)?;
+    qemu::add_drives(&mut command, &job.drives);
     let (events, receiver) = channel();
     add_channels(&mut command, job, folder.path(), &events)?;
     drop(events);

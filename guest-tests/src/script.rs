@@ -10,6 +10,7 @@ use console::Term;
 use crate::binaries;
 use crate::cache::Cache;
 use crate::guests::Guests;
+use crate::image::drives;
 use crate::kernel::Kernel;
 use crate::l1::Contents;
 use crate::qemu::default_memory_mib;
@@ -51,6 +52,9 @@ pub struct Options {
     /// Debian kernels below /guest: 6.12-cloud, 6.12-full, 6.1-cloud, 6.1-full
     #[arg(long, value_delimiter = ',', default_value = "6.12-cloud,6.1-cloud")]
     guests: Vec<String>,
+    /// A Debian disk image to find below /disk in L1: debian-12 or debian-13; may be repeated, each is a fresh one
+    #[arg(long, value_name = "NAME")]
+    image: Vec<String>,
     /// QEMU in L1 too (qemu-system-x86_64), whose Xen emulation ours is compared with
     #[arg(long)]
     peer: bool,
@@ -118,6 +122,7 @@ impl Options {
         Ok(Job {
             kernel: Kernel::get(cache, self.kernel.kernel())?,
             contents,
+            drives: drives(cache, &names(&self.image))?,
             memory_mib: self.mem.map_or_else(default_memory_mib, Ok)?,
             limit,
             interactive,

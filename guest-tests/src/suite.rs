@@ -15,6 +15,7 @@ use clap::Args;
 use crate::binaries::{self, Built};
 use crate::cache::Cache;
 use crate::guests::Guests;
+use crate::image::{IMAGES, drives};
 use crate::kernel::Kernel;
 use crate::l1::Contents;
 use crate::matrix::{TESTS, Test};
@@ -209,6 +210,9 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
     let used = |name: &str| cases.iter().any(|case| case.words.iter().any(|word| word == name));
     let linux: Vec<&str> =
         KERNELS.iter().map(|(name, _)| *name).filter(|name| *name == "6.12-cloud" || used(name)).collect();
+    // A disk image for every test that names one.
+    let words = || cases.iter().flat_map(|case| &case.words).map(String::as_str);
+    let images: Vec<&str> = words().filter(|word| IMAGES.iter().any(|image| image.name == *word)).collect();
     let mut start = String::new();
     for case in cases {
         let words: Vec<String> = case.words.iter().map(|word| quote(word)).collect();
@@ -225,6 +229,7 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
             start,
             peer: false,
         },
+        drives: drives(cache, &images)?,
         memory_mib: default_memory_mib()?,
         limit,
         interactive: false,
