@@ -3,9 +3,12 @@
 //! Whatever blocks is done here and not on the main thread: opening images, waiting for a guest to let go, talking to
 //! the store. Devices have their own threads for their rings; the bus only connects and disconnects them.
 
+mod act;
+mod entry;
 mod nodes;
 mod requests;
 mod serve;
+mod watch;
 
 use super::device::{self, Channels, DeviceError, GuestRam};
 use nix::sys::eventfd::{EfdFlags, EventFd};

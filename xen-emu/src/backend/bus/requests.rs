@@ -1,8 +1,9 @@
 //! What may be asked of the bus.
 
 use super::Answer;
+use super::entry::Entry;
 use super::nodes::Place;
-use super::serve::{Entry, Server};
+use super::serve::Server;
 use crate::backend::device::{DeviceError, Disc};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -98,7 +99,7 @@ impl Server {
         entry.disc = target.clone().map(|target| Disc { target, format });
         self.on(&place, Event::Reconfigure);
         let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
-        if let Some(e) = entry.take_error() {
+        if let Some(e) = entry.error.take() {
             return Err(named(e, &label(&entry.config)));
         }
         let mut config = entry.config.clone();

@@ -1,0 +1,203 @@
+//! What becomes of a device by what happens to it.
+
+use super::Command;
+use super::entry::{Entry, Nothing};
+use super::nodes::{self, Place};
+use super::serve::Server;
+use super::watch::Watched;
+use crate::backend::device::{self, Connection, DeviceError, Nodes};
+use crate::guest::lock;
+use crate::log::limited;
+use std::sync::Arc;
+use xen_abi::io::xenbus::XenbusState;
+use xen_domain::xenbus::{Action, Event};
+use xen_emu_api::control::Reply;
+use xen_emu_api::device::Device;
+use xenstored::client::Batch;
+
+impl Server {
+    /// Something has happened to a device.
+    pub(super) fn on(&mut self, place: &Place, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let Some(entry) = self.entries.get_mut(place) else { return };
+            let before = entry.backend;
+            let (backend, actions) = before.step(event);
+            entry.backend = backend;
+            tracing::debug!("{place}: {event:?} in {:?}: {actions:?}", before.phase);
+            for action in actions {
+                match action {
+                    Action::Advertise => self.advertise(place),
+                    Action::Write(state) => self.write_state(place, state),
+                    Action::Connect => next = Some(self.connect(place)),
+                    Action::Disconnect => self.disconnect(place),
+                    Action::WriteError => self.write_error(place),
+                    Action::Reconfigure => next = Some(self.reconfigure(place)),
+                    Action::Remove => return self.remove(place),
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, place: &Place) -> Event {
+        let front = match self.talk(|store| nodes::frontend(store, place)) {
+            Ok(front) => front,
+            Err(e) => {
+                self.failed(place, e);
+                return Event::Failed;
+            }
+        };
+        let Some(entry) = self.entries.get_mut(place) else { return Event::Failed };
+        entry.connections += 1;
+        let (line, whose, count) = (self.line.clone(), place.clone(), entry.connections);
+        let connection = Connection {
+            domid: place.domid,
+            front: front.clone(),
+            memory: self.wiring.memory.clone(),
+            grants: self.wiring.grants.clone(),
+            channels: self.wiring.channels.clone(),
+            fail: Arc::new(move |e| drop(line.send(Command::Failed(whose.clone(), count, e)))),
+        };
+        match entry.device.connect(connection) {
+            Ok(nodes) => {
+                entry.front = Some(front);
+                entry.nodes = nodes;
+                limited!(info, "{place}: connected");
+                Event::Connected
+            }
+            Err(e) => {
+                self.failed(place, e);
+                Event::Failed
+            }
+        }
+    }
+
+    fn advertise(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.nodes = entry.device.advertise();
+            entry.nodes.push(("hotplug-status".into(), "connected".into()));
+        }
+    }
+
+    /// Our state, and with it the nodes that were kept for it.
+    pub(super) fn write_state(&mut self, place: &Place, state: XenbusState) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        let back = place.back();
+        let mut made = Batch::default();
+        for (name, value) in entry.nodes.drain(..) {
+            made.write(&format!("{back}/{name}"), value);
+        }
+        if state == XenbusState::CONNECTED {
+            made.rm(&format!("{back}/error"));
+        }
+        made.write(&format!("{back}/state"), state.0.to_string());
+        self.tell(place, |store| store.transaction(|store| store.run(&made)));
+    }
+
+    /// New values for a device that goes on; its frontend, if there is one, reads them when the state is written again.
+    pub(super) fn update(&mut self, place: &Place, nodes: Nodes) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        entry.nodes.extend(nodes);
+        let state = entry.backend.phase.state();
+        self.write_state(place, state);
+    }
+
+    fn reconfigure(&mut self, place: &Place) -> Event {
+        if let Some(entry) = self.entries.get_mut(place) {
+            match entry.device.insert(entry.disc.take().as_ref()) {
+                Ok(nodes) => entry.nodes.extend(nodes),
+                Err(e) => entry.error = Some(e),
+            }
+        }
+        Event::Reconfigured
+    }
+
+    /// The device cannot go on; the step that follows writes why.
+    pub(super) fn failed(&mut self, place: &Place, e: DeviceError) {
+        limited!(warn, "{place}: {e}");
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.error = Some(e);
+        }
+    }
+
+    fn disconnect(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.device.disconnect();
+            entry.front = None;
+            limited!(info, "{place}: disconnected");
+        }
+    }
+
+    fn write_error(&mut self, place: &Place) {
+        if let Some(e) = self.entries.get_mut(place).and_then(|entry| entry.error.take()) {
+            let path = place.back() + "/error";
+            self.tell(place, |store| store.write(&path, &e.0));
+        }
+    }
+
+    /// The device is gone for good.
+    fn remove(&mut self, place: &Place) {
+        let Some(mut entry) = self.entries.remove(place) else { return };
+        entry.device.disconnect();
+        let Entry { config, device, .. } = &mut entry;
+        lock(&self.configs).retain(|one| one != config);
+        // The image is free, and the host's end gone, when others see the nodes go.
+        *device = Box::new(Nothing);
+        let listens = entry.listens;
+        self.forget(place, listens);
+        tracing::info!("{place}: detached");
+        entry.answer(&Reply::Ok);
+    }
+
+    /// Removes the nodes and watches of a device.
+    fn forget(&mut self, place: &Place, listens: &'static [&'static str]) {
+        self.tell(place, |store| {
+            for watched in Watched::all(listens) {
+                // A watch that was never made is none to end.
+                match store.unwatch(&watched.path(place), &watched.token(place)) {
+                    Err(e) if e.errno().is_none() => return Err(e),
+                    _ => {}
+                }
+            }
+            store.transaction(|store| nodes::remove(store, place))
+        });
+    }
+
+    /// Takes up a device that was opened: its nodes, its watches, and it waits for the guest. All or nothing.
+    pub(super) fn take_up(
+        &mut self,
+        place: Place,
+        config: Device,
+        device: Box<dyn device::Device>,
+    ) -> Result<(), DeviceError> {
+        let (made, listens) = (nodes::made(&place, &config, &*device), device.listens());
+        let taken = self.talk(|store| {
+            store.transaction(|store| {
+                nodes::remove(store, &place)?;
+                store.run(&made)
+            })?;
+            Watched::all(listens)
+                .try_for_each(|watched| store.watch(&watched.path(&place), &watched.token(&place)))
+        });
+        if let Err(e) = taken {
+            drop(device);
+            self.forget(&place, listens);
+            return Err(e);
+        }
+        lock(&self.configs).push(config.clone());
+        self.entries.insert(place.clone(), Entry::new(config, device));
+        self.on(&place, Event::Start);
+        Ok(())
+    }
+
+    /// Records what has become of a device's configuration.
+    pub(super) fn record(&mut self, place: &Place, config: Device) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            lock(&self.configs)
+                .iter_mut()
+                .filter(|one| **one == entry.config)
+                .for_each(|one| *one = config.clone());
+            entry.config = config;
+        }
+    }
+}

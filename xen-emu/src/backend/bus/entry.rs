@@ -1,0 +1,84 @@
+//! One device as the bus has it.
+
+use super::Answer;
+use crate::backend::device::{self, Connection, DeviceError, Disc, Frontend, Nodes};
+use std::time::Instant;
+use xen_abi::io::xenbus::XenbusState;
+use xen_domain::xenbus::Backend;
+use xen_emu_api::control::Reply;
+use xen_emu_api::device::Device;
+
+/// One device.
+pub(super) struct Entry {
+    pub config: Device,
+    pub device: Box<dyn device::Device>,
+    pub backend: Backend,
+    pub listens: &'static [&'static str],
+    /// The frontend's state, as seen last.
+    pub state: XenbusState,
+    /// What the frontend wrote, while connected.
+    pub front: Option<Frontend>,
+    /// How often it was connected.
+    pub connections: u64,
+    /// Nodes to be written with the next state.
+    pub nodes: Nodes,
+    /// Why the device has failed.
+    pub error: Option<DeviceError>,
+    /// What is to be put in by the next [`Action::Reconfigure`].
+    pub disc: Option<Disc>,
+    /// Who waits for it to go, and until when.
+    pub leaving: Vec<(Instant, Answer)>,
+}
+
+impl Entry {
+    /// One that is not offered yet.
+    pub fn new(config: Device, device: Box<dyn device::Device>) -> Entry {
+        Entry {
+            config,
+            listens: device.listens(),
+            device,
+            backend: Backend::default(),
+            state: XenbusState::INITIALISING,
+            front: None,
+            connections: 0,
+            nodes: Nodes::new(),
+            error: None,
+            disc: None,
+            leaving: Vec::new(),
+        }
+    }
+
+    /// Answers whoever waits for it to go.
+    pub fn answer(&mut self, reply: &Reply) {
+        self.leaving.drain(..).for_each(|(_, answer)| answer(reply.clone()));
+    }
+
+    /// Whoever has waited long enough hears so.
+    pub fn expire(&mut self, now: Instant) {
+        let (late, rest) = self.leaving.drain(..).partition(|(until, _)| *until <= now);
+        self.leaving = rest;
+        let message = format!(
+            "the guest has not let go of {} within {} s: it goes when the guest does, or at once by force",
+            super::requests::label(&self.config),
+            super::requests::PATIENCE.as_secs()
+        );
+        let late: Vec<(Instant, Answer)> = late;
+        late.into_iter().for_each(|(_, answer)| answer(Reply::Error { message: message.clone() }));
+    }
+}
+
+/// Stands where a device was.
+pub(super) struct Nothing;
+
+impl device::Device for Nothing {
+    fn advertise(&self) -> Nodes {
+        Nodes::new()
+    }
+    fn connect(&mut self, _: Connection) -> Result<Nodes, DeviceError> {
+        Err(DeviceError("the device is gone".into()))
+    }
+    fn disconnect(&mut self) {}
+    fn rings(&self) -> Vec<u32> {
+        Vec::new()
+    }
+}
