@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use crate::binaries::{self, Built};
@@ -20,7 +22,7 @@ use crate::kernel::Kernel;
 use crate::l1::Contents;
 use crate::matrix::{TESTS, Test};
 use crate::packages::KERNELS;
-use crate::qemu::default_memory_mib;
+use crate::qemu::{default_memory_mib, free_memory_mib};
 use crate::run::{End, Event, Job, once};
 use crate::script::{Host, print, quote};
 use crate::step::step;
@@ -29,6 +31,8 @@ const FOLDER: &str = "guest-tests/tests";
 /// What `lab NAME` means.
 const CORRUPTED: &str =
     "LAB?: a vCPU runs L1's code (the emulator's doing), or triple-faulted (whose doing is not known)";
+/// What an L1 takes in which the largest guest of the table runs.
+const LARGEST_L1_MIB: u64 = 7168;
 /// How often a test is begun that the lab itself has ended.
 const TRIES: u32 = 5;
 
@@ -84,9 +88,9 @@ pub fn run(suite: &Suite) -> Result<u8> {
         TESTS.iter().filter(|t| chosen(t.name)).for_each(|t| println!("{}", t.name));
         return Ok(0);
     }
-    let mut tally = Tally::default();
+    let tally = Mutex::new(Tally::default());
     if suite.filter.is_empty() {
-        tally.count("unit-tests", &unit_tests());
+        lock(&tally).count("unit-tests", &unit_tests());
     }
     let cache = Cache::open()?;
     let built = binaries::build(&binaries::ALL, suite.debug)?;
@@ -102,14 +106,50 @@ pub fn run(suite: &Suite) -> Result<u8> {
     }
     let all = (0..suite.repeat).flat_map(|_| cases.iter().cloned());
     let (with_xen, plain): (Vec<Case>, Vec<Case>) = all.partition(|case| matches!(case.host, Host::WithXen));
-    for (host, cases) in [(Host::WithXen, with_xen), (Host::Plain, plain)] {
-        on_host(&cache, &built, host, cases.into(), &out, &mut tally)?;
-    }
+    let machines = machines()?.min(with_xen.len().max(1));
+    // Everything is fetched before two ask for it at once.
+    job(&cache, &built, Host::WithXen, &with_xen.iter().cloned().collect(), out.join("all"))?;
+    thread::scope(|scope| {
+        let workers: Vec<_> = (share(with_xen, machines).into_iter().enumerate())
+            .map(|(n, cases)| {
+                let (cache, built, tally, out) = (&cache, &built, &tally, out.join(format!("machine-{n}")));
+                scope.spawn(move || on_host(cache, built, Host::WithXen, cases, &out, tally))
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| Err(anyhow!("a thread of the harness has panicked")))
+        })
+    })?;
+    on_host(&cache, &built, Host::Plain, plain.into(), &out, &tally)?;
+    let tally = lock(&tally);
     println!(
         "{} passed, {} failed, {} skipped; L1 died {} times, guests corrupted or triple-faulted {} times",
         tally.passed, tally.failed, tally.skipped, tally.l1_deaths, tally.corrupted
     );
     Ok(u8::from(tally.failed > 0))
+}
+
+/// How many L1s run at a time: one per CPU, as far as memory for the largest guest goes.
+fn machines() -> Result<usize> {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let memory = usize::try_from(free_memory_mib()? / LARGEST_L1_MIB).unwrap_or(usize::MAX);
+    Ok(cpus.min(memory).max(1))
+}
+
+/// Deals the cases out so that every machine gets about the same time, keeping their order.
+fn share(cases: Vec<Case>, machines: usize) -> Vec<VecDeque<Case>> {
+    let mut shares = vec![(0, VecDeque::new()); machines];
+    for case in cases {
+        if let Some(least) = shares.iter_mut().min_by_key(|share| share.0) {
+            least.0 += case.limit;
+            least.1.push_back(case);
+        }
+    }
+    shares.into_iter().map(|share| share.1).collect()
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The table, and a case for every microkernel there is.
@@ -160,7 +200,7 @@ fn on_host(
     host: Host,
     mut left: VecDeque<Case>,
     out: &Path,
-    tally: &mut Tally,
+    tally: &Mutex<Tally>,
 ) -> Result<()> {
     let mut boot = 0;
     while !left.is_empty() {
@@ -173,13 +213,13 @@ fn on_host(
                 if let Some((name, verdict)) = parse(&line)
                     && left.front().is_some_and(|case| case.name == name)
                 {
-                    again.extend(left.pop_front().and_then(|case| tally.take(case, &verdict)));
+                    again.extend(left.pop_front().and_then(|case| lock(tally).take(case, &verdict)));
                 }
             }
             // The runner shows the end of a failed test's log.
             output => print(output),
         })?;
-        give_up_or_retry(&end, &mut left, tally);
+        give_up_or_retry(&end, &mut left, &mut lock(tally));
         left.append(&mut again);
     }
     Ok(())
@@ -346,6 +386,15 @@ mod tests {
         let (mut left, mut tally) = (left(&["a", "b"]), Tally::default());
         give_up_or_retry(&End::Exit(0), &mut left, &mut tally);
         assert_eq!((left.len(), tally.failed), (1, 1));
+    }
+
+    #[test]
+    fn shares_are_even_and_in_order() {
+        let cases: Vec<Case> = left(&["a", "b", "c", "d", "e"]).into();
+        let names = |share: &VecDeque<Case>| share.iter().map(|c| c.name.clone()).collect::<String>();
+        let shares = share(cases.clone(), 2);
+        assert_eq!(shares.iter().map(names).collect::<Vec<_>>(), ["ace", "bd"]);
+        assert_eq!(share(cases, 1)[0].len(), 5);
     }
 
     #[test]
