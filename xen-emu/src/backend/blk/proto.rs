@@ -181,7 +181,8 @@ pub fn parse(abi: Abi, slot: &Slot, limits: &Limits) -> Parsed {
                 Abi::X64 => read::<RequestIndirect, _>(slot),
                 Abi::X32 => read::<RequestIndirectCompat, _>(slot),
             };
-            Parsed { id: request.id, operation, work: indirect(&request, limits) }
+            // A front-end expects the answer to what is done, not to how it was asked.
+            Parsed { id: request.id, operation: request.indirect_op, work: indirect(&request, limits) }
         }
         _ => Parsed { id, operation, work: Err(BlkifRsp::EOPNOTSUPP) },
     }
@@ -393,6 +394,7 @@ mod tests {
             narrow[..64].copy_from_slice(indirect.to_compat().as_bytes());
             let parsed = parse(Abi::X64, &wide, limits);
             assert_eq!(parsed, parse(Abi::X32, &narrow, limits));
+            assert_eq!(parsed.operation, indirect.indirect_op, "what the answer has to name");
             parsed.work
         };
         let want = Work::Indirect { transfer: Transfer::Write, sector: 44, count: 256, pages: vec![Gref(3)] };
