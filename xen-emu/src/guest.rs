@@ -124,7 +124,7 @@ impl Guest {
             let domain = lock(&self.domain);
             all.map(|vcpu| domain.vcpu_online(vcpu)).collect()
         };
-        if !online.contains(&true) && !self.mailboxes.paused() {
+        if !online.contains(&true) && self.mailboxes.running() {
             // KVM never reports this: a guest without `\_S5` has powered off.
             tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
             self.shut_down(VmEvent::Shutdown(0));

@@ -97,7 +97,7 @@ pub fn run(guest: &Arc<Guest>) {
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
                 // Only a guest that used no CPU at all since the last look is disturbed.
-                if last_time == Some(time) && !guest.mailboxes.paused() {
+                if last_time == Some(time) && guest.mailboxes.running() {
                     guest.online();
                 }
                 last_time = Some(time);

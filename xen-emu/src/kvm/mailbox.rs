@@ -175,6 +175,12 @@ impl<T> Mailboxes<T> {
         self.lock().paused
     }
 
+    /// vCPUs may be in the guest: neither paused nor shut down.
+    pub fn running(&self) -> bool {
+        let state = self.lock();
+        !state.paused && !state.shut_down
+    }
+
     /// The domain has shut down; true the first time. vCPUs will not enter the guest again.
     pub fn shut_down(&self) -> bool {
         let first = !std::mem::replace(&mut self.lock().shut_down, true);
@@ -244,6 +250,10 @@ mod tests {
         boxes.stop();
         assert_eq!(vcpu.join().unwrap(), (Flow::Stop, vec![7]));
         assert!(boxes.post(0, 8).is_none());
+        assert!(!boxes.running(), "paused");
+        boxes.pause(false);
+        assert!(boxes.running());
         assert!(boxes.shut_down() && !boxes.shut_down());
+        assert!(!boxes.running(), "shut down");
     }
 }
