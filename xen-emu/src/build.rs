@@ -205,5 +205,3 @@ fn vcpus(
     }
     Ok(())
 }
-
-const _: () = assert!(IOAPIC_PINS == kvm::irq::IOAPIC_PINS);

@@ -7,7 +7,6 @@ mod backend;
 mod boot;
 mod build;
 mod control;
-#[allow(dead_code, reason = "used by the bus, which is on its way")]
 mod disk;
 mod fx;
 mod guest;

@@ -188,22 +188,19 @@ impl Disk {
         self.image.sector_sizes()
     }
 
-    /// Opened for writing.
-    pub fn writable(&self) -> bool {
-        self.writable
-    }
-
     /// None = it cannot.
     pub fn discards(&self) -> Option<Discard> {
         self.image.discards().filter(|_| self.writable)
     }
 
     /// Transfers go around the host's page cache.
+    #[cfg(test)]
     pub fn direct(&self) -> bool {
         self.image.direct().is_some()
     }
 
     /// Requests whose memory had to be copied for O_DIRECT, so far.
+    #[cfg(test)]
     pub fn bounces(&self) -> u64 {
         self.bounces.load(Ordering::Relaxed)
     }

@@ -10,9 +10,6 @@ use kvm_ioctls::VmFd;
 use std::collections::BTreeMap;
 use std::io;
 
-/// Pins of the userspace IOAPIC; GSIs from here on belong to backends.
-pub const IOAPIC_PINS: u32 = 10;
-
 /// What a GSI raises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {

@@ -263,10 +263,9 @@ impl Vcpu {
                 count(&guest.exits.pio);
                 let mut actions = Vec::new();
                 {
-                    let now = guest.machine_ns();
                     let mut machine = lock(&guest.machine);
                     for data in data.chunks(access_size(run)) {
-                        machine.pio_write(port, data, now, &mut actions);
+                        machine.pio_write(port, data, &mut actions);
                     }
                 }
                 guest.act(actions);

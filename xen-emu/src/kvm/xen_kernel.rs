@@ -1,9 +1,10 @@
 //! The accelerated backend: KVM_XEN raises events, runs timers and IPIs and keeps the clocks.
 
 use super::cpuid::{HYPERCALL_MSR, apic_id};
-use super::irq::{IOAPIC_PINS, Route, Routes};
+use super::irq::{Route, Routes};
 use super::{HostError, VcpuAttr, XenAccel, ioctl};
 use crate::log::limited;
+use crate::machine::IOAPIC_PINS;
 use kvm_bindings::*;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,7 @@ pub struct XenKernel {
     ports: Mutex<Ports>,
 }
 
+/// The GSI of a backend: those below [`IOAPIC_PINS`] are the pins'.
 fn gsi(backend: Backend) -> u32 {
     IOAPIC_PINS
         + match backend {

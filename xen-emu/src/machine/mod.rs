@@ -90,7 +90,7 @@ impl Machine {
     }
 
     /// One port write of 1, 2 or 4 bytes (more to the debug port are fine).
-    pub fn pio_write(&mut self, port: u16, data: &[u8], _now_ns: u64, out: &mut Vec<Action>) {
+    pub fn pio_write(&mut self, port: u16, data: &[u8], out: &mut Vec<Action>) {
         match &mut self.power {
             Some(power) if acpi_pm::owns(port) => {
                 if power.pm.write(port, data) == acpi_pm::Wrote::SoftOff {
@@ -180,7 +180,7 @@ mod tests {
 
     fn write(machine: &mut Machine, port: u16, data: &[u8]) -> Vec<Action> {
         let mut out = vec![];
-        machine.pio_write(port, data, 0, &mut out);
+        machine.pio_write(port, data, &mut out);
         out
     }
 
@@ -274,8 +274,8 @@ mod tests {
             for (what, at, value, size) in steps {
                 let (mut out, data) = (vec![], value.to_le_bytes());
                 match what {
-                    0 => machine.pio_write(0xaff8 + at, &data[..size], 0, &mut out),
-                    1 => machine.pio_write(0xb2, &[0xa0 + data[0] % 2], 0, &mut out),
+                    0 => machine.pio_write(0xaff8 + at, &data[..size], &mut out),
+                    1 => machine.pio_write(0xb2, &[0xa0 + data[0] % 2], &mut out),
                     2 => machine.pio_read(0xaff8 + at, &mut [0; 4][..size], u64::from(value) << 20),
                     3 => out = ioapic_write(&mut machine, u32::from(at), value & 0x0001_a0ff),
                     4 => machine.eoi(data[0], &mut out),
