@@ -109,7 +109,7 @@ fn basic_zero() -> std::arch::x86_64::CpuidResult {
 fn virt_caps() -> String {
     let on = |path: &str| matches!(proc::text(path).as_str(), "Y" | "1");
     let hap = on("/sys/module/kvm_intel/parameters/ept") || on("/sys/module/kvm_amd/parameters/npt");
-    format!("hvm{} gnttab-v1", if hap { " hap" } else { "" })
+    format!("hvm{} gnttab-v1 gnttab-v2", if hap { " hap" } else { "" })
 }
 
 fn memory() -> Vec<(&'static str, String)> {
