@@ -30,7 +30,7 @@ impl RunRoot {
     /// Use `path`, created with mode 0700 where missing.
     ///
     /// # Errors
-    /// With the path: the host's; a path too long for sockets; one that others own or may enter (`/tmp` is open to
+    /// With the path: the host's; a path too long for sockets; one that others own or may write to (`/tmp` is open to
     /// everybody, and who owns the directory controls the domains).
     pub fn at(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
