@@ -42,18 +42,23 @@ impl Apt {
             fs::create_dir_all(apt.folder.join(folder))?;
         }
         fs::write(apt.folder.join("status"), "")?;
-        fs::write(apt.folder.join("sources.list"), sources()?)?;
         fs::write(apt.folder.join("apt.conf"), configuration(&apt.folder)?)?;
-        if !apt.folder.join("updated").exists() {
-            apt.update()?;
+        // The lists belong to the sources they were fetched from.
+        let sources = sources()?;
+        if fs::read_to_string(apt.folder.join("updated")).is_ok_and(|of| of == sources) {
+            return Ok(apt);
         }
+        fs::write(apt.folder.join("sources.list"), &sources)?;
+        apt.update()?;
         Ok(apt)
     }
 
     /// Fetches the package lists anew.
     pub fn update(&self) -> Result<()> {
         step("package lists", || self.output("apt-get", &["update", "-qq", "--error-on=any"]))?;
-        fs::write(self.folder.join("updated"), "").context("cannot write to the cache")
+        fs::copy(self.folder.join("sources.list"), self.folder.join("updated"))
+            .context("cannot write to the cache")?;
+        Ok(())
     }
 
     /// `packages` of the suite and all they depend on.

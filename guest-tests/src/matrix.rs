@@ -22,7 +22,7 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
 }
 
 /// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
-pub const TESTS: [Test; 39] = [
+pub const TESTS: [Test; 41] = [
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
     test("boot-6.12-cloud-4cpu-4G", "boot.sh", &["6.12-cloud", "4", "4096", "poweroff"], 90),
@@ -50,6 +50,8 @@ pub const TESTS: [Test; 39] = [
     test("memory-target", "balloon.sh", &["target"], 120),
     test("create-in-foreground", "foreground.sh", &[], 90),
     test("create-paused-as-xl", "xl.sh", &[], 90),
+    test("create-as-nobody", "user.sh", &[], 90),
+    test("create-from-yaml", "yaml.sh", &[], 90),
     test("trigger-nmi", "nmi.sh", &[], 90),
     test("crash-preserved", "preserve.sh", &[], 90),
     test("rename-restart", "rename-restart.sh", &[], 120),

@@ -13,7 +13,9 @@ pub fn read(source: &Arc<str>, text: &str) -> Result<Vec<Setting>, Diag> {
         line: u32::try_from(at.line()).unwrap_or(u32::MAX).max(1),
         column: u32::try_from(at.column()).unwrap_or(u32::MAX).max(1),
     };
-    let Mapping(entries) = serde_saphyr::from_str(text).map_err(|error| {
+    // YAML 1.2: `y`, `no` and `on` are words.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let Mapping(entries) = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let plain = error.without_snippet();
         let message = plain.to_string();
         let message = message.lines().next().unwrap_or_default();

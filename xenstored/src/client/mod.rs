@@ -22,13 +22,22 @@ use transport::Transport;
 
 use crate::wire::{Errno, Header, MsgType};
 
-/// Where the store listens: `XENSTORED_PATH`, or `socket` in `XENSTORED_RUNDIR`, or `/run/xenstored/socket`.
+/// Where the store listens: `XENSTORED_PATH`, or `socket` in `XENSTORED_RUNDIR`, or the store that xlr has started for a
+/// user who is not root (`xenstored/socket` in xlr's run directory), or `/run/xenstored/socket`.
 #[must_use]
 pub fn default_path() -> PathBuf {
     let from_env = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from_env("XENSTORED_PATH").unwrap_or_else(|| {
-        from_env("XENSTORED_RUNDIR").unwrap_or_else(|| PathBuf::from("/run/xenstored")).join("socket")
-    })
+    from_env("XENSTORED_PATH")
+        .or_else(|| Some(from_env("XENSTORED_RUNDIR")?.join("socket")))
+        .or_else(|| own_store(from_env("XLR_RUN_DIR"), from_env("XDG_RUNTIME_DIR")))
+        .unwrap_or_else(|| PathBuf::from("/run/xenstored/socket"))
+}
+
+fn own_store(run_dir: Option<PathBuf>, runtime: Option<PathBuf>) -> Option<PathBuf> {
+    let uid = nix::unistd::geteuid();
+    let run_dir = run_dir.or_else(|| Some(runtime?.join("xlr")));
+    let socket = run_dir.unwrap_or_else(|| PathBuf::from(format!("/tmp/xlr-{uid}"))).join("xenstored/socket");
+    (!uid.is_root() && socket.exists()).then_some(socket)
 }
 
 /// A watch fired.
