@@ -92,7 +92,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
 
     let vm = Arc::new(kvm::vm::create(&kvm, if config.acpi { IOAPIC_PINS } else { 0 })?);
     let mut slots = Slots::default();
-    slots.add_regions(&vm, &memory)?;
+    let taken = slots.add_regions(&vm, &memory);
+    taken.with_context(|| format!("this host's KVM takes no guest memory of {} MiB (maxmem)", ram >> 20))?;
     let backends = [Backend::Store, Backend::Console]
         .map(|backend| BackendFds::new().map(|fds| (backend, Arc::new(fds))))
         .into_iter()

@@ -76,7 +76,11 @@ fn main() -> ExitCode {
         Err(e) => e,
     };
     let line = format!("{error:#}").replace('\n', " ");
-    tracing::error!("{line}");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("{line}");
+    } else {
+        eprintln!("xen-emu: {line}");
+    }
     if let Some(mut ready) = ready {
         let _ = writeln!(ready, "{line}");
     } else if let Ok((launch, dir)) = read_launch(&path) {

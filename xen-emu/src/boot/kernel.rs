@@ -66,7 +66,8 @@ impl Image {
         let payload = bzimage::Payload::new(packed)?;
         let home = payload.home().filter(|&at| at >= LOWEST);
         if let Some(at) = home
-            && let Some(target) = room(at..at + payload.size as u64)
+            && let Some(end) = at.checked_add(payload.size as u64)
+            && let Some(target) = room(at..end)
         {
             let length = payload.unpack(target)?;
             let parsed = elf::parse(target.get(..length).unwrap_or_default())?;
@@ -289,6 +290,14 @@ mod tests {
             assert!(ram == expected, "{pack:?}");
             assert_eq!(kernel.segments[0].paddr, base);
         }
+    }
+
+    #[test]
+    fn a_packed_kernel_that_wants_to_lie_at_the_end_of_all_addresses_is_refused() {
+        let segments = vec![(u64::MAX - 0x1000, vec![0; 0x800], 0x800)];
+        let elf = Elf { segments, notes: NOTE_ENTRY.to_vec(), ..Elf::default() }.bytes();
+        let said = Kernel::open(file(&bzimage(&elf, Pack::Zstd)).path(), nowhere).unwrap_err().to_string();
+        assert!(said.contains("is not below 4 GiB"), "{said}");
     }
 
     #[test]
