@@ -63,13 +63,26 @@ fn source(args: &Args) -> Result<(&str, &[String])> {
 }
 
 fn settings(file: &str, overrides: &[String]) -> Result<Settings> {
-    let text = std::fs::read_to_string(file)
+    let bytes = std::fs::read(file)
         .map_err(|error| Failure::error(3, format!("Failed to read config file: {file}: {error}")))?;
-    let mut list = xlcfg::read(file, &text)?;
+    let mut list = xlcfg::read(file, text(file, &bytes)?)?;
     for word in overrides {
         list.extend(xlcfg::read_override(word)?);
     }
     Ok(Settings::new(list)?)
+}
+
+/// The text of a configuration, which must be UTF-8.
+fn text<'a>(file: &str, bytes: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let (good, rest) = bytes.split_at(error.valid_up_to());
+        let line = good.split(|&byte| byte == b'\n').count();
+        let byte = rest.first().copied().unwrap_or_default();
+        Failure::error(
+            1,
+            format!("{file}:{line}: byte {byte:#04x} is not UTF-8 text: `iconv -f LATIN1` converts it"),
+        )
+    })
 }
 
 /// Have the domain built. On an error nothing of it is left.

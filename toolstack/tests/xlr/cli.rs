@@ -76,6 +76,11 @@ fn a_create_that_fails_says_one_line_and_leaves_nothing() {
         assert_eq!(bed.domain_dirs(), [0u16; 0], "{more}{word}");
         assert_eq!(bed.store.paths(), [""; 0]);
     }
+    let latin1 = bed.path("latin1.cfg");
+    std::fs::write(&latin1, b"name = 'web'\n# f\xfcr alle\n").unwrap();
+    let ran = bed.xlr(&["create", "-q", "latin1.cfg"]);
+    let line = "latin1.cfg:2: byte 0xfc is not UTF-8 text: `iconv -f LATIN1` converts it\n";
+    assert_eq!((ran.status, ran.err.as_str()), (1, line));
     let ran = bed.xlr(&["create", "/nonexist.cfg"]);
     let (status, line) =
         (3, "Failed to read config file: /nonexist.cfg: No such file or directory (os error 2)");
