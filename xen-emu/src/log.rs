@@ -145,7 +145,7 @@ pub fn append(path: &Path) -> io::Result<File> {
 }
 
 /// Text of a guest without what could steer the reader's terminal.
-fn printable(bytes: &[u8]) -> String {
+pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.trim_end_matches('\r').chars().map(|c| if c.is_control() && c != '\t' { '.' } else { c }).collect()
 }

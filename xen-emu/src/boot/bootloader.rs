@@ -2,6 +2,7 @@
 //! nothing else; what it sends is bounded here. It happens at every build, so that a guest which has upgraded its
 //! kernel gets the new one when it reboots.
 
+use crate::log::printable;
 use anyhow::{Context, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
@@ -103,8 +104,8 @@ fn read(program: &Path, disk: &DiskConfig, wish: &Bootloader) -> anyhow::Result<
     }
     let found = match serde_json::from_str(&line).context("its answer")? {
         Answer::Found(found) => found,
-        Answer::Nothing { why } => return Ok(Err(why)),
-        Answer::Failed { why } => bail!("{why}"),
+        Answer::Nothing { why } => return Ok(Err(harmless(&why))),
+        Answer::Failed { why } => bail!("{}", harmless(&why)),
     };
     let boot = take(&mut out, &found, &disk.vdev)?;
     let status = child.0.wait()?;
@@ -112,8 +113,13 @@ fn read(program: &Path, disk: &DiskConfig, wish: &Bootloader) -> anyhow::Result<
         bail!("the reader of the disk failed after its answer ({status})");
     }
     let Found { title, kernel, cmdline, .. } = found;
-    tracing::info!("{}: {title:?}: {} {cmdline}", disk.vdev, kernel.path);
+    tracing::info!("{}: {title:?}: {:?} {cmdline:?}", disk.vdev, kernel.path);
     Ok(Ok(boot))
+}
+
+/// Words of a disk as they may go to a terminal.
+fn harmless(words: &str) -> String {
+    printable(words.as_bytes())
 }
 
 /// The announced bytes into memory.
@@ -131,7 +137,7 @@ fn take(out: &mut impl Read, found: &Found, vdev: &str) -> anyhow::Result<Boot> 
         kernel: path(&kernel),
         ramdisk: ramdisk.as_ref().map(path),
         cmdline: found.cmdline.clone(),
-        name: PathBuf::from(format!("{vdev}:{}", found.kernel.path)),
+        name: PathBuf::from(format!("{vdev}:{}", harmless(&found.kernel.path))),
         _files: std::iter::once(kernel).chain(ramdisk).collect(),
     })
 }
@@ -193,8 +199,11 @@ mod tests {
         assert_eq!(fs::read(&boot.kernel).unwrap(), b"ker");
         assert_eq!(fs::read(boot.ramdisk.unwrap()).unwrap(), b"nrd");
         assert_eq!((boot.cmdline.as_str(), boot.name.to_str()), ("ro", Some("xvda:/k")));
-        let nothing = said(r#"echo '{"answer":"nothing","why":"swap"}'"#).unwrap();
-        assert_eq!(nothing.unwrap_err(), "swap");
+        let nothing = said(r#"printf '%s\n' '{"answer":"nothing","why":"swap \u001b[2J"}'"#).unwrap();
+        assert_eq!(nothing.unwrap_err(), "swap .[2J", "nothing that steers a terminal");
+        let steering = FOUND.replace("/k", r"/\u001b]0;k");
+        let boot = said(&format!("printf '%s\\n' '{steering}'; printf kernrd")).unwrap().unwrap();
+        assert_eq!(boot.name.to_str(), Some("xvda:/.]0;k"));
     }
 
     #[test]
