@@ -1,4 +1,4 @@
-//! The domain's state as text, for `xlr describe` and for the log of a domain that ends badly.
+//! The domain's state as text, for the control protocol's `describe`.
 
 use std::fmt::Write as _;
 
