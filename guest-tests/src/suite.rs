@@ -1,8 +1,7 @@
 //! `cargo lab test`: unit tests, then the table of `matrix.rs` in as few boots of L1 as can be.
 //!
-//! Per test the runner in L1 says `begin NAME`, then `pass NAME`, `fail NAME REASON`, `skip NAME REASON` or `lab NAME` on the control
-//! channel. When L1 dies, or the emulator below L1 corrupts a guest (`lab`), that test runs again in a fresh L1; if
-//! the same happens there, the test has failed, and says why.
+//! Per test the runner in L1 says `begin NAME`, then `pass NAME`, `fail NAME REASON` or `skip NAME REASON` on the control channel. When L1
+//! itself dies, that test runs once more in a fresh L1; if that dies too, the test has failed, and says why.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -28,13 +27,10 @@ use crate::script::{Host, print, quote};
 use crate::step::step;
 
 const FOLDER: &str = "guest-tests/tests";
-/// What `lab NAME` means.
-const CORRUPTED: &str =
-    "LAB?: a vCPU runs L1's code (the emulator's doing), or triple-faulted (whose doing is not known)";
 /// What an L1 takes in which the largest guest of the table runs.
 const LARGEST_L1_MIB: u64 = 7168;
 /// How often a test is begun that the lab itself has ended.
-const TRIES: u32 = 5;
+const TRIES: u32 = 2;
 
 /// `cargo lab test`.
 #[derive(Debug, Args)]
@@ -67,8 +63,6 @@ enum Verdict {
     Pass,
     Fail(String),
     Skip(String),
-    /// Not the guest's fault: the emulator's.
-    Lab,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +71,6 @@ struct Tally {
     failed: u32,
     skipped: u32,
     l1_deaths: u32,
-    corrupted: u32,
 }
 
 /// Runs what was asked for; status 1 if anything failed.
@@ -123,8 +116,8 @@ pub fn run(suite: &Suite) -> Result<u8> {
     on_host(&cache, &built, Host::Plain, plain.into(), &out, &tally)?;
     let tally = lock(&tally);
     println!(
-        "{} passed, {} failed, {} skipped; L1 died {} times, guests corrupted or triple-faulted {} times",
-        tally.passed, tally.failed, tally.skipped, tally.l1_deaths, tally.corrupted
+        "{} passed, {} failed, {} skipped; L1 died {} times",
+        tally.passed, tally.failed, tally.skipped, tally.l1_deaths
     );
     Ok(u8::from(tally.failed > 0))
 }
@@ -207,20 +200,19 @@ fn on_host(
         boot += 1;
         let job = job(cache, built, host, &left, out.join(format!("{}-{boot}", host.kernel())))?;
         eprintln!("lab: booting L1 ({}) for {} tests", host.kernel(), left.len());
-        let mut again = VecDeque::new();
         let end = once(cache, &job, &mut |event| match event {
             Event::Line(line) => {
                 if let Some((name, verdict)) = parse(&line)
                     && left.front().is_some_and(|case| case.name == name)
                 {
-                    again.extend(left.pop_front().and_then(|case| lock(tally).take(case, &verdict)));
+                    left.pop_front();
+                    lock(tally).count(&name, &verdict);
                 }
             }
             // The runner shows the end of a failed test's log.
             output => print(output),
         })?;
         give_up_or_retry(&end, &mut left, &mut lock(tally));
-        left.append(&mut again);
     }
     Ok(())
 }
@@ -300,29 +292,12 @@ fn parse(line: &str) -> Option<(String, Verdict)> {
         "pass" => Verdict::Pass,
         "fail" => Verdict::Fail(reason),
         "skip" => Verdict::Skip(reason),
-        "lab" => Verdict::Lab,
         _ => return None,
     };
     Some((name.to_owned(), verdict))
 }
 
 impl Tally {
-    /// Counts the verdict of a case; gives the case back if it is to run again.
-    fn take(&mut self, mut case: Case, verdict: &Verdict) -> Option<Case> {
-        if *verdict != Verdict::Lab {
-            self.count(&case.name, verdict);
-            return None;
-        }
-        self.corrupted += 1;
-        case.deaths += 1;
-        if case.deaths < TRIES {
-            println!("RETRY {}: {CORRUPTED}", case.name);
-            return Some(case);
-        }
-        self.count(&case.name, verdict);
-        None
-    }
-
     fn fail(&mut self, name: &str, reason: &str) {
         self.failed += 1;
         println!("FAIL {name}: {reason}");
@@ -335,7 +310,6 @@ impl Tally {
                 println!("PASS {name}");
             }
             Verdict::Fail(reason) => self.fail(name, reason),
-            Verdict::Lab => self.fail(name, CORRUPTED),
             Verdict::Skip(reason) => {
                 self.skipped += 1;
                 println!("SKIP {name}: {reason}");
@@ -370,18 +344,6 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupted_guest_is_repeated() {
-        let (mut cases, mut tally) = (left(&["a"]), Tally::default());
-        let mut case = cases.pop_front().expect("a case");
-        for tries in 1..TRIES {
-            case = tally.take(case, &Verdict::Lab).expect("once more");
-            assert_eq!((tally.failed, tally.corrupted), (0, tries));
-        }
-        assert!(tally.take(case, &Verdict::Lab).is_none());
-        assert_eq!((tally.failed, tally.corrupted), (1, TRIES));
-    }
-
-    #[test]
     fn a_runner_that_ends_early_fails_its_test() {
         let (mut left, mut tally) = (left(&["a", "b"]), Tally::default());
         give_up_or_retry(&End::Exit(0), &mut left, &mut tally);
@@ -401,7 +363,6 @@ mod tests {
     fn verdict_lines() {
         assert_eq!(parse("pass x"), Some(("x".to_owned(), Verdict::Pass)));
         assert_eq!(parse("fail x no cpu 3"), Some(("x".to_owned(), Verdict::Fail("no cpu 3".to_owned()))));
-        assert_eq!(parse("lab x"), Some(("x".to_owned(), Verdict::Lab)));
         assert_eq!(parse("begin x"), None);
     }
 }
