@@ -37,7 +37,7 @@ if [ "$number" -gt 0 ]; then
     losetup -r -o 1048576 /dev/loop7 /disk/0/*.img
     mount -t ext4 -o ro /dev/loop7 /tools
     for folder in dev proc sys tmp run; do mount --bind "/$folder" "/tools/$folder"; done
-    mount --bind /disk /tools/media
+    mount --rbind /disk /tools/media
     ln -s "$(ls /disk/1/*.img | head -n 1)" /disk/debian.img
     printf '#!/bin/sh\nexec chroot /tools /usr/bin/env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"\n' >/usr/bin/tools
     chmod 755 /usr/bin/tools

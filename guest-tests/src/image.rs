@@ -19,7 +19,7 @@ use crate::step::step;
 
 const SCRIPT: &str = include_str!("../lab/image.sh");
 /// A system to boot, log in to, reach by network and measure.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     "apt",
     "ca-certificates",
     "dbus",
@@ -38,6 +38,7 @@ const PACKAGES: [&str; 21] = [
     "libpam-systemd",
     "linux-image-cloud-amd64",
     "openssh-server",
+    "qemu-utils",
     "systemd-sysv",
     "udev",
     "zstd",
@@ -127,6 +128,7 @@ impl Image {
         let images = cache.root().join("images");
         fs::create_dir_all(&images)?;
         let jail = Jail::open()?;
+        jail.clear(&images)?;
         let work = Work(tempfile::Builder::new().prefix("work-").tempdir_in(&images)?.keep(), &jail);
         for part in ["root", "out", "tools", "debs/base", "debs/rest", "debs/tools", "debs/repository"] {
             fs::create_dir_all(work.0.join(part))?;
@@ -209,6 +211,17 @@ impl Jail {
         Ok(Self(way))
     }
 
+    /// Removes what interrupted builds have left; the caller holds the cache's lock, so none is going on.
+    fn clear(&self, images: &Path) -> Result<()> {
+        for entry in fs::read_dir(images)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("work-") {
+                run_quietly(self.command("rm").arg("-rf").arg(entry.path()));
+            }
+        }
+        Ok(())
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(self.0).arg(program).stdin(Stdio::null());
@@ -243,9 +256,13 @@ impl Work<'_> {
 
 impl Drop for Work<'_> {
     fn drop(&mut self) {
-        // In the namespace, since files without any permission are in it; what stays behind is only space.
-        let _ = self.1.command("rm").arg("-rf").arg(&self.0).status();
+        run_quietly(self.1.command("rm").arg("-rf").arg(&self.0));
     }
+}
+
+/// Removing happens in the namespace, since files without any permission are among them; what stays behind is only space.
+fn run_quietly(command: &mut Command) {
+    let _ = command.stderr(Stdio::null()).status();
 }
 
 #[cfg(test)]

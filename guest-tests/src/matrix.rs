@@ -22,7 +22,7 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
 }
 
 /// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
-pub const TESTS: [Test; 41] = [
+pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
     test("boot-6.12-cloud-4cpu-4G", "boot.sh", &["6.12-cloud", "4", "4096", "poweroff"], 90),
@@ -62,6 +62,10 @@ pub const TESTS: [Test; 41] = [
     test("bad-input", "bad-input.sh", &[], 120),
     test("console-flood", "flood.sh", &[], 180),
     test("console-readers", "readers.sh", &[], 90),
+    test("block-devices", "block.sh", &["debian-12"], 300),
+    test("network-devices", "network.sh", &["debian-12"], 300),
+    test("debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
+    test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
     test("examples", "examples.sh", &[], 60),
     Test { host: Plain, ..test("no-kvm-xen", "no-kvm-xen.sh", &[], 60) },
 ];

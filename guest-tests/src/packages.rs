@@ -33,6 +33,9 @@ pub const QEMU: Set =
 pub const USERLAND: Set =
     Set { name: "userland", choice: Choice::Closure("bookworm", &["busybox-static", "xenstore-utils"]) };
 
+/// GRUB as a PVH kernel, which boots what is on a guest's disk.
+pub const GRUB: Set = Set { name: "grub", choice: Choice::Newest("^grub-xen-host$") };
+
 /// Debian's kernels by the names the lab calls them.
 pub const KERNELS: [(&str, Set); 4] = [
     (

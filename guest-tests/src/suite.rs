@@ -20,7 +20,7 @@ use crate::image::{IMAGES, drives};
 use crate::kernel::Kernel;
 use crate::l1::Contents;
 use crate::matrix::{TESTS, Test};
-use crate::packages::KERNELS;
+use crate::packages::{GRUB, KERNELS};
 use crate::qemu::{default_memory_mib, free_memory_mib};
 use crate::run::{End, Event, Job, once};
 use crate::script::{Host, print, quote};
@@ -251,12 +251,17 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
         start += &format!("sh /lab/tests/runner {} {} {}\n", quote(&case.name), case.limit, words.join(" "));
     }
     let limit = cases.iter().map(|case| case.limit + 10).sum();
+    let mut files = scripts()?;
+    if used("grub-pvh") {
+        let grub = GRUB.get(cache)?.join("usr/lib/grub-xen/grub-i386-xen_pvh.bin");
+        files.push(("guest/grub-pvh".to_owned(), grub));
+    }
     Ok(Job {
         kernel: Kernel::get(cache, host.kernel())?,
         contents: Contents {
             programs: built.programs.clone(),
             guests: Guests::new(cache, &linux, built.micro.clone())?,
-            files: scripts()?,
+            files,
             settings: format!("limit={limit} interactive=\n"),
             start,
             peer: false,
@@ -270,7 +275,7 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
 }
 
 /// Every file of guest-tests/tests goes to /lab/tests, examples to /lab/examples.
-fn scripts() -> Result<Vec<(String, PathBuf)>> {
+pub fn scripts() -> Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     for (from, to) in [(FOLDER, "lab/tests"), ("examples", "lab/examples")] {
         for entry in

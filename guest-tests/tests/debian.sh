@@ -1,0 +1,58 @@
+# debian.sh IMAGE HOW FORMAT END: a whole Debian from its disk image. HOW kernel: its kernel handed over; pygrub: read from its disk;
+# grub-pvh: GRUB as the kernel reads it from its disk. FORMAT raw or qcow2, whose backing file is the image. It logs in, gets an
+# address, installs a package and writes a file; END ends it: poweroff (from inside), shutdown (by XenStore), button (the power button,
+# which systemd-logind hears). Then nothing of what was written may be missing.
+. /lab/tests/lib-devices.sh
+image=$1 how=$2 format=$3 end=$4
+take_disk "$image"
+lan
+given=$disk
+overlay=${disk%/*}/overlay.qcow2
+if [ "$format" = qcow2 ]; then
+    tools qemu-img create -q -f qcow2 -b "$image.img" -F raw "/media${overlay#/disk}" || fail 'qemu-img makes no overlay'
+    given=$overlay
+fi
+{
+    echo 'name = "g"'
+    echo 'type = "pvh"'
+    echo 'memory = 512'
+    echo 'vcpus = 2'
+    echo "disk = [\"$given,$format,xvda,rw\"]"
+    echo 'vif = ["bridge=xenbr0"]'
+} >g.cfg
+case $how in
+kernel)
+    on_partition cp -L root/vmlinuz root/initrd.img .
+    printf 'kernel = "%s/vmlinuz"\nramdisk = "%s/initrd.img"\nextra = "root=LABEL=root ro console=hvc0"\n' "$PWD" "$PWD" >>g.cfg
+    ;;
+pygrub) echo 'bootloader = "pygrub"' >>g.cfg ;;
+grub-pvh) echo 'kernel = "/guest/grub-pvh"' >>g.cfg ;;
+esac
+power_on g
+id=$(xlr domid g)
+login
+must 60 'findmnt -no SOURCE /; systemctl --no-pager --failed --no-legend'
+want said '^/dev/xvda1$'
+[ "$(wc -l <said)" = 1 ] || { cat said; fail 'units have failed'; }
+must 90 "until ip -4 -o addr show scope global | grep $lan; do sleep 1; done"
+must 60 "ping -c 3 $lan.1"
+must 300 'apt-get update && apt-get install -y hello && hello'
+want said 'Hello, world!'
+must 90 'dd if=/dev/urandom of=/root/blob bs=1M count=16 2>/dev/null; sha256sum /root/blob | tee /root/blob.sum'
+sum=$(cut -d' ' -f1 said)
+case $end in
+poweroff) say poweroff ;;
+shutdown) xlr shutdown g || fail "xlr shutdown ended with status $?" ;;
+button) xlr trigger g power || fail "xlr trigger ended with status $?" ;;
+esac
+gone g 180
+want g.log 'reboot: Power down'
+grep -E 'BUG:|Oops|Call Trace|EXT4-fs error|I/O error' g.log && fail "the guest's kernel complains"
+if [ "$format" = qcow2 ]; then
+    tools qemu-img check "/media${overlay#/disk}" || fail 'qemu-img finds the overlay broken'
+    tools qemu-img commit -q "/media${overlay#/disk}" || fail 'qemu-img does not merge the overlay'
+fi
+check_disk
+on_partition sha256sum root/root/blob >seen
+want seen "^$sum " "the file written last is not what was written: $(cat seen)"
+nothing_left "$id"

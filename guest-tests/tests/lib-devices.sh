@@ -1,0 +1,99 @@
+# What tests of disks and network cards share. Sourced first, in the place of lib.sh. A guest's console is the file NAME.log and the fifo
+# stdin; `login` and `shell` make it a shell that `in_guest` runs commands in.
+. /lab/tests/lib.sh
+lan=192.168.77
+
+# take_disk IMAGE: sets disk to a fresh image of that name, whose folder has room for more.
+take_disk() {
+    for disk in /disk/[1-9]*/"$1.img"; do
+        [ -f "$disk" ] && mkdir "${disk%/*}/taken" 2>/dev/null && return
+    done
+    fail "L1 has no fresh image $1"
+}
+# Its first partition, read only, at ./root while the command runs.
+on_partition() {
+    mkdir -p root
+    losetup -r -o 1048576 /dev/loop6 "$disk" || fail "no loop device on $disk"
+    mount -o ro /dev/loop6 root || fail "the guest's file system does not mount"
+    "$@"
+    result=$?
+    umount root
+    losetup -d /dev/loop6
+    return $result
+}
+# check_disk: the file system must be clean.
+check_disk() {
+    losetup -r -o 1048576 /dev/loop6 "$disk" || fail "no loop device on $disk"
+    tools e2fsck -fn /dev/loop6 >fsck.log 2>&1
+    result=$?
+    losetup -d /dev/loop6
+    cat fsck.log
+    [ "$result" = 0 ] || fail "e2fsck -fn finds the guest's file system unclean (status $result)"
+    grep -q 'recovering journal' fsck.log && fail "the guest left its journal behind"
+}
+
+# lan: the bridge xenbr0 with L1 at .1, leases from .100 on, and the images' package repository by http.
+lan() {
+    [ -d /sys/class/net/xenbr0 ] && return
+    ip link add xenbr0 type bridge
+    ip addr add $lan.1/24 dev xenbr0
+    ip link set xenbr0 up
+    mkdir -p /run/lan/www
+    ln -s /tools/srv/apt /run/lan/www/apt
+    : >/run/lan/leases
+    printf '%s\n' "start $lan.100" "end $lan.200" 'interface xenbr0' 'lease_file /run/lan/leases' 'pidfile /run/lan/pid' \
+        'option subnet 255.255.255.0' >/run/lan/udhcpd.conf
+    udhcpd -S /run/lan/udhcpd.conf >/dev/null 2>&1
+    httpd -p $lan.1:80 -h /run/lan/www
+}
+
+# power_on NAME: creates NAME.cfg with its console in NAME.log.
+power_on() {
+    [ -p stdin ] || mkfifo stdin
+    xlr create "$1.cfg" || fail "xlr create $1.cfg ended with status $?"
+    log=$1.log
+    xlr console "$1" <>stdin >"$log" 2>&1 &
+    console=$!
+}
+# expect SECONDS PATTERN: on the console, at any time so far.
+expect() { until_true "$1" grep -qE -- "$2" "$log" || { tail -n 30 "$log" | tr -d '\r'; fail "no \"$2\" on the console in $1 s"; }; }
+say() { printf '%s\n' "$1" >stdin; }
+asked=0
+# in_guest SECONDS COMMAND: runs it in the guest's shell; what it prints is in the file `said`, its status is the status.
+in_guest() {
+    asked=$((asked + 1))
+    say "echo BEGIN''-$asked; { $2; } 2>&1; echo END''-$asked-\$?"
+    expect "$1" "^END-$asked-[0-9]"
+    tr -d '\r' <"$log" | sed -n "/^BEGIN-$asked\$/,/^END-$asked-/p" | sed '1d;$d' >said
+    status=$(tr -d '\r' <"$log" | sed -n "s/^END-$asked-//p")
+    return "$status"
+}
+# must SECONDS COMMAND: the same, and it must succeed.
+must() { in_guest "$1" "$2" || { cat said; fail "in the guest: $2: status $status"; }; }
+quiet_shell() {
+    say 'exec env PS1= ENV= PAGER=cat DEBIAN_FRONTEND=noninteractive /bin/sh'
+    sleep 1
+    say 'stty -echo'
+    must 60 true
+}
+# login: as root, through getty.
+login() {
+    expect 400 'debian login:'
+    say root
+    expect 60 'assword:'
+    say xlr
+    expect 60 'root@debian:~#'
+    quiet_shell
+}
+
+# box NAME LINE...: a quick guest for device tests: the lab's init, then a shell in the Debian system on xvda, which is read only.
+box() {
+    name=$1
+    shift
+    [ "$#" -gt 0 ] || set -- ''
+    guest "$name" 6.12-cloud devices "disk = [\"$(echo /disk/0/*.img),raw,xvda,r\"]" "$@"
+    power_on "$name"
+    expect 90 'guest: shell'
+    sleep 1
+    quiet_shell
+}
