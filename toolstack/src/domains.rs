@@ -9,12 +9,9 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use xen_emu_api::config::{DomainConfig, Launch};
+use xen_emu_api::config::{DomainConfig, Launch, reason};
 use xen_emu_api::control::{Connection, Reply, Request, Status, send};
 use xen_emu_api::run_dir::RunDir;
-
-/// Xen's SHUTDOWN_crash (public/sched.h).
-pub const CRASH: u32 = 3;
 
 /// From its directory to its process at the longest: a crash loop waits a minute before the next life.
 const BIRTH: Duration = Duration::from_secs(120);
@@ -65,7 +62,7 @@ impl Host {
             match probe(&dir) {
                 Probe::Living(status) => living.push(Domain { dir, status: *status }),
                 Probe::Dead => {
-                    let status = assumed(&dir, Some(CRASH));
+                    let status = assumed(&dir, Some(reason::CRASH));
                     dead.push(Domain { dir, status });
                 }
             }

@@ -23,6 +23,7 @@ use xen_domain::Domain;
 use xen_domain::hypercall::Cx;
 use xen_domain::mem::NoCaller;
 use xen_domain::time::Now;
+use xen_emu_api::config::reason;
 use xen_emu_api::control::VcpuStatus;
 
 /// What every thread of the domain shares.
@@ -127,7 +128,7 @@ impl Guest {
         if !online.contains(&true) && self.mailboxes.running() {
             // KVM never reports this: a guest without `\_S5` has powered off.
             tracing::info!("all vCPUs are halted with interrupts off: the guest has powered off");
-            self.shut_down(VmEvent::Shutdown(0));
+            self.shut_down(VmEvent::Shutdown(reason::POWEROFF));
         }
         online
     }
@@ -155,8 +156,8 @@ impl Guest {
                         crate::log::limited!(warn, "IOAPIC pin {pin} is not routed: {e}");
                     }
                 }
-                Action::PowerOff => self.shut_down(VmEvent::Shutdown(0)),
-                Action::Reset => self.shut_down(VmEvent::Shutdown(1)),
+                Action::PowerOff => self.shut_down(VmEvent::Shutdown(reason::POWEROFF)),
+                Action::Reset => self.shut_down(VmEvent::Shutdown(reason::REBOOT)),
                 Action::Debug(bytes) => self.log.guest(self.domid, &bytes),
             }
         }

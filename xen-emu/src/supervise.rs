@@ -7,24 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use xen_emu_api::config::{Action, Actions, DomainConfig, Launch};
+use xen_emu_api::config::{Action, Actions, DomainConfig, Launch, reason};
 use xen_emu_api::run_dir::{RunDir, RunRoot};
-
-/// SHUTDOWN_* of public/sched.h.
-pub mod reason {
-    /// The guest has powered off.
-    pub const POWEROFF: u32 = 0;
-    /// It wants to be started again.
-    pub const REBOOT: u32 = 1;
-    /// It has suspended itself.
-    pub const SUSPEND: u32 = 2;
-    /// It has crashed.
-    pub const CRASH: u32 = 3;
-    /// Its watchdog has run out.
-    pub const WATCHDOG: u32 = 4;
-    /// It wants to be reset in place.
-    pub const SOFT_RESET: u32 = 5;
-}
 
 /// What is done with the domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,17 +36,12 @@ pub struct Verdict {
 
 /// Decide by shutdown reason. Without `supervise` (`create -e`) a dead domain just stays.
 pub fn decide(code: u32, actions: &Actions, supervise: bool) -> Verdict {
-    let action = match code {
-        reason::POWEROFF => actions.poweroff,
-        reason::REBOOT => actions.reboot,
-        reason::CRASH => actions.crash,
-        reason::WATCHDOG => actions.watchdog,
-        reason::SOFT_RESET => actions.soft_reset,
-        reason::SUSPEND => return Verdict { action: None, fate: Fate::Preserve, note: None },
-        _ => {
-            let note = Some("unknown reason code");
-            return Verdict { action: None, fate: Fate::Destroy, note };
-        }
+    let Some(action) = actions.after(code) else {
+        let (fate, note) = match code {
+            reason::SUSPEND => (Fate::Preserve, None),
+            _ => (Fate::Destroy, Some("unknown reason code")),
+        };
+        return Verdict { action: None, fate, note };
     };
     if !supervise {
         return Verdict { action: Some(action), fate: Fate::Preserve, note: Some("not supervised") };

@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use xen_abi::xen::Virq;
+use xen_emu_api::config::reason;
 
 /// How often an idle guest is looked at.
 const HALT_CHECK: Duration = Duration::from_secs(1);
-/// SHUTDOWN_watchdog.
-const WATCHDOG: u32 = 4;
 
 /// What runs out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,7 +92,7 @@ pub fn run(guest: &Arc<Guest>) {
             Timer::Periodic(vcpu) => {
                 guest.with_domain(|domain, cx| domain.raise_virq(Virq::TIMER.0, vcpu, cx))
             }
-            Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(WATCHDOG)),
+            Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
                 // Only a guest that used no CPU at all since the last look is disturbed.

@@ -70,15 +70,7 @@ impl Vigil {
 
     /// What is configured for a shutdown with `reason`; `None` for one that has no action (suspend).
     pub fn action(&self, reason: u32) -> Option<Action> {
-        let actions = &self.config.actions;
-        Some(match reason {
-            0 => actions.poweroff,
-            1 => actions.reboot,
-            3 => actions.crash,
-            4 => actions.watchdog,
-            5 => actions.soft_reset,
-            _ => return None,
-        })
+        self.config.actions.after(reason)
     }
 
     /// After an end with `reason`: the domain that takes its place, if its action makes one.

@@ -48,6 +48,22 @@ impl Action {
     }
 }
 
+/// Why a domain has shut down: SHUTDOWN_* of Xen's `public/sched.h`.
+pub mod reason {
+    /// The guest has powered off.
+    pub const POWEROFF: u32 = 0;
+    /// It wants to be started again.
+    pub const REBOOT: u32 = 1;
+    /// It has suspended itself.
+    pub const SUSPEND: u32 = 2;
+    /// It has crashed.
+    pub const CRASH: u32 = 3;
+    /// Its watchdog has run out.
+    pub const WATCHDOG: u32 = 4;
+    /// It wants to be reset in place.
+    pub const SOFT_RESET: u32 = 5;
+}
+
 /// The `on_*` keys of one domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actions {
@@ -72,6 +88,21 @@ impl Default for Actions {
             crash: Action::Destroy,
             watchdog: Action::Destroy,
             soft_reset: Action::SoftReset,
+        }
+    }
+}
+
+impl Actions {
+    /// What is configured for a shutdown for this [`reason`]; `None` for a suspend and for what is no reason.
+    #[must_use]
+    pub fn after(&self, reason: u32) -> Option<Action> {
+        match reason {
+            reason::POWEROFF => Some(self.poweroff),
+            reason::REBOOT => Some(self.reboot),
+            reason::CRASH => Some(self.crash),
+            reason::WATCHDOG => Some(self.watchdog),
+            reason::SOFT_RESET => Some(self.soft_reset),
+            _ => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::Disk;
 use super::sys::Buffers;
 use super::threads::Threads;
 use super::uring::Uring;
+use crate::log::limited;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -111,7 +112,7 @@ pub fn start(kind: EngineKind, disk: Option<Arc<Disk>>, watch: Vec<OwnedFd>) -> 
         let again = watch.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
         match Uring::new(disk.clone(), again) {
             Ok(uring) => return Ok(Box::new(uring)),
-            Err(e) => tracing::warn!("{}: io_uring: {e}; using threads", disk.path().display()),
+            Err(e) => limited!(warn, "{}: io_uring: {e}; using threads", disk.path().display()),
         }
     }
     Ok(Box::new(Threads::new(disk, watch)?))

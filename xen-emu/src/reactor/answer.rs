@@ -2,9 +2,8 @@
 
 use super::{REQUESTS, Reactor};
 use crate::socket::ClientId;
-use crate::supervise::reason;
 use tracing::info;
-use xen_emu_api::config::DomainConfig;
+use xen_emu_api::config::{DomainConfig, reason};
 use xen_emu_api::control::{Reply, Request, Status};
 
 impl Reactor {

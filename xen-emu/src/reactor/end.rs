@@ -1,7 +1,7 @@
 //! How a domain ends: what the machine tells, signals, the `on_*` actions, and the cleaning up.
 
 use super::{End, Exit, LAST_BYTES, POWER_OFF, Reactor};
-use crate::supervise::{self, Fate, Logs, Verdict, reason};
+use crate::supervise::{self, Fate, Logs, Verdict};
 use crate::vm::VmEvent;
 use crate::xenbus_setup;
 use anyhow::{Context, bail};
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 use tracing::{error, info, warn};
-use xen_emu_api::config::DomainConfig;
+use xen_emu_api::config::{DomainConfig, reason};
 use xen_emu_api::control::Reply;
 use xen_emu_api::run_dir::RunDir;
 use xenstored::client::Client;

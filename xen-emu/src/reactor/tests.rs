@@ -4,7 +4,6 @@ use super::*;
 use crate::backend::bus::tests as fake;
 use crate::backend::console::Wiring;
 use crate::backend::console::ring::fake::Page;
-use crate::supervise::reason;
 use crate::testing::{TestStore, launch};
 use crate::xenbus_setup;
 use nix::sys::eventfd::EventFd;
@@ -15,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use xen_domain::mem::Gpa;
-use xen_emu_api::config::Action;
+use xen_emu_api::config::{Action, reason};
 use xen_emu_api::control::{Connection, Reply, Request, Status, VcpuStatus};
 use xen_emu_api::run_dir::RunRoot;
 
