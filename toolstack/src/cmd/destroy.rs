@@ -41,8 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// End one domain; false when it has gone before it could be told.
 fn end(host: &Host, domain: &Domain) -> Result<bool> {
-    until(|| domain.serves() || domain.is_dead() || !domain.dir.path().exists());
-    let asked = domain.ask(&Request::Destroy);
+    let asked = tell(domain);
     if gone_within(domain, PATIENCE) {
         return Ok(asked.is_ok());
     }
@@ -55,8 +54,20 @@ fn end(host: &Host, domain: &Domain) -> Result<bool> {
     Ok(true)
 }
 
+/// Tell it; again while it is in the making, when its socket is not there or not served yet.
+fn tell(domain: &Domain) -> Result<()> {
+    let mut asked = Err(anyhow::anyhow!("{domain}: its process does not answer"));
+    until(|| {
+        if domain.serves() {
+            asked = domain.ask(&Request::Destroy).map(drop);
+        }
+        asked.is_ok() || domain.is_dead() || !domain.dir.path().exists()
+    });
+    asked
+}
+
 /// Until `condition` holds, but not for ever.
-fn until(condition: impl Fn() -> bool) {
+fn until(mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));

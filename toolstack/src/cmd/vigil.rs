@@ -3,7 +3,7 @@
 use crate::domains::Domain;
 use crate::host::Host;
 use anyhow::{Context, Result};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use xen_emu_api::config::{Action, DomainConfig};
@@ -43,7 +43,7 @@ impl Vigil {
     /// Block until the domain shuts down: the reason, or `None` when it was destroyed.
     pub fn end(&mut self) -> Result<Option<u32>> {
         let mut line = String::new();
-        self.stream.read_line(&mut line)?;
+        ended(self.stream.read_line(&mut line))?;
         Ok(match serde_json::from_str(&line) {
             Ok(Reply::Shutdown { reason }) => Some(reason),
             _ => None,
@@ -52,8 +52,7 @@ impl Vigil {
 
     /// Block until the process has let go of the domain.
     pub fn gone(&mut self) -> Result<()> {
-        self.stream.read_to_end(&mut Vec::new())?;
-        Ok(())
+        ended(self.stream.read_to_end(&mut Vec::new()))
     }
 
     /// Block until the domain's directory is gone, at most for `limit`.
@@ -84,5 +83,13 @@ impl Vigil {
         }
         let next = host.successor(&self.config.name, self.domain.dir.domid, REBUILD)?;
         next.map(|domain| Vigil::keep(domain, true)).transpose()
+    }
+}
+
+/// A process that dies with a request unread resets the connection: that is an end like any other.
+fn ended(read: io::Result<usize>) -> Result<()> {
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -146,7 +146,7 @@ fn create_c_shows_everything_and_follows_a_restart() {
     let mut child = bed.command(&["create", "-c", "-q", bed.config("")]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let first = first.join().unwrap();
-    wait_until(|| first.requests().contains(&Request::Unpause));
+    wait_until(|| [Request::Wait, Request::Unpause].iter().all(|r| first.requests().contains(r)));
     first.print("hello\r\n");
     let mut output = child.stdout.take().unwrap();
     let mut expect = |text: &str| {
@@ -179,8 +179,7 @@ fn create_in_the_foreground_ends_with_the_domain() {
     let domain = bed.expect_domain(1);
     let child = bed.command(&["create", "-F", bed.config("")]).stderr(Stdio::piped()).spawn().unwrap();
     let domain = domain.join().unwrap();
-    wait_until(|| domain.requests().contains(&Request::Unpause));
-    assert!(domain.requests().contains(&Request::Wait), "watched before it runs");
+    wait_until(|| [Request::Wait, Request::Unpause].iter().all(|r| domain.requests().contains(r)));
     domain.shut_down(0);
     domain.vanish();
     let ran = ran(child.wait_with_output().unwrap());

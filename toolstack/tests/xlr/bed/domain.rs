@@ -75,7 +75,7 @@ impl FakeDomain {
         }
     }
 
-    /// A kernel that listens to control/shutdown: takes the request and powers off.
+    /// A kernel that listens to control/shutdown: takes the request and powers off, once somebody waits for that.
     pub fn listen_to_the_store(&self) {
         let node = format!("/local/domain/{}/control/shutdown", self.dir.domid);
         self.store.set(&format!("/local/domain/{}/control/feature-poweroff", self.dir.domid), "1");
@@ -83,6 +83,7 @@ impl FakeDomain {
         thread::spawn(move || {
             super::wait_until(|| domain.store.get(&node).as_deref() == Some("poweroff"));
             domain.store.set(&node, "");
+            super::wait_until(|| domain.requests().contains(&Request::Wait));
             domain.shut_down(0);
             domain.vanish();
         });
