@@ -19,10 +19,6 @@ fn run() -> Verdict {
     let [_, _, khz, _] = xen::leaf(LEAF_TIME, 0);
     println!("BENCH tsc_khz {khz}");
     bench("hypercall_xen_version", || hypercall::op_null(Hypercall::XEN_VERSION, XenVer::VERSION.0).is_ok())?;
-    bench("hypercall_xen_version_pagesize", || {
-        hypercall::op_null(Hypercall::XEN_VERSION, XenVer::PAGESIZE.0).is_ok()
-    })?;
-
     let port = bind_ipi(0)?;
     bench("evtchn_status", || status(port).is_ok())?;
     events.clear_mask(port);
