@@ -63,7 +63,7 @@ disk() {
     must $((seconds + 120)) "$load"
     first=6
     case $3 in *write) first=47 ;; esac
-    note "$1" "$2, KiB/s" "$(tail -n 1 said | cut -d';' -f$((first + 1)))"
+    note "$1" "$2, KiB per s" "$(tail -n 1 said | cut -d';' -f$((first + 1)))"
     note "$1" "$2, IOPS" "$(tail -n 1 said | cut -d';' -f$((first + 2)))"
     traced "$1" "$load"
     requests=$(($(tail -n 1 said | cut -d';' -f$first) / $4))
@@ -74,7 +74,7 @@ disk() {
 tcp() {
     load="iperf3 -c $lan.1 -t $seconds -i 0 -f k $3"
     must $((seconds + 60)) "$load"
-    note "$1" "$2, Mbit/s" "$(awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i == "Kbits/sec") printf "%.1f\n", $(i - 1) / 1000 }' said)"
+    note "$1" "$2, Mbit per s" "$(awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i == "Kbits/sec") printf "%.1f\n", $(i - 1) / 1000 }' said)"
     traced "$1" "$load"
     megabytes=$(awk '/receiver/ { for (i = 2; i <= NF; i++) { f = ($i == "KBytes") ? 1 / 1024 : ($i == "MBytes") ? 1 : ($i == "GBytes") ? 1024 : 0
         if (f) print $(i - 1) * f } }' said)

@@ -66,6 +66,9 @@ pub const TESTS: &[Test] = &[
     test("network-devices", "network.sh", &["debian-12"], 300),
     test("debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
     test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
+    test("debian-12-qcow2-button", "debian.sh", &["debian-12", "pygrub", "qcow2", "button"], 600),
+    test("debian-12-grub-poweroff", "debian.sh", &["debian-12", "grub-pvh", "raw", "poweroff"], 600),
+    test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 600),
     test("examples", "examples.sh", &[], 60),
     Test { host: Plain, ..test("no-kvm-xen", "no-kvm-xen.sh", &[], 60) },
 ];
