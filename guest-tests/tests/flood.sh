@@ -1,4 +1,4 @@
-# 30,000 lines on the console arrive byte by byte as they were sent, on `create -c` and in the console log a late reader gets the end of.
+# 30,000 lines on the console arrive byte by byte as they were sent at a reader who was there from the start.
 . /lab/tests/lib.sh
 guest g 6.12-cloud flood
 xlr create -p g.cfg || fail "create -p ended with status $?"

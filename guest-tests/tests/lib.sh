@@ -71,5 +71,6 @@ nothing_left() {
         grep -E "^/(local/domain|libxl)/$1(/| |=)|/(backend|console)/[a-z]*/$1/" nodes && fail "nodes of domain $1 are left"
     fi
     left_files=$(find /run/xlr -type f -o -type s 2>/dev/null | grep -vE 'xenstored|/(lock|next-domid|log)' | grep -vE '\.log$')
+    left_files="$left_files$(find /run/xlr -mindepth 1 -maxdepth 1 -type d -name '[0-9]*' 2>/dev/null)"
     [ -z "$left_files" ] || fail "files are left: $left_files"
 }

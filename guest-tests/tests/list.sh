@@ -8,7 +8,7 @@ xlr list >listed || fail "list ended with status $?"
 cat listed
 want listed '^Name +ID +Mem VCPUs	State	Time\(s\)$' 'not the header of xl'
 want listed '^Domain-0 +0 +[0-9]+ +[0-9]+     r-----  +[0-9]+\.[0-9]$' 'no Domain-0 as xl shows it'
-want listed "^g +$id +512 +2     [r-][b-]----  +[0-9]+\.[0-9]\$" 'the guest is not shown as xl does'
+want listed "^g +$id +512 +2     [r-][b-]----  +([1-9][0-9]*\.[0-9]|0\.[1-9])\$" 'the guest is not shown as xl does, or has used no time'
 xlr pause g && xlr list g | grep -q -- '--p---' || fail "pause is not shown"
 xlr unpause g && xlr list g | grep -q -- '--p---' && fail "unpause is not shown"
 xlr list -l >json || fail "list -l ended with status $?"

@@ -1,13 +1,17 @@
-# micro.sh NAME: a microkernel; its own verdict line decides.
+# micro.sh NAME [MEMORY-MIB]: a microkernel; its own last verdict line decides.
 . /lab/tests/lib.sh
 cat >g.cfg <<EOF
 name = "g"
 type = "pvh"
 kernel = "/guest/micro/$1"
-memory = 64
+memory = ${2:-64}
 vcpus = 2
 EOF
 boot g
-if grep -q SUCCESS g.log; then exit 0; fi
-if grep -q SKIP g.log; then skip "$(grep SKIP g.log | tail -n 1 | tr -d '\r')"; fi
-fail "$(grep FAILURE g.log | tail -n 1 | tr -d '\r' | grep . || echo 'no verdict line')"
+verdict=$(grep -E 'SUCCESS|SKIP|FAILURE' g.log | tail -n 1 | tr -d '\r')
+case $verdict in
+*FAILURE*) fail "$verdict" ;;
+*SKIP*) skip "$verdict" ;;
+*SUCCESS*) ;;
+*) fail 'no verdict line' ;;
+esac
