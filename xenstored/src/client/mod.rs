@@ -33,6 +33,7 @@ pub fn default_path() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/run/xenstored/socket"))
 }
 
+/// Where xlr keeps the store of a user: its run directory is found as in `xen-emu-api`, which this crate must not know.
 fn own_store(run_dir: Option<PathBuf>, runtime: Option<PathBuf>) -> Option<PathBuf> {
     let uid = nix::unistd::geteuid();
     let run_dir = run_dir.or_else(|| Some(runtime?.join("xlr")));

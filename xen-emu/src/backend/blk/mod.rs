@@ -283,7 +283,7 @@ impl Device for Blk {
         self.rings = rings;
         let engine = self.engine.choice(self.disk.as_deref());
         let (vdev, count) = (&self.config.vdev, self.running.len());
-        tracing::info!("{vdev}: connected, {count} queues, {engine}, persistent grants: {persistent}");
+        limited!(info, "{vdev}: connected, {count} queues, {engine}, persistent grants: {persistent}");
         Ok(self.geometry())
     }
 
