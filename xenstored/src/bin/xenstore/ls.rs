@@ -1,4 +1,4 @@
-//! `xenstore ls`: a tree, cut to the width of the terminal.
+//! `xenstore ls`: a tree, cut to a width.
 
 use std::fmt::Write;
 
@@ -19,13 +19,13 @@ struct Listing<'a> {
     output: &'a mut String,
     flat: bool,
     perms: bool,
-    /// Columns to use; none when the output is no terminal.
+    /// Columns to use; without, as many as it takes.
     width: Option<usize>,
 }
 
 pub fn ls(client: &mut Client, options: &Options, output: &mut String) -> Result<(), Failure> {
-    let mut listing =
-        Listing { client, output, flat: options.has('f'), perms: options.has('p'), width: terminal_width() };
+    let flat = options.has('f');
+    let mut listing = Listing { client, output, flat, perms: options.has('p'), width: width(flat) };
     let root = ["/".to_owned()];
     let paths = if options.args.is_empty() { &root[..] } else { &options.args };
     for path in paths {
@@ -96,7 +96,7 @@ impl Listing<'_> {
         let start = self.output.len();
         let _ = write!(self.output, " = \"{text}\"");
         if self.perms {
-            let end = self.width.map_or(PERMS_COLUMN, |width| width.min(PERMS_COLUMN));
+            let end = self.width.map_or(0, |width| width.min(PERMS_COLUMN));
             let column = column + self.output.len() - start;
             self.output.push(' ');
             if !self.flat {
@@ -115,8 +115,10 @@ fn cut(text: &str, room: Option<usize>) -> &str {
     room.and_then(|room| text.get(..room)).unwrap_or(text)
 }
 
-/// The terminal's columns but two.
-fn terminal_width() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-    usize::from(size.ws_col).checked_sub(2)
+/// The terminal's columns but two. Where the output is none a tree is cut as for 82 columns, a flat listing not at all.
+fn width(flat: bool) -> Option<usize> {
+    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+        Ok(size) => usize::from(size.ws_col).checked_sub(2),
+        Err(_) => (!flat).then_some(80),
+    }
 }

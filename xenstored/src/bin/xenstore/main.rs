@@ -1,8 +1,9 @@
 //! The store tool: `xenstore MODE ...`, or one mode by the name it is called with, `xenstore-MODE`.
 //!
-//! Options and output are those of the tools in Xen's xenstore-utils.
+//! Options, output and exit status are those of the tools in Xen's xenstore-utils.
 #![forbid(unsafe_code)]
 
+mod control;
 mod ls;
 mod modes;
 mod options;
@@ -12,7 +13,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use xenstored::client::Client;
+use nix::errno::Errno as Sys;
+use xenstored::client::{Client, Error};
 
 use modes::{MODES, Mode};
 use options::Options;
@@ -21,6 +23,8 @@ use options::Options;
 enum Failure {
     /// A line for stderr, behind the program's name.
     Message(String),
+    /// An exit status of its own, and text for stderr as it is.
+    Status(u8, String),
     /// Nothing to say: the exit status is the answer.
     Silent,
 }
@@ -33,36 +37,32 @@ fn main() -> ExitCode {
     let result = run(&called, &program, args.collect(), &mut output);
     let written = std::io::stdout().write_all(output.as_bytes());
     match result {
-        Ok(()) if written.is_ok() => ExitCode::SUCCESS,
-        Err(Failure::Message(line)) => {
-            eprintln!("{program}: {line}");
-            ExitCode::FAILURE
+        Ok(()) if written.is_ok() => return ExitCode::SUCCESS,
+        Err(Failure::Message(line)) => eprintln!("{program}: {line}"),
+        Err(Failure::Status(status, text)) => {
+            eprintln!("{text}");
+            return ExitCode::from(status);
         }
-        _ => ExitCode::FAILURE,
+        _ => {}
     }
+    ExitCode::FAILURE
 }
 
 /// `called` is the tool as it was called, `program` its name alone.
 fn run(called: &str, program: &str, args: Vec<String>, output: &mut String) -> Result<(), Failure> {
-    let (mode, included, args) = match program.strip_prefix("xenstore-").and_then(find) {
-        Some(mode) => (mode, "", args),
+    let (mode, called, speaker, args) = match program.strip_prefix("xenstore-").and_then(find) {
+        Some(mode) => (mode, called.to_owned(), called, args),
         None => {
-            let names: Vec<&str> = MODES.iter().map(|mode| mode.name).collect();
-            let usage = format!("Usage: {called} <mode> [-h] [...]\nmodes: {}", names.join(" "));
-            let Some((name, rest)) = args.split_first() else { return Err(Failure::Message(usage)) };
-            let mode = find(name).ok_or_else(|| Failure::Message(format!("unknown mode {name}")))?;
-            (mode, mode.name, rest.to_vec())
+            let mode = named(called, args.first())?;
+            (mode, format!("{called} {}", mode.name), mode.name, args.into_iter().skip(1).collect())
         }
     };
-    let usage = || {
-        let space = if included.is_empty() { "" } else { " " };
-        Failure::Message(format!("Usage: {called}{space}{included} {}", mode.usage))
-    };
-    let options = Options::parse(&args, mode.letters).map_err(Failure::Message)?;
-    if options.has('h') || !(mode.accepts)(options.args.len()) {
-        return Err(usage());
+    let options = Options::parse(&args, mode.letters);
+    options.complaints.iter().for_each(|line| eprintln!("{speaker}: {line}"));
+    if options.wrong || !(mode.accepts)(options.args.len()) {
+        return Err(mode.misused(&called));
     }
-    let mut client = Client::connect_default().map_err(|error| Failure::Message(text::chain(&error)))?;
+    let mut client = connect(mode)?;
     if !mode.transaction {
         return (mode.run)(&mut client, &options, output);
     }
@@ -73,12 +73,42 @@ fn run(called: &str, program: &str, args: Vec<String>, output: &mut String) -> R
     client.transaction(attempt)
 }
 
+/// The mode that the first argument names.
+fn named(called: &str, name: Option<&String>) -> Result<&'static Mode, Failure> {
+    let usage = format!("Usage: {called} <mode> [-h] [...]");
+    match name.map(String::as_str) {
+        None => Err(Failure::Message(usage)),
+        Some("-h" | "--help") => {
+            let names: Vec<&str> = MODES.iter().map(|mode| mode.name).collect();
+            Err(Failure::Message(format!("{usage}\nmodes: {}", names.join(" "))))
+        }
+        Some(name) => find(name).ok_or_else(|| Failure::Message(format!("unknown mode {name}\n"))),
+    }
+}
+
+/// In the words of libxenstore, and where the daemon was looked for.
+fn connect(mode: &Mode) -> Result<Client, Failure> {
+    Client::connect_default().map_err(|error| match error {
+        Error::Connect { path, source } => {
+            let errno = source.raw_os_error().map(Sys::from_raw);
+            let why = errno.map_or_else(|| source.to_string(), |errno| errno.desc().to_owned());
+            let line = format!("{why}: is xenstored running at {}?", path.display());
+            mode.unreachable(&line)
+        }
+        error => error.into(),
+    })
+}
+
 fn find(name: &str) -> Option<&'static Mode> {
     MODES.iter().find(|mode| mode.name == name)
 }
 
-impl From<xenstored::client::Error> for Failure {
-    fn from(error: xenstored::client::Error) -> Self {
-        Self::Message(text::chain(&error))
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Message(match error {
+            Error::Store { op: "TRANSACTION_START", .. } => "couldn't start transaction".into(),
+            Error::Store { op: "TRANSACTION_END", .. } => "couldn't end transaction".into(),
+            error => text::chain(&error),
+        })
     }
 }

@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use xenstored::client::{Client, Error};
-use xenstored::perms::Perm;
-use xenstored::wire::Errno;
+use xenstored::wire::{Errno, MsgType};
 
 use crate::Failure;
+use crate::control::{MISUSED, control};
 use crate::ls::ls;
-use crate::options::Options;
+use crate::options::{Options, leading_number};
 use crate::text::{escape, unescape};
 
 /// One mode of the tool.
@@ -16,13 +16,38 @@ pub struct Mode {
     pub name: &'static str,
     /// Behind the names in the usage line.
     pub usage: &'static str,
-    /// Options it knows.
+    /// Options it knows; of one that knows none all arguments are the daemon's.
     pub letters: &'static str,
     /// Whether a number of arguments is right.
     pub accepts: fn(usize) -> bool,
     /// Whether it runs as one transaction.
     pub transaction: bool,
     pub run: fn(&mut Client, &Options, &mut String) -> Result<(), Failure>,
+}
+
+impl Mode {
+    /// Whether the arguments are the daemon's; such a mode has words and exit status of its own.
+    fn is_control(&self) -> bool {
+        self.letters.is_empty()
+    }
+
+    /// The answer to a call that makes no sense.
+    pub fn misused(&self, called: &str) -> Failure {
+        if self.is_control() {
+            Failure::Status(MISUSED, format!("Usage:\n{called} {}", self.usage))
+        } else {
+            Failure::Message(format!("Usage: {called} {}", self.usage))
+        }
+    }
+
+    /// The answer when there is no daemon.
+    pub fn unreachable(&self, why: &str) -> Failure {
+        if self.is_control() {
+            Failure::Status(1, format!("Failed to contact Xenstored.\n{why}"))
+        } else {
+            Failure::Message(format!("xs_open: {why}"))
+        }
+    }
 }
 
 /// All modes. `-s`, which once asked for the socket, is accepted everywhere and ignored.
@@ -37,8 +62,8 @@ pub const MODES: &[Mode] = &[
     },
     Mode {
         name: "control",
-        usage: "[-h] [-s] command [arg...]",
-        letters: "hs",
+        usage: "<command> [<arg>...]",
+        letters: "",
         accepts: |count| count >= 1,
         transaction: false,
         run: control,
@@ -183,12 +208,7 @@ fn exists(client: &mut Client, options: &Options, _: &mut String) -> Result<(), 
 
 fn chmod(client: &mut Client, options: &Options, _: &mut String) -> Result<(), Failure> {
     let Some((path, texts)) = options.args.split_first() else { return Err(Failure::Silent) };
-    let parse = |text: &String| {
-        let letter = text.chars().next().unwrap_or(' ');
-        let what = if "nrwb".contains(letter) { text.clone() } else { letter.to_string() };
-        text.parse().map_err(|_| Failure::Message(format!("Invalid permission specification: '{what}'")))
-    };
-    let perms = texts.iter().map(parse).collect::<Result<Vec<Perm>, _>>()?;
+    let perms = texts.iter().map(|text| entry(text)).collect::<Result<String, _>>()?;
     let mut rest = vec![path.clone()];
     while let Some(path) = rest.pop() {
         set_perms(client, &path, &perms)?;
@@ -203,42 +223,47 @@ fn chmod(client: &mut Client, options: &Options, _: &mut String) -> Result<(), F
         path = match path.rsplit_once('/') {
             Some(("", _)) => "/",
             Some((parent, _)) => parent,
-            None => break,
+            None => {
+                return Err(Failure::Message(format!("Unable to locate path separator '/' in '{path}'")));
+            }
         };
         set_perms(client, path, &perms)?;
     }
     Ok(())
 }
 
-fn set_perms(client: &mut Client, path: &str, perms: &[Perm]) -> Result<(), Failure> {
+/// A letter and the number behind it, as libxenstore makes it of a text and the store is to judge.
+fn entry(text: &str) -> Result<String, Failure> {
+    let letter = text.chars().next().unwrap_or('\0');
+    if !"nrwb".contains(letter) {
+        return Err(Failure::Message(format!("Invalid permission specification: '{letter}'")));
+    }
+    let number = leading_number(text.get(1..).unwrap_or_default());
+    let low = number & i64::from(u32::MAX);
+    Ok(format!("{letter}{low}\0"))
+}
+
+fn set_perms(client: &mut Client, path: &str, perms: &str) -> Result<(), Failure> {
     let line = |errno: Errno| format!("Error occurred setting permissions on '{path}': {}", errno.text());
-    or_say(client.set_perms(path, perms), line)
+    let parts = [path.as_bytes(), b"\0", perms.as_bytes()];
+    or_say(client.request(MsgType::SET_PERMS, path, &parts, &[]).map(drop), line)
 }
 
 /// Prints as events come, not at the end.
 fn watch(client: &mut Client, options: &Options, _: &mut String) -> Result<(), Failure> {
     for path in &options.args {
-        let line = |errno: Errno| format!("Unable to add watch on {path}: {}", errno.text());
+        let line = |_: Errno| format!("Unable to add watch on {path}\n");
         or_say(client.watch(path, path), line)?;
     }
-    let mut left = options.number.unwrap_or(u64::MAX);
-    while left > 0 {
+    // A number below 0 is no limit.
+    let mut left = options.number.unwrap_or(-1);
+    while left != 0 {
         if let Some(event) = client.next_event(None)? {
             let mut stdout = std::io::stdout();
             let written = writeln!(stdout, "{}", event.path).and_then(|()| stdout.flush());
             written.map_err(|_| Failure::Silent)?;
-            left -= 1;
+            left = left.saturating_sub(1);
         }
-    }
-    Ok(())
-}
-
-fn control(client: &mut Client, options: &Options, output: &mut String) -> Result<(), Failure> {
-    let args: Vec<&str> = options.args.iter().map(String::as_str).collect();
-    let text = or_say(client.control(&args), |errno| format!("{}: {}", args.join(" "), errno.text()))?;
-    output.push_str(&text);
-    if !text.ends_with('\n') {
-        output.push('\n');
     }
     Ok(())
 }
