@@ -3,7 +3,6 @@
 
 mod guest;
 mod host;
-mod tools;
 
 use std::time::Duration;
 
