@@ -6,11 +6,13 @@ export PATH=/bin:/sbin:/debian/bin TERM=linux HOME=/
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+read -r cmdline </proc/cmdline
+# MODULE.NAME=VALUE on the command line is for a module, as modprobe has it.
+parameters() { for word in $cmdline; do case $word in "$1".*) echo "${word#*.}" ;; esac; done; }
 for module in $(cat /modules/order); do
-    insmod "/modules/$module.ko" 2>/dev/null
+    insmod "/modules/$module.ko" $(parameters "$(echo "$module" | tr - _)") 2>/dev/null
 done
 mount -t xenfs xenfs /proc/xen
-read -r cmdline </proc/cmdline
 action=poweroff
 for word in $cmdline; do
     case $word in lab=*) action=${word#lab=} ;; esac

@@ -93,6 +93,10 @@ box() {
     [ "$#" -gt 0 ] || set -- ''
     guest "$name" 6.12-cloud devices "disk = [\"$(echo /disk/0/*.img),raw,xvda,r\"]" "$@"
     power_on "$name"
+    in_box
+}
+# in_box: its shell is there.
+in_box() {
     expect 90 'guest: shell'
     sleep 1
     quiet_shell

@@ -2,8 +2,8 @@
 
 use crate::args::Args;
 use crate::cmd::{
-    block, console, create, destroy, device, dmesg, info, list, names, network, power, state, trigger,
-    uptime, vcpu_list, vm_list,
+    block, channel, console, create, describe, destroy, device, dmesg, info, list, names, network, power,
+    state, trigger, uptime, vcpu_list, vm_list,
 };
 use crate::failure::Failure;
 use crate::{complete, help};
@@ -124,6 +124,20 @@ const LIST_OPTIONS: &[Opt] = &[
 ];
 
 const FORCE: Opt = flag('f', "force", "Do not wait for the guest to let go.");
+
+/// What `describe` knows.
+const PARTS: &[&str] = &[
+    "evtchn",
+    "gnttab",
+    "vcpu",
+    "params",
+    "physmap",
+    "hypercalls",
+    "exits",
+    "machine",
+    "console",
+    "devices",
+];
 
 const NETWORK_ARGS: &str = "<Domain> [mac=<mac>] [bridge=<bridge>] [type=<vif|tap|user>] [ip=<ip>] [script=<script>] \
     [vifname=<name>] [rate=<rate>] [mtu=<mtu>] [devid=<devid>] [hostfwd=<tcp:port:port>]";
@@ -253,6 +267,15 @@ pub const COMMANDS: &[Command] = &[
         ..PLAIN
     },
     Command {
+        name: "describe",
+        args: "<Domain> [Part]",
+        about: "Show the state of a domain's parts: event channels, grants, devices with their counters, ...",
+        max_words: 2,
+        words: &[Word::Domain, Word::OneOf(PARTS)],
+        run: describe::run,
+        ..PLAIN
+    },
+    Command {
         name: "uptime",
         args: "[-s] [Domain]",
         about: "Print uptime for all/some domains",
@@ -288,6 +311,24 @@ pub const COMMANDS: &[Command] = &[
         options: &[FORCE],
         words: &[Word::Domain, Word::Free],
         run: network::detach,
+        ..PAIR
+    },
+    Command {
+        name: "channel-attach",
+        args: "<Domain> connection=<pty|socket> name=<name> [path=<path>]",
+        about: "Create a new channel",
+        max_words: ALL_DOMAINS,
+        words: &[Word::Domain, Word::Free],
+        dry_run: true,
+        run: channel::attach,
+        ..PAIR
+    },
+    Command {
+        name: "channel-detach",
+        args: "[options] <Domain> <name|Idx>",
+        about: "Destroy a domain's channel",
+        options: &[FORCE],
+        run: channel::detach,
         ..PAIR
     },
     Command {

@@ -1,8 +1,10 @@
 //! One file per command.
 
 pub mod block;
+pub mod channel;
 pub mod console;
 pub mod create;
+pub mod describe;
 pub mod destroy;
 pub mod device;
 pub mod dmesg;

@@ -146,6 +146,13 @@ pub fn vif_of(words: &[String], taken: &[u32]) -> Result<Placed, Diag> {
     vif::vif(&params, devid)
 }
 
+/// A channel from the words of a command. Its number is the lowest from 1 on that `taken` has not.
+pub fn channel_of(words: &[String], taken: &[u32]) -> Result<Placed, Diag> {
+    let params = Params::split("channel", &words.join(","), &command_line());
+    let devid = (1..).find(|devid| !taken.contains(devid)).unwrap_or(1);
+    channel::channel(&params, devid)
+}
+
 fn command_line() -> Pos {
     Pos { source: Arc::from("command line"), line: 1, column: 1 }
 }

@@ -45,10 +45,11 @@ pub fn row(domid: u16, status: &DeviceStatus) -> String {
 mod tests {
     use super::*;
     use crate::device::{disk_of, vif_of};
+    use std::collections::BTreeMap;
     use xen_emu_api::device::ChannelConfig;
 
     fn status(device: Device, port: Option<u32>, rings: &[u32]) -> DeviceStatus {
-        DeviceStatus { device, state: 4, port, rings: rings.to_vec(), path: None }
+        DeviceStatus { device, state: 4, port, rings: rings.to_vec(), path: None, counters: BTreeMap::new() }
     }
 
     #[test]

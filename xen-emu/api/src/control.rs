@@ -4,6 +4,7 @@
 use crate::config::DomainConfig;
 use crate::device::{Device, DiskFormat};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ pub enum Request {
     },
     /// A tree of the process's state. Answered with [`Reply::Text`].
     Describe {
-        /// Empty, or a path such as `evtchn/12`.
+        /// Empty, or a path such as `evtchn/12` or `devices/vbd/51712`.
         path: String,
     },
 }
@@ -120,6 +121,9 @@ pub struct DeviceStatus {
     pub rings: Vec<u32>,
     /// Path of a channel's pty or socket.
     pub path: Option<String>,
+    /// What the backend has done since it was made, by name.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// A domain as `xlr list` shows it.

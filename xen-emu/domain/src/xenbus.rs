@@ -22,6 +22,8 @@ pub enum Phase {
     Reconfiguring,
     /// Asked to end and still at work: the front-end finishes what it has and closes.
     Closing,
+    /// Taken away by force: whatever the guest still asks of it fails, and the front-end is asked to close.
+    Abandoned,
     /// The device has failed and is disconnected; the front-end is asked to close.
     Failed,
     /// Ended, and ready to begin again.
@@ -34,7 +36,10 @@ impl Phase {
     /// Whether the device is connected, or about to be.
     #[must_use]
     pub const fn is_live(self) -> bool {
-        matches!(self, Phase::Connecting | Phase::Connected | Phase::Reconfiguring | Phase::Closing)
+        matches!(
+            self,
+            Phase::Connecting | Phase::Connected | Phase::Reconfiguring | Phase::Closing | Phase::Abandoned
+        )
     }
 
     /// What the `state` node says.
@@ -45,7 +50,7 @@ impl Phase {
             Phase::InitWait | Phase::Connecting => XenbusState::INIT_WAIT,
             Phase::Connected => XenbusState::CONNECTED,
             Phase::Reconfiguring => XenbusState::RECONFIGURING,
-            Phase::Closing | Phase::Failed => XenbusState::CLOSING,
+            Phase::Closing | Phase::Abandoned | Phase::Failed => XenbusState::CLOSING,
             Phase::Closed | Phase::Gone => XenbusState::CLOSED,
         }
     }
@@ -70,6 +75,8 @@ pub enum Event {
     Online(bool),
     /// The toolstack wants the device gone at once.
     Force,
+    /// Somebody has removed our nodes, or nobody waits for the front-end any longer.
+    Removed,
 }
 
 /// What is to be done.
@@ -81,6 +88,10 @@ pub enum Action {
     Write(XenbusState),
     /// Read the front-end's directory and connect the device; then report [`Event::Connected`] or [`Event::Failed`].
     Connect,
+    /// Answer what the front-end had asked when it closed.
+    Finish,
+    /// Let go of the host's end; from now on all requests fail.
+    Abandon,
     /// Disconnect the device.
     Disconnect,
     /// Write the reason to our `error` node.
@@ -149,8 +160,11 @@ impl Backend {
                 let done = Action::Write(XenbusState::RECONFIGURED);
                 (self, vec![done]).and(|backend| backend.tell(Phase::Connected))
             }
+            (Event::Online(_), Phase::Abandoned) => self.stay(),
             (Event::Online(online), _) => Backend { online, ..self }.toolstack(),
-            (Event::Force, _) => Backend { online: false, ..self }.end(),
+            (Event::Force, Phase::Abandoned) => self.stay(),
+            (Event::Force, phase) if phase.is_live() => self.abandon(),
+            (Event::Force | Event::Removed, _) => Backend { online: false, ..self }.end(),
             (Event::Start | Event::Connected | Event::Failed | Event::Reconfigured, _) => self.stay(),
         }
     }
@@ -174,7 +188,8 @@ impl Backend {
             (Front::Ended, phase)
                 if phase == Phase::InitWait || phase == Phase::Failed || phase.is_live() =>
             {
-                self.end()
+                let finish = state == XenbusState::CLOSED && phase.is_live();
+                (self, if finish { vec![Action::Finish] } else { Vec::new() }).and(Backend::end)
             }
             _ => self.stay(),
         }
@@ -187,7 +202,7 @@ impl Backend {
             Phase::Connecting | Phase::Connected | Phase::Reconfiguring => self.tell(Phase::Closing),
             // There is nobody to wait for.
             Phase::Initialising | Phase::InitWait | Phase::Closed => self.end(),
-            Phase::Closing | Phase::Failed | Phase::Gone => self.stay(),
+            Phase::Closing | Phase::Abandoned | Phase::Failed | Phase::Gone => self.stay(),
         }
     }
 
@@ -212,6 +227,12 @@ impl Backend {
     fn fail(self) -> (Backend, Vec<Action>) {
         let actions = vec![Action::Disconnect, Action::WriteError];
         (self, actions).and(|backend| backend.tell(Phase::Failed))
+    }
+
+    /// The host's end goes, the front-end is asked to close.
+    fn abandon(self) -> (Backend, Vec<Action>) {
+        (Backend { online: false, ..self }, vec![Action::Abandon])
+            .and(|backend| backend.tell(Phase::Abandoned))
     }
 
     /// All is over for now, or for good.

@@ -136,12 +136,26 @@ pub trait Device: Send {
     /// The frontend, which is connected, has changed one of the nodes of [`Device::listens`].
     fn heard(&mut self, _path: &str, _value: &str) {}
 
+    /// The frontend has closed in order: answer what it had asked by then. [`Device::disconnect`] follows.
+    fn finish(&mut self) {}
+
+    /// Taken away by force: let go of the host's end at once. A frontend that still asks gets errors, where it
+    /// would wait for an answer else; [`Device::disconnect`] follows later.
+    fn abandon(&mut self) {
+        self.disconnect();
+    }
+
     /// The frontend is gone or closes: finish or abandon what is under way, join all threads, give back every pin
     /// and event channel. Connecting again afterwards must work. Idempotent.
     fn disconnect(&mut self);
 
     /// Grant references of the rings, while connected.
     fn rings(&self) -> Vec<u32>;
+
+    /// What it has done since it was made: names and counts.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 
     /// Path of a pty or socket, for lists and the store.
     fn path(&self) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Backends: the host's ends of the guest's paravirtual devices.
 
-#[allow(dead_code, reason = "counters and accessors that nothing shows yet")]
+#[allow(dead_code, reason = "parts that only tests and the bench use")]
 pub mod blk;
 pub mod bus;
 pub mod channel;

@@ -20,6 +20,7 @@ impl Reactor {
                 | Request::Devices
                 | Request::Resize { .. }
                 | Request::Media { .. } => self.ask_bus(id, request),
+                Request::Describe { path } => self.describe(id, &path),
                 request => match self.answer(&request) {
                     Some(reply) => self.control.reply(id, &reply),
                     None => self.waiting.push(id),
@@ -36,13 +37,18 @@ impl Reactor {
         {
             return self.control.reply(id, &Reply::Error { message });
         }
+        let answer = self.later(id);
+        self.bus.ask(request, Box::new(answer));
+    }
+
+    /// How the bus answers a client.
+    fn later(&self, id: ClientId) -> impl FnOnce(Reply) + Send + 'static {
         let (answers, ping) = (self.answers.0.clone(), self.answered.clone());
-        let answer = move |reply| {
+        move |reply| {
             // Nobody hears it only when all is over.
             let _ = answers.send((id, reply));
             ping.ping();
-        };
-        self.bus.ask(request, Box::new(answer));
+        }
     }
 
     /// Pass on what the bus has answered.
@@ -62,7 +68,6 @@ impl Reactor {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Config => Reply::Config(Box::new(self.config())),
             Request::Dmesg => Reply::Text { text: self.log.text() },
-            Request::Describe { path } => Reply::Text { text: self.describe(path) },
             Request::Wait => Reply::Shutdown { reason: self.shutdown? },
             Request::Destroy => {
                 info!("Domain {} is to be destroyed", self.launch.domid);
@@ -78,7 +83,8 @@ impl Reactor {
             | Request::Detach { .. }
             | Request::Devices
             | Request::Resize { .. }
-            | Request::Media { .. } => done(Err("this is the bus's to answer".into())),
+            | Request::Media { .. }
+            | Request::Describe { .. } => done(Err("this is answered elsewhere".into())),
         })
     }
 
@@ -133,11 +139,25 @@ impl Reactor {
         }
     }
 
-    fn describe(&self, path: &str) -> String {
-        match path {
-            "console" => self.console.describe(),
+    /// The bus has the devices, the machine all else; without a path there is all of it.
+    fn describe(&mut self, id: ClientId, path: &str) {
+        let devices = path.strip_prefix("devices").map(|rest| rest.trim_start_matches('/'));
+        let text = match path {
             "" => self.vm.describe("") + &self.console.describe(),
+            "console" => self.console.describe(),
+            _ if devices.is_some() => String::new(),
             path => self.vm.describe(path),
-        }
+        };
+        let Some(devices) = devices.or((path.is_empty()).then_some("")) else {
+            return self.control.reply(id, &Reply::Text { text });
+        };
+        let answer = self.later(id);
+        let joined = move |reply| {
+            answer(match reply {
+                Reply::Text { text: devices } => Reply::Text { text: text + &devices },
+                other => other,
+            });
+        };
+        self.bus.ask(Request::Describe { path: devices.to_owned() }, Box::new(joined));
     }
 }

@@ -255,7 +255,7 @@ fn connected(device: Device) -> DeviceStatus {
         Device::Vif(_) => (None, vec![522, 523], None),
         Device::Channel(_) => (Some(13), vec![9], Some("/dev/pts/7".into())),
     };
-    DeviceStatus { device, state: 4, port, rings, path }
+    DeviceStatus { device, state: 4, port, rings, path, counters: [("requests".to_owned(), 7)].into() }
 }
 
 fn status(launch: &Launch) -> Status {

@@ -3,13 +3,14 @@ use xen_abi::io::xenbus::XenbusState as State;
 
 use crate::xenbus::{Action, Backend, Event, Phase};
 
-const PHASES: [Phase; 9] = [
+const PHASES: [Phase; 10] = [
     Phase::Initialising,
     Phase::InitWait,
     Phase::Connecting,
     Phase::Connected,
     Phase::Reconfiguring,
     Phase::Closing,
+    Phase::Abandoned,
     Phase::Failed,
     Phase::Closed,
     Phase::Gone,
@@ -26,16 +27,19 @@ fn events() -> Vec<Event> {
         Event::Online(true),
         Event::Online(false),
         Event::Force,
+        Event::Removed,
     ];
     fronts.chain(others).collect()
 }
 
-/// Actions as letters and digits: a digit writes that state; A advertise, C connect, D disconnect, E error,
-/// M reconfigure, R remove.
+/// Actions as letters and digits: a digit writes that state; A advertise, B abandon, C connect, D disconnect, E error,
+/// F finish, M reconfigure, R remove.
 fn letters(actions: &[Action]) -> String {
     let letter = |action: &Action| match action {
         Action::Write(state) => char::from_digit(state.0, 10).unwrap(),
         Action::Advertise => 'A',
+        Action::Abandon => 'B',
+        Action::Finish => 'F',
         Action::Connect => 'C',
         Action::Disconnect => 'D',
         Action::WriteError => 'E',
@@ -46,18 +50,20 @@ fn letters(actions: &[Action]) -> String {
 }
 
 /// For each phase: what each event does, as actions; `.` is nothing. Columns: the front-end's states 0 to 8 and a
-/// senseless 9, start, connected, failed, reconfigure, reconfigured, online, offline, force.
+/// senseless 9, start, connected, failed, reconfigure, reconfigured, online, offline, force,
+/// removed.
 #[rustfmt::skip]
-const WHILE_ONLINE: [(Phase, [&str; 18]); 9] = [
-    (Phase::Initialising,  [".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "A2", ".", ".", "M", ".", ".", "6R", "6R"]),
-    (Phase::InitWait,      [".", ".", ".", "C", "C", "5", "6", ".", ".", ".", ".", ".", ".", "M", ".", ".", "6R", "6R"]),
-    (Phase::Connecting,    ["D6", "D6A2", ".", ".", ".", "5", "D6", ".", ".", ".", ".", "4", "DE5", "M", ".", ".", "5", "D6R"]),
-    (Phase::Connected,     ["D6", "D6A2", ".", ".", ".", "5", "D6", ".", ".", ".", ".", ".", "DE5", "7M", ".", ".", "5", "D6R"]),
-    (Phase::Reconfiguring, ["D6", "D6A2", ".", ".", ".", "5", "D6", ".", ".", ".", ".", ".", "DE5", "M", "84", ".", "5", "D6R"]),
-    (Phase::Closing,       ["D6", "D6A2", ".", ".", ".", ".", "D6", ".", ".", ".", ".", ".", "DE5", "M", ".", ".", ".", "D6R"]),
-    (Phase::Failed,        ["6", "6A2", ".", ".", ".", ".", "6", ".", ".", ".", ".", ".", ".", "M", ".", ".", ".", "6R"]),
-    (Phase::Closed,        [".", "A2", ".", "A2C", "A2C", ".", ".", ".", ".", ".", ".", ".", ".", "M", ".", ".", "R", "R"]),
-    (Phase::Gone,          [".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
+const WHILE_ONLINE: [(Phase, [&str; 19]); 10] = [
+    (Phase::Initialising,  [".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "A2", ".", ".", "M", ".", ".", "6R", "6R", "6R"]),
+    (Phase::InitWait,      [".", ".", ".", "C", "C", "5", "6", ".", ".", ".", ".", ".", ".", "M", ".", ".", "6R", "6R", "6R"]),
+    (Phase::Connecting,    ["D6", "D6A2", ".", ".", ".", "5", "FD6", ".", ".", ".", ".", "4", "DE5", "M", ".", ".", "5", "B5", "D6R"]),
+    (Phase::Connected,     ["D6", "D6A2", ".", ".", ".", "5", "FD6", ".", ".", ".", ".", ".", "DE5", "7M", ".", ".", "5", "B5", "D6R"]),
+    (Phase::Reconfiguring, ["D6", "D6A2", ".", ".", ".", "5", "FD6", ".", ".", ".", ".", ".", "DE5", "M", "84", ".", "5", "B5", "D6R"]),
+    (Phase::Closing,       ["D6", "D6A2", ".", ".", ".", ".", "FD6", ".", ".", ".", ".", ".", "DE5", "M", ".", ".", ".", "B5", "D6R"]),
+    (Phase::Abandoned,     ["D6", "D6A2", ".", ".", ".", ".", "FD6", ".", ".", ".", ".", ".", "DE5", "M", ".", ".", ".", ".", "D6R"]),
+    (Phase::Failed,        ["6", "6A2", ".", ".", ".", ".", "6", ".", ".", ".", ".", ".", ".", "M", ".", ".", ".", "6R", "6R"]),
+    (Phase::Closed,        [".", "A2", ".", "A2C", "A2C", ".", ".", ".", ".", ".", ".", ".", ".", "M", ".", ".", "R", "R", "R"]),
+    (Phase::Gone,          [".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
 ];
 
 #[test]
@@ -96,7 +102,7 @@ fn offline_the_end_is_the_end() {
 #[test]
 fn the_lives_of_devices() {
     let front = |state| Event::Frontend(State(state));
-    let lives: [(&str, Vec<Event>, &str, Phase); 6] = [
+    let lives: [(&str, Vec<Event>, &str, Phase); 8] = [
         (
             "blkfront",
             vec![Event::Start, front(1), front(3), Event::Connected, front(4)],
@@ -115,7 +121,7 @@ fn the_lives_of_devices() {
                 front(4),
                 Event::Connected,
             ],
-            "A2C45D6A2C4",
+            "A2C45FD6A2C4",
             Phase::Connected,
         ),
         (
@@ -129,7 +135,7 @@ fn the_lives_of_devices() {
                 front(4),
                 front(6),
             ],
-            "A2C45D6R",
+            "A2C45FD6R",
             Phase::Gone,
         ),
         (
@@ -147,6 +153,26 @@ fn the_lives_of_devices() {
             ],
             "A2CDE56A2C4",
             Phase::Connected,
+        ),
+        (
+            "by force while in use",
+            vec![
+                Event::Start,
+                front(4),
+                Event::Connected,
+                Event::Force,
+                front(4),
+                Event::Online(true),
+                front(6),
+            ],
+            "A2C4B5FD6R",
+            Phase::Gone,
+        ),
+        (
+            "by force, and nobody notices",
+            vec![Event::Start, front(4), Event::Connected, Event::Force, Event::Force, Event::Removed],
+            "A2C4B5D6R",
+            Phase::Gone,
         ),
         ("never wanted", vec![Event::Start, Event::Online(false)], "A26R", Phase::Gone),
         (
@@ -189,6 +215,7 @@ proptest! {
                         prop_assert!(live);
                         live = false;
                     }
+                    Action::Finish | Action::Abandon => prop_assert!(live),
                     Action::Remove => gone = true,
                     Action::Advertise | Action::WriteError | Action::Reconfigure => {}
                 }

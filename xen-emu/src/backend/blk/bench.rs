@@ -66,7 +66,7 @@ fn blk_bench() {
     }
     let elapsed = start.elapsed().as_secs_f64();
     crate::backend::device::Device::disconnect(&mut guest.blk);
-    let counters = guest.blk.counters();
+    let counters = &guest.blk.counters;
     let per = |n: u64| n as f64 / count as f64;
     let (turns, calls) = (counters.turns.load(Ordering::Relaxed), counters.calls.load(Ordering::Relaxed));
     println!("file           {} ({} MiB), O_DIRECT: {}", path.display(), disk.len() >> 20, disk.direct());

@@ -14,7 +14,7 @@ use crate::disk::{Disk, Options};
 use crate::log::limited;
 use pins::Pages;
 use proto::{Abi, MAX_INDIRECT_SEGMENTS, SECTOR_SHIFT};
-use queue::{Counters, Queue, RingPages, Serving, Stop};
+use queue::{Counters, Ending, Queue, RingPages, Serving, Stop};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -78,11 +78,6 @@ impl Blk {
         self
     }
 
-    /// What the queues have done since the device was made.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
     /// The image.
     pub fn disk(&self) -> Option<&Arc<Disk>> {
         self.disk.as_ref()
@@ -127,8 +122,8 @@ impl Blk {
     }
 
     /// Ends the threads; their queues, as far as the image lets go of them in time.
-    fn halt(&mut self) -> Vec<Queue> {
-        self.running.iter().for_each(|running| running.stop.ask());
+    fn halt(&mut self, how: Ending) -> Vec<Queue> {
+        self.running.iter().for_each(|running| running.stop.ask(how));
         let until = Instant::now() + PATIENCE;
         let queues = self.running.drain(..).filter_map(|running| {
             let Ok(queue) = running.queue.recv_timeout(until.saturating_duration_since(Instant::now()))
@@ -287,13 +282,29 @@ impl Device for Blk {
         Ok(self.geometry())
     }
 
+    fn finish(&mut self) {
+        drop(self.halt(Ending::Finish));
+    }
+
+    fn abandon(&mut self) {
+        let queues = self.halt(Ending::Now);
+        (self.disk, self.config.target) = (None, None);
+        if let Err(e) = self.launch(queues) {
+            limited!(warn, "{e}");
+        }
+    }
+
     fn disconnect(&mut self) {
-        drop(self.halt());
+        drop(self.halt(Ending::Now));
         self.rings.clear();
     }
 
     fn rings(&self) -> Vec<u32> {
         self.rings.clone()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.table()
     }
 
     fn resize(&mut self, bytes: Option<u64>) -> Result<Nodes, DeviceError> {
@@ -322,7 +333,7 @@ impl Device for Blk {
             None => None,
         };
         let before = self.running.len();
-        let queues = self.halt();
+        let queues = self.halt(Ending::Now);
         if let Some(queue) = queues.first().filter(|_| queues.len() < before) {
             (queue.fail)(DeviceError(format!("{}: the old disc does not answer", self.config.vdev)));
         }

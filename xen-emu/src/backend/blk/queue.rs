@@ -10,8 +10,8 @@ use crate::log::limited;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use xen_abi::Gref;
 use xen_domain::ring::BackRing;
 
@@ -32,9 +32,33 @@ pub struct Counters {
     pub notifications: AtomicU64,
 }
 
+impl Counters {
+    /// Names and counts.
+    pub fn table(&self) -> Vec<(&'static str, u64)> {
+        let all = [
+            ("requests", &self.requests),
+            ("errors", &self.errors),
+            ("merged", &self.merged),
+            ("turns", &self.turns),
+            ("calls", &self.calls),
+            ("notifications", &self.notifications),
+        ];
+        all.into_iter().map(|(name, count)| (name, count.load(Ordering::Relaxed))).collect()
+    }
+}
+
+/// How a queue's thread ends. What is under way is answered in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It takes no more requests: the ring may have another meaning by now.
+    Now,
+    /// It takes those that were on the ring when it was asked to end.
+    Finish,
+}
+
 /// Tells a queue's thread to end.
 pub struct Stop {
-    asked: AtomicBool,
+    how: OnceLock<Ending>,
     wake: EventFd,
 }
 
@@ -45,19 +69,20 @@ impl Stop {
     /// No descriptors left.
     pub fn new() -> io::Result<Arc<Stop>> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Arc::new(Stop { asked: AtomicBool::new(false), wake }))
+        Ok(Arc::new(Stop { how: OnceLock::new(), wake }))
     }
 
     /// The queue answers what is under way, and ends.
-    pub fn ask(&self) {
-        self.asked.store(true, Ordering::Release);
+    pub fn ask(&self, how: Ending) {
+        // Who asks first says how.
+        let _ = self.how.set(how);
         // Full only when nobody reads it for 2^64 times.
         let _ = self.wake.write(1);
     }
 
     /// Whether it has been told.
-    pub fn asked(&self) -> bool {
-        self.asked.load(Ordering::Acquire)
+    pub fn asked(&self) -> Option<Ending> {
+        self.how.get().copied()
     }
 }
 

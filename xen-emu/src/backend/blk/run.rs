@@ -6,7 +6,7 @@
 
 use super::pins::Held;
 use super::proto::{self, Limits, Parsed, Slot, Transfer, Work};
-use super::queue::{Queue, Serving, Stop};
+use super::queue::{Ending, Queue, Serving, Stop};
 use crate::backend::device::DeviceError;
 use crate::disk::engine::{Done, Engine, Io, Op};
 use crate::disk::sys::Buffers;
@@ -55,6 +55,8 @@ pub struct Run<'a> {
     free: Vec<u32>,
     writes: usize,
     barrier: bool,
+    /// How many requests are still taken, once it is to end.
+    left: Option<u32>,
     /// A request that waits for those before it.
     waiting: Option<(After, Flight)>,
 }
@@ -63,7 +65,7 @@ impl<'a> Run<'a> {
     /// Nothing is under way yet.
     pub fn new(queue: &'a mut Queue, serving: Serving, engine: Box<dyn Engine>) -> Run<'a> {
         let (flights, free) = (Vec::new(), Vec::new());
-        Run { queue, serving, engine, flights, free, writes: 0, barrier: false, waiting: None }
+        Run { queue, serving, engine, flights, free, writes: 0, barrier: false, left: None, waiting: None }
     }
 
     /// Serves the ring until asked to stop, and then until nothing is under way.
@@ -73,13 +75,15 @@ impl<'a> Run<'a> {
     pub fn turns(&mut self, stop: &Stop) -> io::Result<()> {
         let mut done = Vec::new();
         loop {
-            if !stop.asked() {
-                self.take();
-            } else if self.idle() {
-                self.tell();
+            if let Some(how) = stop.asked() {
+                let few = if how == Ending::Finish { self.queue.ring.size() } else { 0 };
+                self.left.get_or_insert(few);
+            }
+            self.take();
+            self.tell();
+            if self.left.is_some() && self.idle() {
                 return Ok(());
             }
-            self.tell();
             let counters = &self.queue.counters;
             counters.turns.fetch_add(1, Ordering::Relaxed);
             let calls = self.engine.wait(&mut done)?;
@@ -95,10 +99,13 @@ impl<'a> Run<'a> {
     /// Takes requests until the ring is empty or one has to wait for those before it.
     fn take(&mut self) {
         let mut slot: Slot = [0; size_of::<Slot>()];
-        while !self.queue.broken && self.waiting.is_none() && !self.barrier {
+        while !self.queue.broken && self.waiting.is_none() && !self.barrier && self.left != Some(0) {
             let queue = &mut *self.queue;
             match queue.ring.pop(&*queue.memory, &mut slot) {
-                Ok(true) => self.judge(&slot),
+                Ok(true) => {
+                    self.left = self.left.map(|left| left - 1);
+                    self.judge(&slot);
+                }
                 Ok(false) => match queue.ring.final_check_for_requests(&*queue.memory) {
                     Ok(true) => {}
                     Ok(false) => return,

@@ -250,7 +250,7 @@ fn a_ring_index_that_cannot_be_closes_the_device_once() {
         while guest.failures.lock().unwrap().is_empty() {
             std::thread::yield_now();
         }
-        let turns = || guest.blk.counters().turns.load(std::sync::atomic::Ordering::Relaxed);
+        let turns = || guest.blk.counters.turns.load(std::sync::atomic::Ordering::Relaxed);
         let before = turns();
         guest.rings[0].kick();
         while turns() == before {

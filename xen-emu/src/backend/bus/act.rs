@@ -3,12 +3,14 @@
 use super::Command;
 use super::entry::{Entry, Nothing};
 use super::nodes::{self, Place};
+use super::requests::PATIENCE;
 use super::serve::Server;
 use super::watch::Watched;
 use crate::backend::device::{self, Connection, DeviceError, Nodes};
 use crate::guest::lock;
 use crate::log::limited;
 use std::sync::Arc;
+use std::time::Instant;
 use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::{Action, Event};
 use xen_emu_api::control::Reply;
@@ -30,6 +32,8 @@ impl Server {
                     Action::Advertise => self.advertise(place),
                     Action::Write(state) => self.write_state(place, state),
                     Action::Connect => next = Some(self.connect(place)),
+                    Action::Finish => self.finish(place),
+                    Action::Abandon => self.abandon(place),
                     Action::Disconnect => self.disconnect(place),
                     Action::WriteError => self.write_error(place),
                     Action::Reconfigure => next = Some(self.reconfigure(place)),
@@ -120,6 +124,22 @@ impl Server {
         }
     }
 
+    fn finish(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.device.finish();
+        }
+    }
+
+    /// For the toolstack it is gone; the guest is given a while to notice.
+    fn abandon(&mut self, place: &Place) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        entry.device.abandon();
+        entry.abandoned = Some(Instant::now() + PATIENCE);
+        entry.answer(&Reply::Ok);
+        lock(&self.configs).retain(|one| *one != entry.config);
+        tracing::info!("{place}: taken away by force");
+    }
+
     fn disconnect(&mut self, place: &Place) {
         if let Some(entry) = self.entries.get_mut(place) {
             entry.device.disconnect();
@@ -147,6 +167,7 @@ impl Server {
         self.forget(place, listens);
         tracing::info!("{place}: detached");
         entry.answer(&Reply::Ok);
+        entry.next.take().into_iter().for_each(|(config, answer)| self.attach(config, answer));
     }
 
     /// Removes the nodes and watches of a device.

@@ -26,6 +26,10 @@ pub(super) struct Entry {
     pub error: Option<DeviceError>,
     /// What is to be put in by the next [`Action::Reconfigure`].
     pub disc: Option<Disc>,
+    /// Taken away by force; its nodes go then at the latest.
+    pub abandoned: Option<Instant>,
+    /// What is to come in its place.
+    pub next: Option<(Device, Answer)>,
     /// Who waits for it to go, and until when.
     pub leaving: Vec<(Instant, Answer)>,
 }
@@ -44,6 +48,8 @@ impl Entry {
             nodes: Nodes::new(),
             error: None,
             disc: None,
+            abandoned: None,
+            next: None,
             leaving: Vec::new(),
         }
     }
@@ -51,6 +57,11 @@ impl Entry {
     /// Answers whoever waits for it to go.
     pub fn answer(&mut self, reply: &Reply) {
         self.leaving.drain(..).for_each(|(_, answer)| answer(reply.clone()));
+    }
+
+    /// When there is something to do for it at the latest.
+    pub fn until(&self) -> Option<Instant> {
+        self.leaving.iter().map(|(until, _)| *until).chain(self.abandoned).min()
     }
 
     /// Whoever has waited long enough hears so.

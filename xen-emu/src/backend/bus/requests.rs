@@ -26,33 +26,63 @@ pub(super) fn label(config: &Device) -> String {
 impl Server {
     pub(super) fn ask(&mut self, request: Request, answer: Answer) {
         let reply = match request {
-            Request::Attach { device } => self.attach(device),
+            Request::Attach { device } => return self.attach(device, answer),
             Request::Detach { kind, devid, force } => match self.detach(&kind, devid, force, answer) {
                 Ok(()) => return,
                 Err((e, answer)) => return answer(Reply::Error { message: e.0 }),
             },
-            Request::Devices => Ok(Reply::Devices { devices: self.entries.values().map(status).collect() }),
+            Request::Devices => {
+                Ok(Reply::Devices { devices: self.present().map(|(_, entry)| status(entry)).collect() })
+            }
             Request::Resize { devid, bytes } => self.resize(devid, bytes),
             Request::Media { devid, target, format } => self.insert(devid, target, format),
+            Request::Describe { path } => Ok(Reply::Text { text: self.describe(&path) }),
             _ => Err(DeviceError("this is no request about devices".into())),
         };
         answer(reply.unwrap_or_else(|e| Reply::Error { message: e.0 }));
     }
 
-    fn attach(&mut self, config: Device) -> Result<Reply, DeviceError> {
+    /// What there is to say of the devices whose names, such as `vbd/51712`, begin with `path`.
+    fn describe(&self, path: &str) -> String {
+        let meant = |place: &Place| {
+            let name = format!("{}/{}", place.kind, place.devid);
+            path.is_empty() || path == place.kind || path == name
+        };
+        let entries = self.entries.iter().filter(|(place, _)| meant(place));
+        entries.map(|(place, entry)| described(place, entry)).collect()
+    }
+
+    /// Attaches a device now, or when the guest has noticed that the one in its place was taken away by force.
+    pub(super) fn attach(&mut self, config: Device, answer: Answer) {
         let (place, name) = (Place::of(self.wiring.domid, &config), label(&config));
-        if let Some(entry) = self.entries.get(&place) {
-            let what = if entry.backend.online { "exists already" } else { "is still being detached" };
-            return Err(DeviceError(format!("{name} {what}")));
-        }
-        let device = (self.wiring.open)(&config).map_err(|e| named(e, &name))?;
-        self.take_up(place, config, device).map_err(|e| named(e, &name))?;
-        tracing::info!("{name}: attached");
-        Ok(Reply::Ok)
+        let attached = match self.entries.get_mut(&place) {
+            Some(entry) if entry.abandoned.is_some() && entry.next.is_none() => {
+                entry.next = Some((config, answer));
+                return;
+            }
+            Some(entry) if entry.backend.online => Err(DeviceError(format!("{name} exists already"))),
+            Some(_) => Err(DeviceError(format!("{name} is still being detached"))),
+            None => (self.wiring.open)(&config)
+                .and_then(|device| self.take_up(place, config, device))
+                .map_err(|e| named(e, &name)),
+        };
+        answer(match attached {
+            Ok(()) => {
+                tracing::info!("{name}: attached");
+                Reply::Ok
+            }
+            Err(e) => Reply::Error { message: e.0 },
+        });
+    }
+
+    /// Those that nobody has taken away by force.
+    fn present(&self) -> impl Iterator<Item = (&Place, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| entry.abandoned.is_none())
     }
 
     fn find(&self, kind: &str, devid: u32) -> Result<Place, DeviceError> {
-        let found = self.entries.keys().find(|place| place.kind == kind && place.devid == devid);
+        let meant = |place: &&Place| place.kind == kind && place.devid == devid;
+        let found = self.present().map(|(place, _)| place).find(meant);
         found.cloned().ok_or_else(|| DeviceError(format!("the domain has no {kind} {devid}")))
     }
 
@@ -127,5 +157,15 @@ fn status(entry: &Entry) -> DeviceStatus {
         port: port("event-channel").or_else(|| port("port")),
         rings: entry.device.rings(),
         path: entry.device.path(),
+        counters: entry.device.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
     }
+}
+
+fn described(place: &Place, entry: &Entry) -> String {
+    let (phase, front) = (entry.backend.phase, entry.state.0);
+    let mut line = format!("devices: {place}: {}, {phase:?}, frontend {front}", label(&entry.config));
+    for (name, count) in entry.device.counters() {
+        line += &format!(", {name} {count}");
+    }
+    line + "\n"
 }

@@ -49,6 +49,10 @@ impl Server {
             }
             let now = Instant::now();
             self.entries.values_mut().for_each(|entry| entry.expire(now));
+            let late = |entry: &Entry| entry.abandoned.is_some_and(|until| until <= now);
+            let gone: Vec<_> =
+                self.entries.iter().filter(|(_, entry)| late(entry)).map(|(p, _)| p.clone()).collect();
+            gone.iter().for_each(|place| self.on(place, Event::Removed));
             if !self.event() {
                 self.wait();
             }
@@ -56,7 +60,9 @@ impl Server {
         for (place, mut entry) in std::mem::take(&mut self.entries) {
             entry.device.disconnect();
             tracing::debug!("{place}: closed with the domain");
-            entry.answer(&Reply::Error { message: "the domain is being destroyed".into() });
+            let gone = Reply::Error { message: "the domain is being destroyed".into() };
+            entry.answer(&gone);
+            entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
         }
     }
 
@@ -79,8 +85,7 @@ impl Server {
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.line.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.store.iter().map(|store| PollFd::new(store.as_fd(), PollFlags::POLLIN)));
-        let until =
-            self.entries.values().flat_map(|entry| entry.leaving.iter().map(|(until, _)| *until)).min();
+        let until = self.entries.values().filter_map(Entry::until).min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // A millisecond late rather than early.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

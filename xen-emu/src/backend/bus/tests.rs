@@ -82,6 +82,12 @@ impl device::Device for Fake {
     fn heard(&mut self, path: &str, value: &str) {
         self.world.note(format!("{path} {value}"));
     }
+    fn abandon(&mut self) {
+        self.world.note("abandon");
+    }
+    fn finish(&mut self) {
+        self.world.note("finish");
+    }
     fn disconnect(&mut self) {
         if self.ring.take().is_some() {
             self.world.note("disconnect");
@@ -263,7 +269,7 @@ fn a_device_connects_closes_connects_again_survives_a_kexec_and_is_detached() {
     stage.front(5, 5);
     assert_eq!(stage.log(), "open, connect 8 32", "still at work for what the guest has open");
     stage.front(6, 6);
-    assert_eq!(stage.log(), "disconnect");
+    assert_eq!(stage.log(), "finish, disconnect");
     stage.front(1, 2);
     stage.connect();
 
@@ -305,7 +311,7 @@ fn a_device_connects_closes_connects_again_survives_a_kexec_and_is_detached() {
     assert!(gone.try_recv().is_err());
     stage.write(&format!("{FRONT}/state"), "6");
     assert_eq!(gone.recv().unwrap(), Reply::Ok);
-    assert_eq!(stage.log(), "disconnect, drop");
+    assert_eq!(stage.log(), "finish, disconnect, drop");
     assert_eq!(stage.store.listing(), before);
     assert!(stage.devices().is_empty() && stage.bus.configs().is_empty());
 }
@@ -386,6 +392,16 @@ fn by_force_a_device_goes_at_once_and_other_tools_may_take_it_away() {
     let waiting = stage.asked(stage.detach(false));
     assert_eq!(stage.ask(stage.detach(true)), Reply::Ok);
     assert_eq!(waiting.recv().unwrap(), Reply::Ok, "who has waited hears of it");
+    assert!(stage.devices().is_empty() && stage.bus.configs().is_empty(), "gone for the toolstack");
+    assert_eq!(stage.log(), "open, connect 8 32, abandon");
+    // What is to come in its place waits until the guest has noticed.
+    let next = stage.asked(Request::Attach { device: disk() });
+    stage.becomes("state", "5");
+    assert!(next.try_recv().is_err());
+    stage.write(&format!("{FRONT}/state"), "6");
+    assert_eq!(next.recv().unwrap(), Reply::Ok);
+    assert_eq!(stage.log(), "finish, disconnect, drop, open");
+    assert_eq!(stage.ask(stage.detach(true)), Reply::Ok);
     gone(&mut stage);
 
     // As libxl does it.
@@ -439,10 +455,8 @@ fn two_hundred_cycles_leave_descriptors_and_nodes_as_before() {
         stage.connect();
         let force = cycle % 2 == 0;
         let gone = stage.asked(stage.detach(force));
-        if !force {
-            stage.becomes("state", "5");
-            stage.write(&format!("{FRONT}/state"), "6");
-        }
+        stage.becomes("state", "5");
+        stage.write(&format!("{FRONT}/state"), "6");
         assert_eq!(gone.recv().unwrap(), Reply::Ok);
         stage.ask(Request::Detach { kind: "console".into(), devid: 1, force });
     }

@@ -91,7 +91,7 @@ impl Server {
         };
         if state.is_none() {
             tracing::info!("{place}: somebody has removed its nodes");
-            self.on(place, Event::Force);
+            self.on(place, Event::Removed);
             return;
         }
         let state = number(state);

@@ -1,7 +1,7 @@
 //! The thread of a connected channel: bytes between the guest's rings and the peer.
 
-use super::KEEP;
 use super::outlet::{Outlet, Peer};
+use super::{Carried, KEEP};
 use crate::backend::console::ring::Ring;
 use crate::socket::hung_up;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use xen_domain::ring::RingError;
 
 /// Input that waits for the guest; more stays with the peer.
@@ -25,6 +26,7 @@ pub struct Link {
     kick: File,
     notify: File,
     outlet: Arc<Outlet>,
+    carried: Arc<Carried>,
     stop: Arc<EventFd>,
     input: VecDeque<u8>,
     output: VecDeque<u8>,
@@ -45,11 +47,20 @@ impl Link {
     pub fn new(
         ring: Ring,
         (kick, notify): (File, File),
-        outlet: Arc<Outlet>,
+        (outlet, carried): (Arc<Outlet>, Arc<Carried>),
         stop: Arc<EventFd>,
     ) -> io::Result<Link> {
         fcntl(&kick, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        Ok(Link { ring, kick, notify, outlet, stop, input: VecDeque::new(), output: VecDeque::new() })
+        Ok(Link {
+            ring,
+            kick,
+            notify,
+            outlet,
+            carried,
+            stop,
+            input: VecDeque::new(),
+            output: VecDeque::new(),
+        })
     }
 
     /// Until it is told to stop.
@@ -146,7 +157,10 @@ impl Link {
         while !self.input.is_empty() {
             match self.ring.put(self.input.as_slices().0)? {
                 0 => break,
-                n => drop(self.input.drain(..n)),
+                n => {
+                    self.input.drain(..n);
+                    self.carried.to_guest.fetch_add(n as u64, Ordering::Relaxed);
+                }
             }
             any = true;
         }
@@ -159,6 +173,7 @@ impl Link {
         let room = if held { OUTPUT_MAX.saturating_sub(self.output.len()) } else { OUTPUT_MAX };
         let mut bytes = Vec::new();
         let taken = self.ring.take(&mut bytes, room)?;
+        self.carried.from_guest.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.output.extend(&bytes);
         if !held {
             self.output.drain(..self.output.len().saturating_sub(KEEP));

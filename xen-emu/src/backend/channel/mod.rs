@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use outlet::Outlet;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use xen_abi::Gref;
 use xen_domain::gnttab::Grants;
@@ -28,7 +29,15 @@ pub const KEEP: usize = 1 << 20;
 pub struct Channel {
     devid: u32,
     outlet: Arc<Outlet>,
+    carried: Arc<Carried>,
     running: Option<Running>,
+}
+
+/// Bytes carried since the channel was made.
+#[derive(Debug, Default)]
+struct Carried {
+    to_guest: AtomicU64,
+    from_guest: AtomicU64,
 }
 
 /// What there is while the frontend is connected.
@@ -49,7 +58,7 @@ impl Channel {
     pub fn open(config: &ChannelConfig) -> Result<Channel, DeviceError> {
         let outlet = Outlet::open(&config.connection)
             .map_err(|e| DeviceError(format!("channel {}: {e}", config.name)))?;
-        Ok(Channel { devid: config.devid, outlet: Arc::new(outlet), running: None })
+        Ok(Channel { devid: config.devid, outlet: Arc::new(outlet), carried: Arc::default(), running: None })
     }
 
     fn start(&mut self, connection: Connection) -> Result<(), DeviceError> {
@@ -72,7 +81,7 @@ impl Channel {
         let link = Link::new(
             ring,
             (File::from(channel.kick), File::from(channel.notify)),
-            self.outlet.clone(),
+            (self.outlet.clone(), self.carried.clone()),
             running.stop.clone(),
         )
         .map_err(|e| failed(&e))?;
@@ -115,6 +124,12 @@ impl Device for Channel {
 
     fn rings(&self) -> Vec<u32> {
         self.running.iter().map(|running| running.gref.0).collect()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let all =
+            [("bytes-to-guest", &self.carried.to_guest), ("bytes-from-guest", &self.carried.from_guest)];
+        all.into_iter().map(|(name, count)| (name, count.load(Ordering::Relaxed))).collect()
     }
 
     fn path(&self) -> Option<String> {

@@ -1,0 +1,80 @@
+# cycles.sh IMAGE ROUNDS: a disk, a card and a channel come and go so many times while the guest uses each of them. Afterwards the domain's
+# process, the store and the guest have what they had before.
+. /lab/tests/lib-devices.sh
+rounds=$2
+take_disk "$1"
+scratch=${disk%/*}/scratch.img
+truncate -s 64M "$scratch"
+lan
+box g
+id=$(xlr domid g)
+pid=$(pidof xen-emu)
+back=/local/domain/0/backend
+
+# What the guest does with whatever comes: nothing of it waits for anything else.
+must 30 'cat >/tmp/load <<"END"
+disk() { while :; do [ -b /dev/xvdb ] && dd if=/dev/zero of=/dev/xvdb bs=64k oflag=direct 2>/dev/null; sleep 0.1; done; }
+card() { while :; do ip link set eth0 up && ip addr add 192.168.77.60/24 dev eth0 && ping -q -i 0.02 -s 1400 192.168.77.1; sleep 0.1; done; }
+line() { while :; do [ -c /dev/hvc1 ] && { cat /dev/zero >/dev/hvc1 & cat /dev/hvc1 >/dev/null; kill $!; wait $!; }; sleep 0.1; done; }
+disk & card & line & wait
+END
+sh /tmp/load >/tmp/load.log 2>&1 & echo started'
+
+# all STATE: the three backends read so.
+state() { [ "$(xenstore read $back/"$1"/state 2>/dev/null)" = "$2" ]; }
+all() { state "vbd/$id/51728" "$1" && state "vif/$id/0" "$1" && state "console/$id/1" "$1"; }
+come() {
+    xlr block-attach g "$scratch,raw,xvdb,rw" || fail "round $1: block-attach ended with status $?"
+    xlr network-attach g bridge=xenbr0 mac=00:16:3e:00:77:02 || fail "round $1: network-attach ended with status $?"
+    xlr channel-attach g connection=socket name=agent path=/tmp/test/agent || fail "round $1: channel-attach ended with status $?"
+    until_true 30 all 4 || { xenstore ls -f | grep -E "/(vbd|vif|console)/"; fail "round $1: not all three are connected after 30 s"; }
+}
+go() {
+    # Every fifth time by force, which waits for nobody.
+    force=
+    [ $(($1 % 5)) = 0 ] && force=--force
+    xlr block-detach $force g xvdb >off-disk 2>&1 & disk_off=$!
+    xlr network-detach $force g 0 >off-card 2>&1 & card_off=$!
+    xlr channel-detach $force g agent >off-line 2>&1 & line_off=$!
+    wait $disk_off || fail "round $1: block-detach $force: status $?: $(cat off-disk)"
+    wait $card_off || fail "round $1: network-detach $force: status $?: $(cat off-card)"
+    wait $line_off || fail "round $1: channel-detach $force: status $?: $(cat off-line)"
+}
+round() {
+    come "$1"
+    sleep 0.2
+    go "$1"
+}
+
+# What there is: descriptors and threads of the process, its memory beside the guest's (KiB), event channels and pins, the store.
+count() {
+    ls /proc/"$pid"/fd | wc -l
+    ls /proc/"$pid"/task | wc -l
+    xlr describe g evtchn | head -n 1
+    xlr describe g gnttab | grep -c gref
+    ls /proc/"$(pidof xenstored)"/fd | wc -l
+    ls /sys/class/net | wc -l
+}
+nodes() { /debian/bin/xenstore-ls -f / | sed 's/ = .*//' | sort; }
+memory() { awk '/^[0-9a-f]+-/ { guest = 0 } /^Size:/ { guest = $2 > 400000 } /^Anonymous:/ && !guest { sum += $2 } END { print sum }' /proc/"$pid"/smaps; }
+settled() { count >now; cmp -s now before; }
+
+for n in $(seq 10); do round "$n"; done
+sleep 2
+count >before
+nodes >nodes-before
+used=$(memory)
+begin=$(cut -d. -f1 /proc/uptime)
+for n in $(seq 11 "$rounds"); do round "$n"; done
+echo "$((rounds - 10)) rounds in $(($(cut -d. -f1 /proc/uptime) - begin)) s"
+until_true 20 settled || { diff before now; ls -l /proc/"$pid"/fd; fail 'the process has not what it had before'; }
+cat now
+nodes >nodes-now
+cmp nodes-before nodes-now || { diff nodes-before nodes-now; fail 'the store has not what it had before'; }
+echo "memory beside the guest's: $used KiB before, $(memory) now"
+[ "$(memory)" -le $((used + 256)) ] || fail "the process has grown from $used KiB to $(memory) KiB"
+in_guest 30 'dmesg | grep -E "deferring g.e.|BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
+must 30 'cat /tmp/load.log | sort | uniq -c | sort -rn | head'
+cat said
+xlr destroy g || fail "destroy ended with status $?"
+nothing_left "$id"
