@@ -1,9 +1,14 @@
 //! Many changes, few round trips.
 
+use std::collections::VecDeque;
+
+use xen_abi::io::xs_wire::XENSTORE_PAYLOAD_MAX;
+
 use super::error::{Error, Result};
+use super::poll::Asked;
 use super::{Client, requests::perms_payload};
 use crate::perms::Perm;
-use crate::wire::{self, Errno, MsgType};
+use crate::wire::{Errno, MsgType};
 
 /// Requests sent before their replies are read: far fewer bytes than the buffers of a socket, so that neither side can
 /// block on the other.
@@ -54,24 +59,36 @@ impl Client {
     /// # Errors
     /// The first failure, as the single requests have it.
     pub fn run(&mut self, batch: &Batch) -> Result<()> {
+        if let Some(long) = batch.requests.iter().find(|request| request.payload.len() > XENSTORE_PAYLOAD_MAX)
+        {
+            return Err(Error::invalid(long.kind, &long.path, Errno::E2BIG));
+        }
         let mut first = Ok(());
         for requests in batch.requests.chunks(IN_FLIGHT) {
-            let mut messages = Vec::new();
-            let start = self.req_id;
-            for Request { kind, path, payload, .. } in requests {
-                self.req_id = self.req_id.wrapping_add(1);
-                wire::put(&mut messages, *kind, self.req_id, self.tx_id, &[payload])
-                    .map_err(|_| Error::invalid(*kind, path, Errno::E2BIG))?;
+            let deadline = self.deadline();
+            let mut waiting = VecDeque::new();
+            for Request { kind, payload, .. } in requests {
+                waiting.push_back(self.next_id());
+                self.transport.queue(*kind, self.req_id, self.tx_id, &[payload])?;
             }
-            self.transport.send_bytes(&messages, &[])?;
-            let mut req_id = start;
-            for Request { kind, path, missing_is_fine, .. } in requests {
-                req_id = req_id.wrapping_add(1);
-                match self.reply(req_id, *kind, path) {
+            let sent = self.transport.flush(&[], deadline)?;
+            let mut answers = requests.iter();
+            while let Some((Request { kind, path, missing_is_fine, .. }, id)) =
+                answers.next().filter(|_| sent).zip(waiting.pop_front())
+            {
+                match self.reply(id, *kind, path, deadline) {
+                    Err(Error::Timeout) => {
+                        self.asked.extend(waiting.into_iter().map(|id| (id, Asked::GivenUp)));
+                        return Err(Error::Timeout);
+                    }
                     Err(error) if *missing_is_fine && error.errno() == Some(Errno::ENOENT) => {}
                     Err(error) if error.errno().is_none() => return Err(error),
                     reply => first = first.and(reply.map(drop)),
                 }
+            }
+            if !sent {
+                self.asked.extend(waiting.into_iter().map(|id| (id, Asked::GivenUp)));
+                return Err(Error::Timeout);
             }
         }
         first

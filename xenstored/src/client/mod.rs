@@ -1,22 +1,71 @@
-//! The client library: one blocking connection to a store.
+//! The client library: one connection to a store, to wait at or to poll.
 //!
-//! A [`Client`] belongs to one thread; programs with several threads open several. Watch events that arrive while a
-//! reply is awaited are kept and handed out by [`Client::next_event`]; whoever polls the descriptor drains
-//! `next_event(Some(Duration::ZERO))` first.
+//! A [`Client`] belongs to one thread; programs with several threads open several. The typed requests wait for their
+//! replies. Watch events that arrive meanwhile are kept and handed out by [`Client::next_event`].
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use xenstored::client::{Client, Error};
+//!
+//! fn main() -> Result<(), Error> {
+//!     let mut store = Client::connect_default()?;
+//!     store.write("/tool/example/count", "41")?;
+//!     // All or nothing, and again when somebody else was faster.
+//!     let count = store.transaction(|store| {
+//!         let count = store.read_string("/tool/example/count")?.parse().unwrap_or(0) + 1;
+//!         store.write("/tool/example/count", count.to_string())?;
+//!         Ok::<u32, Error>(count)
+//!     })?;
+//!     assert_eq!(count, 42);
+//!     for name in store.directory("/tool/example")? {
+//!         println!("{name}");
+//!     }
+//!     // The first event comes at once: what is there already is not missed.
+//!     store.watch("/tool/example", "token")?;
+//!     while let Some(event) = store.next_event(Some(Duration::from_secs(10)))? {
+//!         println!("{} changed", event.path);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A program with an event loop polls the descriptor ([`AsFd`]) for reading, for writing too while
+//! [`Client::wants_write`], and calls [`Client::step`] until it has nothing more to say. Requests of such a program are
+//! sent by [`Client::submit`] and never wait:
+//!
+//! ```no_run
+//! use xenstored::client::{Client, Incoming, Result};
+//! use xenstored::wire::MsgType;
+//!
+//! fn ready(store: &mut Client) -> Result<()> {
+//!     while let Some(incoming) = store.step()? {
+//!         match incoming {
+//!             Incoming::Event(event) => println!("{} changed", event.path),
+//!             Incoming::Reply { id, reply } => println!("{id:?}: {reply:?}"),
+//!         }
+//!     }
+//!     store.submit(MsgType::READ, "/tool/example/count", &[b"/tool/example/count\0"])?;
+//!     Ok(())
+//! }
+//! ```
 
 mod batch;
 mod domain;
 mod error;
+mod poll;
 mod requests;
+mod settings;
 mod transport;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use batch::Batch;
 pub use error::{Error, Result};
+use poll::Asked;
+pub use poll::{Incoming, RequestId};
 pub use requests::RingFds;
 use transport::Transport;
 
@@ -54,7 +103,10 @@ pub struct WatchEvent {
 #[derive(Debug)]
 pub struct Client {
     transport: Transport,
-    events: VecDeque<WatchEvent>,
+    /// What arrived while something else was awaited, in order.
+    inbox: VecDeque<Incoming>,
+    /// Requests that nobody waits for at the moment.
+    asked: BTreeMap<u32, Asked>,
     timeout: Option<Duration>,
     req_id: u32,
     /// The transaction that requests belong to, 0 outside of [`Client::transaction`].
@@ -68,7 +120,8 @@ impl Client {
     /// [`Error::Connect`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let transport = Transport::open(path.as_ref())?;
-        Ok(Self { transport, events: VecDeque::new(), timeout: None, req_id: 0, tx_id: 0 })
+        let (inbox, asked) = (VecDeque::new(), BTreeMap::new());
+        Ok(Self { transport, inbox, asked, timeout: None, req_id: 0, tx_id: 0 })
     }
 
     /// Connects to [`default_path`]; inside a guest, where no daemon runs, to the kernel's `/dev/xen/xenbus`.
@@ -83,9 +136,8 @@ impl Client {
         })
     }
 
-    /// How long a reply may take before [`Error::Timeout`]; `None` (the beginning) waits for ever.
-    ///
-    /// After a timeout the connection is out of step and must be dropped.
+    /// How long a request may take before [`Error::Timeout`]; `None` (the beginning) waits for ever. The connection can
+    /// be used on after it: the late reply is thrown away.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
@@ -96,13 +148,17 @@ impl Client {
     /// [`Error::Io`] if the daemon is gone.
     pub fn next_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut seen = 0;
         loop {
-            if let Some(event) = self.events.pop_front() {
+            let found = self.inbox.iter().skip(seen).position(|item| matches!(item, Incoming::Event(_)));
+            if let Some(Incoming::Event(event)) = found.and_then(|at| self.inbox.remove(seen + at)) {
                 return Ok(Some(event));
             }
+            seen = self.inbox.len();
+            self.transport.flush(&[], deadline)?;
             match self.transport.receive(deadline)? {
                 None => return Ok(None),
-                Some((header, payload)) => self.keep_event(header, &payload)?,
+                Some((header, payload)) => self.keep(header, &payload)?,
             }
         }
     }
@@ -143,40 +199,83 @@ impl Client {
         parts: &[&[u8]],
         fds: &[BorrowedFd<'_>],
     ) -> Result<Vec<u8>> {
+        let deadline = self.deadline();
+        // Descriptors belong to the first byte of their own request.
+        if !fds.is_empty() && !self.transport.flush(&[], deadline)? {
+            return Err(Error::Timeout);
+        }
+        let req_id = self.next_id();
+        self.transport.queue(kind, req_id, self.tx_id, parts)?;
+        if !self.transport.flush(fds, deadline)? {
+            self.asked.insert(req_id, Asked::GivenUp);
+            return Err(Error::Timeout);
+        }
+        self.reply(req_id, kind, what, deadline)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
+
+    fn next_id(&mut self) -> u32 {
         self.req_id = self.req_id.wrapping_add(1);
-        self.transport.send(kind, self.req_id, self.tx_id, parts, fds)?;
-        self.reply(self.req_id, kind, what)
+        self.req_id
     }
 
     /// The payload of the reply to request `req_id`.
-    fn reply(&mut self, req_id: u32, kind: MsgType, what: &str) -> Result<Vec<u8>> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+    fn reply(
+        &mut self,
+        req_id: u32,
+        kind: MsgType,
+        what: &str,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<u8>> {
         loop {
-            let (header, payload) = self.transport.receive(deadline)?.ok_or(Error::Timeout)?;
-            if header.kind == MsgType::WATCH_EVENT {
-                self.keep_event(header, &payload)?;
-            } else if header.req_id != req_id {
-                return Err(Error::Protocol(format!("reply {} to request {req_id}", header.req_id)));
-            } else if header.kind == MsgType::ERROR {
-                return Err(Error::store(kind, what, &payload));
-            } else if header.kind == kind {
-                return Ok(payload);
-            } else {
-                return Err(Error::Protocol(format!("reply of type {} to {kind}", header.kind)));
+            let Some((header, payload)) = self.transport.receive(deadline)? else {
+                self.asked.insert(req_id, Asked::GivenUp);
+                return Err(Error::Timeout);
+            };
+            if header.kind != MsgType::WATCH_EVENT && header.req_id == req_id {
+                return answer(header, payload, kind, what);
             }
+            self.keep(header, &payload)?;
         }
     }
 
-    fn keep_event(&mut self, header: Header, payload: &[u8]) -> Result<()> {
+    /// Puts what was not awaited into the inbox.
+    fn keep(&mut self, header: Header, payload: &[u8]) -> Result<()> {
+        if header.kind != MsgType::WATCH_EVENT {
+            return match self.asked.remove(&header.req_id) {
+                Some(Asked::Submitted { kind, what }) => {
+                    let reply = answer(header, payload.to_vec(), kind, &what);
+                    self.inbox.push_back(Incoming::Reply { id: RequestId(header.req_id), reply });
+                    Ok(())
+                }
+                Some(Asked::GivenUp) => Ok(()),
+                None => Err(Error::Protocol(format!("reply {} to no request", header.req_id))),
+            };
+        }
         let text = String::from_utf8_lossy(payload);
         let mut fields = text.split('\0');
-        match (header.kind, fields.next(), fields.next()) {
-            (MsgType::WATCH_EVENT, Some(path), Some(token)) => {
-                self.events.push_back(WatchEvent { path: path.to_owned(), token: token.to_owned() });
+        match (fields.next(), fields.next()) {
+            (Some(path), Some(token)) => {
+                let event = WatchEvent { path: path.to_owned(), token: token.to_owned() };
+                self.inbox.push_back(Incoming::Event(event));
                 Ok(())
             }
-            _ => Err(Error::Protocol(format!("unexpected message {}", header.kind))),
+            _ => Err(Error::Protocol("watch event without token".into())),
         }
+    }
+}
+
+/// What the reply to a request means.
+fn answer(header: Header, payload: Vec<u8>, kind: MsgType, what: &str) -> Result<Vec<u8>> {
+    if header.kind == MsgType::ERROR {
+        Err(Error::store(kind, what, &payload))
+    } else if header.kind == kind {
+        Ok(payload)
+    } else {
+        Err(Error::Protocol(format!("reply of type {} to {kind}", header.kind)))
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Transport {
     fd: OwnedFd,
     socket: bool,
     input: Vec<u8>,
+    /// What the daemon has had no room for yet.
+    output: Vec<u8>,
 }
 
 impl Transport {
@@ -33,46 +35,57 @@ impl Transport {
         } else {
             UnixStream::connect(path).map_err(failed)?.into()
         };
-        Ok(Self { fd, socket: !device, input: Vec::new() })
+        Ok(Self { fd, socket: !device, input: Vec::new(), output: Vec::new() })
     }
 
-    pub(super) fn send(
-        &mut self,
-        kind: MsgType,
-        req_id: u32,
-        tx_id: u32,
-        parts: &[&[u8]],
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<()> {
-        let mut message = Vec::new();
-        wire::put(&mut message, kind, req_id, tx_id, parts)
-            .map_err(|_| Error::invalid(kind, "", wire::Errno::E2BIG))?;
+    /// Puts a request behind what waits to be sent.
+    pub(super) fn queue(&mut self, kind: MsgType, req_id: u32, tx_id: u32, parts: &[&[u8]]) -> Result<()> {
+        wire::put(&mut self.output, kind, req_id, tx_id, parts)
+            .map_err(|_| Error::invalid(kind, "request", wire::Errno::E2BIG))
+    }
+
+    /// Sends all that waits; descriptors go with its first byte, so the caller sees to it that this is the right one.
+    /// `false` if `deadline` passes first; the rest then still waits.
+    ///
+    /// While the daemon does not read, what it says is taken in, so that neither waits for the other.
+    pub(super) fn flush(&mut self, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> Result<bool> {
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        self.send_bytes(&message, &raw)
-    }
-
-    /// Whole messages, made by [`wire::put`]; descriptors go with the first byte.
-    pub(super) fn send_bytes(&mut self, messages: &[u8], raw: &[RawFd]) -> Result<()> {
-        let mut rest = messages;
         let mut with_fds = !raw.is_empty();
-        while !rest.is_empty() {
-            let sent = match self.send_some(rest, if with_fds { raw } else { &[] }) {
-                Err(Sys::EINTR) => continue,
-                sent => sent?,
-            };
-            with_fds = false;
-            rest = rest.get(sent..).unwrap_or_default();
+        while !self.output.is_empty() {
+            match self.send_some(if with_fds { &raw } else { &[] }) {
+                Ok(sent) => {
+                    self.output.drain(..sent);
+                    with_fds = false;
+                }
+                Err(Sys::EINTR) => {}
+                Err(Sys::EAGAIN) => {
+                    let ready = self.wait(PollFlags::POLLIN | PollFlags::POLLOUT, deadline)?;
+                    if ready.contains(PollFlags::POLLIN) {
+                        self.fill()?;
+                    }
+                    if ready.is_empty() {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn send_some(&self, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
+    /// Whether something waits to be sent.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    fn send_some(&self, fds: &[RawFd]) -> nix::Result<usize> {
         if !self.socket {
-            return write(&self.fd, bytes);
+            return write(&self.fd, &self.output);
         }
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-        sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(&self.output)], control, flags, None)
     }
 
     /// One whole message, or `None` when `deadline` passes first. What came of it so far is kept.
@@ -84,7 +97,7 @@ impl Transport {
                 self.input.drain(..HEADER_LEN + payload.len());
                 return Ok(Some((header, payload)));
             }
-            if deadline.is_some() && !self.readable_before(deadline)? {
+            if deadline.is_some() && self.wait(PollFlags::POLLIN, deadline)?.is_empty() {
                 return Ok(None);
             }
             self.fill()?;
@@ -106,7 +119,9 @@ impl Transport {
         Ok(())
     }
 
-    fn readable_before(&self, deadline: Option<Instant>) -> Result<bool> {
+    /// Waits until one of `flags` holds, and says which; none when `deadline` passes first. A broken connection counts as
+    /// readable: reading it says how it broke.
+    fn wait(&self, flags: PollFlags, deadline: Option<Instant>) -> Result<PollFlags> {
         loop {
             let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
                 // Rounded up, so that the last fraction of a millisecond is slept and not spun.
@@ -114,10 +129,18 @@ impl Transport {
                 let millis = left.as_nanos().div_ceil(1_000_000);
                 i32::try_from(millis).ok().and_then(|ms| ms.try_into().ok()).unwrap_or(PollTimeout::MAX)
             });
-            match poll(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            let mut polled = [PollFd::new(self.fd.as_fd(), flags)];
+            match poll(&mut polled, timeout) {
                 Err(Sys::EINTR) => {}
-                Ok(0) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
-                ready => return Ok(ready? > 0),
+                Ok(0) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
+                Ok(0) => return Ok(PollFlags::empty()),
+                ready => {
+                    ready?;
+                    let events = polled.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+                    let broken =
+                        events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL);
+                    return Ok(if broken { events | PollFlags::POLLIN } else { events });
+                }
             }
         }
     }
