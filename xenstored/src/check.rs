@@ -13,13 +13,15 @@ impl Store {
     /// What is wrong, for people.
     pub fn check(&mut self) -> Result<(), String> {
         while self.tidy(1024) {}
-        let mut nodes: BTreeMap<DomId, usize> = BTreeMap::new();
+        let mut nodes: BTreeMap<DomId, (usize, usize)> = BTreeMap::new();
         let mut tops: BTreeMap<DomId, BTreeSet<Path>> = BTreeMap::new();
         let mut rest = vec![(Path::root(), self.tree.root(), 0)];
         while let Some((path, node, above)) = rest.pop() {
             let owner = node.perms.owner();
             if owner != 0 {
-                *nodes.entry(owner).or_default() += 1;
+                let (count, bytes) = nodes.entry(owner).or_default();
+                *count += 1;
+                *bytes += node.bytes();
                 if owner != above {
                     tops.entry(owner).or_default().insert(path.clone());
                 }
@@ -38,6 +40,16 @@ impl Store {
         let watches: usize = self.conns.values().map(|conn| conn.watches.len()).sum();
         if watches != self.watches.count() {
             return Err(format!("watches of connections: {watches}, index: {}", self.watches.count()));
+        }
+        for conn in self.conns.values() {
+            let bytes: usize = conn.watches.keys().map(|(name, token)| Self::watch_bytes(name, token)).sum();
+            if bytes != conn.watch_bytes {
+                return Err(format!("bytes of watches: {bytes}, counted: {}", conn.watch_bytes));
+            }
+        }
+        let open: usize = self.conns.values().map(|conn| conn.transactions.len()).sum();
+        if open != self.open {
+            return Err(format!("transactions of connections: {open}, counted: {}", self.open));
         }
         Ok(())
     }

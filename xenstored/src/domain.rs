@@ -55,6 +55,11 @@ impl Domains {
         self.known.get_mut(&domid)
     }
 
+    /// All domains that exist, in order.
+    pub fn all(&self) -> impl Iterator<Item = DomId> {
+        self.known.keys().copied()
+    }
+
     /// The introduced domains.
     pub fn introduced(&self) -> impl Iterator<Item = (DomId, ConnId)> {
         self.known.iter().filter_map(|(&domid, domain)| Some((domid, domain.conn?)))
@@ -81,9 +86,11 @@ impl Domains {
         Caller { domid, life, target, privileged: domid == 0 }
     }
 
-    /// A privileged client created `path`: if it is the home of a domain that is not introduced, a life begins.
-    pub fn home_created(&mut self, path: &Path) {
-        if let Some(domid) = home_of(path)
+    /// A privileged client created `path`, of which the first `depth` names existed: if the home of a domain came that
+    /// is not introduced, a life begins.
+    pub fn home_created(&mut self, path: &Path, depth: usize) {
+        if depth < HOME_DEPTH
+            && let Some(domid) = home_of(path)
             && !self.is_introduced(domid)
         {
             self.begin(domid);
@@ -128,8 +135,11 @@ impl Domain {
     }
 }
 
-/// `N` of `/local/domain/N`, for domains other than 0.
+/// Names in the path of a domain's home.
+const HOME_DEPTH: usize = 3;
+
+/// `N` of `/local/domain/N` and paths below, for domains other than 0.
 fn home_of(path: &Path) -> Option<DomId> {
-    let domid = number(path.strip_prefix("/local/domain/")?.as_bytes()).ok()?;
+    let domid = number(path.strip_prefix("/local/domain/")?.split('/').next()?.as_bytes()).ok()?;
     (domid != 0 && domid < DOMID_FIRST_RESERVED).then_some(domid)
 }

@@ -13,6 +13,7 @@ pub mod domain;
 mod nodes;
 mod ops;
 pub mod out;
+mod pace;
 pub mod path;
 pub mod perms;
 pub mod quota;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::DomId;
 use crate::out::Out;
-use crate::path::{Name, Path};
+use crate::path::{Name, Path, parent};
 use crate::perms::{Access, Perms};
-use crate::quota::{Limit, node_size};
+use crate::quota::{Limit, node_bytes, node_size};
 use crate::store::{Call, Store};
-use crate::transaction::{Aspect, Step, Transaction};
-use crate::tree::{Node, Tree};
+use crate::transaction::{Aspect, Sight, Step, Transaction};
+use crate::tree::Node;
 use crate::watch::Change;
 use crate::wire::Errno;
 
@@ -28,47 +28,66 @@ impl Store {
         Some(self.limit(&call.caller, Limit::PathMax)).filter(|&max| max != usize::MAX)
     }
 
-    /// The tree a request works on.
-    pub(crate) fn view<'a>(&'a self, call: &'a Call<'_>) -> &'a Tree {
-        call.tx.as_ref().map_or(&self.tree, |tx| &tx.view)
+    /// The node at `path` as the request sees it.
+    pub(crate) fn find<'a>(&'a self, call: &'a Call<'_>, path: &str) -> Option<Sight<'a>> {
+        match &call.tx {
+            Some(tx) => tx.find(&self.tree, path),
+            None => self.tree.get(path).map(Sight::from),
+        }
+    }
+
+    /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
+    fn nearest<'a>(&'a self, call: &'a Call<'_>, path: &Path) -> (Sight<'a>, usize) {
+        if let Some(tx) = &call.tx {
+            return tx.nearest(&self.tree, path);
+        }
+        let (node, depth) = self.tree.nearest(path);
+        (Sight::from(node), depth)
+    }
+
+    /// The names of a node's children, oldest first, each with a NUL.
+    pub(crate) fn listing(&self, call: &Call<'_>, path: &Path) -> Arc<[u8]> {
+        match &call.tx {
+            Some(tx) => tx.listing(&self.tree, path),
+            None => self.tree.get(path).map(|node| node.listing()).unwrap_or_default(),
+        }
+    }
+
+    /// In a transaction: remembers that the request looks at `path`, and at what decides if nothing is there.
+    ///
+    /// # Errors
+    /// `ENOSPC` in a transaction that looked at too many nodes, `ENOMEM` in one that takes too much memory.
+    pub(crate) fn note(&self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
+        let limit = self.limit(&call.caller, Limit::TransactionNodes);
+        let Some(tx) = &mut call.tx else { return Ok(()) };
+        tx.note(&self.tree, path, aspect, limit)?;
+        if tx.find(&self.tree, path).is_none() {
+            let (_, depth) = tx.nearest(&self.tree, path);
+            tx.note(&self.tree, &path.prefix(depth), Aspect::Content, limit)?;
+            // If this one comes it becomes the ancestor that decides.
+            tx.note(&self.tree, &path.prefix(depth + 1), Aspect::Content, limit)?;
+        }
+        self.check_memory(call, 0)
     }
 
     /// The node at `path`, if the caller has the access that `may` asks for. A caller that has no such access to the
     /// nearest existing ancestor does not learn whether the node exists.
     ///
     /// # Errors
-    /// `ENOENT`, `EACCES`, `ENOSPC` in a transaction that looked at too many nodes.
+    /// `ENOENT`, `EACCES`.
     pub(crate) fn fetch<'a>(
         &'a self,
-        call: &'a mut Call<'_>,
+        call: &'a Call<'_>,
         path: &Path,
         may: fn(Access) -> bool,
-        aspect: Aspect,
-    ) -> Result<&'a Arc<Node>, Errno> {
-        if call.tx.is_some() {
-            self.note(call, path, aspect)?;
-        }
-        let caller = call.caller;
-        let tree = self.view(call);
-        match tree.get(path) {
-            Some(node) if may(node.perms.access(&caller)) => Ok(node),
+    ) -> Result<Sight<'a>, Errno> {
+        let caller = &call.caller;
+        match self.find(call, path) {
+            Some(node) if may(node.perms.access(caller)) => Ok(node),
             Some(_) => Err(Errno::EACCES),
-            None if may(tree.nearest(path).0.perms.access(&caller)) => Err(Errno::ENOENT),
+            None if may(self.nearest(call, path).0.perms.access(caller)) => Err(Errno::ENOENT),
             None => Err(Errno::EACCES),
         }
-    }
-
-    fn note(&self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
-        let limit = self.limit(&call.caller, Limit::TransactionNodes);
-        let Some(tx) = &mut call.tx else { return Ok(()) };
-        tx.note(path, aspect, limit)?;
-        if tx.view.get(path).is_none() {
-            let (_, depth) = tx.view.nearest(path);
-            tx.note(&path.prefix(depth), Aspect::Content, limit)?;
-            // If this one comes it becomes the ancestor that decides.
-            tx.note(&path.prefix(depth + 1), Aspect::Content, limit)?;
-        }
-        Ok(())
     }
 
     /// Sets the value of an existing node.
@@ -79,15 +98,13 @@ impl Store {
         value: &[u8],
         out: &mut Out,
     ) -> Result<(), Errno> {
-        let Some(node) = self.view(call).get(path) else { return Err(Errno::ENOENT) };
-        self.check_size(call, &node.perms, node.listing_len(), value.len())?;
-        let perms = node.perms.clone();
+        let Some(node) = self.find(call, path) else { return Err(Errno::ENOENT) };
+        let (id, perms, old) = (node.id, node.perms.clone(), node.value.len());
+        self.check_size(call, &perms, node.listing_len, value.len())?;
+        self.check_memory(call, value.len().saturating_sub(old))?;
         match &mut call.tx {
-            Some(tx) => {
-                tx.view.write(path, value);
-                tx.touch(path);
-            }
-            None => drop(self.tree.write(path, value)),
+            Some(tx) => tx.set(path, id, value, &perms, self.tree.next_generation()),
+            None => self.replace_value(path, value),
         }
         self.changed(call, path, None, [None, Some(perms)], out);
         Ok(())
@@ -101,66 +118,69 @@ impl Store {
         value: &[u8],
         out: &mut Out,
     ) -> Result<(), Errno> {
-        let (nearest, depth) = self.view(call).nearest(path);
+        let (nearest, depth) = self.nearest(call, path);
         let perms = nearest.perms.inherited_by(&call.caller);
-        let missing: Vec<Path> = (depth + 1..=path.components().count()).map(|n| path.prefix(n)).collect();
-        let listed = |name: Option<&Path>| name.map_or(0, |path| path.name().len() + 1);
-        let above = nearest.listing_len() + listed(missing.first());
-        self.check_size(call, &nearest.perms, above, nearest.value.len())?;
-        for index in 0..missing.len() {
-            let last = index + 1 == missing.len();
-            self.check_size(
-                call,
-                &perms,
-                listed(missing.get(index + 1)),
-                if last { value.len() } else { 0 },
-            )?;
+        let missing: Vec<usize> = path.components().skip(depth).map(|name| name.len() + 1).collect();
+        let above = nearest.listing_len + missing.first().copied().unwrap_or_default();
+        self.check_size(call, nearest.perms, above, nearest.value.len())?;
+        for name in missing.iter().skip(1) {
+            self.check_size(call, &perms, *name, 0)?;
         }
+        self.check_size(call, &perms, 0, value.len())?;
         self.check_count(call, missing.len())?;
-        for parent in &missing {
-            self.note(call, parent, Aspect::Content)?;
+        let bytes = missing.iter().map(|name| node_bytes(&perms, *name, 0)).sum::<usize>();
+        self.check_memory(call, bytes + value.len())?;
+        if call.tx.is_some() {
+            self.create_later(call, (path, depth), (value, &perms))?;
+        } else {
+            self.insert(path, &perms, value);
         }
-        for parent in &missing {
-            let value = if parent == path { value } else { b"" };
-            self.put_new(call, parent, &perms, value);
+        if call.caller.privileged {
+            self.domains.home_created(path, depth);
         }
         self.changed(call, path, None, [None, Some(perms)], out);
         Ok(())
     }
 
-    fn put_new(&mut self, call: &mut Call<'_>, path: &Path, perms: &Perms, value: &[u8]) {
-        match &mut call.tx {
-            Some(tx) => {
-                tx.view.create(path, perms.clone(), value);
-                tx.touch(path);
-                *tx.owned.entry(perms.owner()).or_default() += 1;
-            }
-            None => self.insert(path, perms.clone(), value),
+    fn create_later(
+        &mut self,
+        call: &mut Call<'_>,
+        (path, depth): (&Path, usize),
+        node: (&[u8], &Perms),
+    ) -> Result<(), Errno> {
+        let limit = self.limit(&call.caller, Limit::TransactionNodes);
+        let Some(tx) = &mut call.tx else { return Ok(()) };
+        let missing = path.components().count() - depth;
+        let ids = (0..missing).map(|_| self.tree.next_generation()).min();
+        tx.create((path, depth), node, ids.unwrap_or_default(), limit)?;
+        if node.1.owner() == call.caller.domid {
+            tx.owned = tx.owned.saturating_add_unsigned(missing);
         }
-        if call.caller.privileged {
-            self.domains.home_created(path);
-        }
+        Ok(())
     }
 
     /// Removes a node and all below it; without a `call` because its owner died.
     pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &Path, out: &mut Out) {
         let Some(call) = call else {
-            let Some(node) = self.take(path) else { return };
-            return self
-                .fire(&self.change(&self.tree, path, Some(&node), [Some(node.perms.clone()), None]), out);
-        };
-        let removed = match &mut call.tx {
-            Some(tx) => {
-                tx.touch(path);
-                let removed = tx.view.remove(path);
-                count_removed(tx, removed.as_ref(), call.caller.domid);
-                removed
+            if let Some(node) = self.take(path) {
+                let perms = [Some(node.perms.clone()), None, self.perms_above(None, path)];
+                self.fire(&Change { path: path.clone(), removed: Some(node), perms }, out);
             }
-            None => self.take(path),
+            return;
         };
-        if let Some(node) = removed {
-            self.changed(call, path, Some(&node), [Some(node.perms.clone()), None], out);
+        let Some(perms) = self.find(call, path).map(|node| node.perms.clone()) else { return };
+        let mut removed = None;
+        match &mut call.tx {
+            Some(tx) => {
+                let caller = call.caller.domid;
+                if caller != 0 {
+                    tx.owned -= tx.count(&self.tree, path, |perms| perms.owner() == caller);
+                }
+                tx.remove(path, self.tree.next_generation());
+            }
+            None => removed = self.take(path),
         }
+        self.changed(call, path, removed, [Some(perms), None], out);
     }
 
     /// Replaces the permissions of an existing node.
@@ -171,15 +191,15 @@ impl Store {
         perms: &Perms,
         out: &mut Out,
     ) -> Result<(), Errno> {
-        let Some(node) = self.view(call).get(path) else { return Err(Errno::ENOENT) };
-        self.check_size(call, perms, node.listing_len(), node.value.len())?;
-        let old = node.perms.clone();
+        let Some(node) = self.find(call, path) else { return Err(Errno::ENOENT) };
+        self.check_size(call, perms, node.listing_len, node.value.len())?;
+        let (id, old, value) = (node.id, node.perms.clone(), node.value.to_vec());
+        self.check_memory(call, 8 * perms.entries().len().saturating_sub(old.entries().len()))?;
         match &mut call.tx {
             Some(tx) => {
-                tx.view.set_perms(path, perms.clone());
-                tx.touch(path);
-                *tx.owned.entry(old.owner()).or_default() -= 1;
-                *tx.owned.entry(perms.owner()).or_default() += 1;
+                tx.set(path, id, &value, perms, self.tree.next_generation());
+                let own = |perms: &Perms| isize::from(perms.owner() == call.caller.domid);
+                tx.owned += own(perms) - own(&old);
             }
             None => self.replace_perms(path, perms.clone()),
         }
@@ -190,57 +210,58 @@ impl Store {
     /// Brings a transaction's changes into the store and tells the watches.
     ///
     /// # Errors
-    /// `EAGAIN` on conflict, `ENOSPC` if the caller would own too many nodes, or what spoiled it earlier.
-    pub(crate) fn commit(
-        &mut self,
-        caller: DomId,
-        quota: usize,
-        tx: &Transaction,
-        out: &mut Out,
-    ) -> Result<(), Errno> {
-        if let Some(errno) = tx.failed {
-            return Err(errno);
-        }
-        if tx.conflicts(&self.tree) {
-            return Err(Errno::EAGAIN);
-        }
-        let more = tx.owned.get(&caller).copied().unwrap_or(0);
-        if more > 0 && !self.has_room(caller, more, quota) {
+    /// `ENOSPC` if the caller would own too many nodes.
+    pub(crate) fn commit(&mut self, call: &Call<'_>, tx: Transaction, out: &mut Out) -> Result<(), Errno> {
+        let quota = self.limit(&call.caller, Limit::Nodes);
+        if tx.owned > 0 && !self.has_room(call.caller.domid, tx.owned, quota) {
             return Err(Errno::ENOSPC);
         }
-        for step in tx.steps() {
+        let (steps, mut events) = tx.into_steps();
+        for step in steps {
             match step {
-                Step::Remove(path) => drop(self.take(path)),
-                Step::Put(path, node) => self.put(path, node),
+                Step::Remove(path, event) => {
+                    let node = self.take(&path);
+                    if let Some(event) = event.and_then(|event| events.get_mut(event)) {
+                        event.removed = node;
+                    }
+                }
+                Step::Put(path, value, perms) => self.put(&path, &value, self.of_the_living(perms)),
             }
         }
-        for change in &tx.events {
+        for change in &events {
             self.fire(change, out);
         }
         Ok(())
     }
 
-    fn put(&mut self, path: &Path, node: &Node) {
-        match self.tree.get(path) {
-            None => self.insert(path, node.perms.clone(), &node.value),
-            Some(now) => {
-                let (value, perms) = (now.value != node.value, now.perms != node.perms);
-                // A write of the same value is a change too.
-                if value || !perms {
-                    self.tree.write(path, &node.value);
-                }
-                if perms {
-                    self.replace_perms(path, node.perms.clone());
-                }
-            }
+    fn put(&mut self, path: &Path, value: &[u8], perms: Perms) {
+        let Some(now) = self.tree.get(path) else { return self.insert(path, &perms, value) };
+        let same = now.perms == perms;
+        // A write of the same value is a change too.
+        if same || now.value() != value {
+            self.replace_value(path, value);
+        }
+        if !same {
+            self.replace_perms(path, perms);
         }
     }
 
-    fn insert(&mut self, path: &Path, perms: Perms, value: &[u8]) {
+    /// A transaction may outlive the domain that one of its nodes is for; then the node is domain 0's.
+    fn of_the_living(&self, perms: Perms) -> Perms {
+        let owner = perms.entries().first();
+        let lives = owner.is_some_and(|owner| self.domains.life(owner.perm.domid) == Some(owner.life));
+        if lives { perms } else { Perms::private() }
+    }
+
+    fn insert(&mut self, path: &Path, perms: &Perms, value: &[u8]) {
         let owner = perms.owner();
-        let above = self.parent_owner(path);
+        let (nearest, depth) = self.tree.nearest(path);
+        let above = nearest.perms.owner();
         if let Some(id) = self.tree.create(path, perms, value) {
-            self.accounts.charge(owner, above, id, path);
+            let names = path.components().skip(depth);
+            let (nodes, bytes) = names
+                .fold((0, value.len()), |(n, sum), name| (n + 1, sum + node_bytes(perms, name.len(), 0)));
+            self.accounts.charge(owner, above, (id, &path.prefix(depth + 1)), nodes, bytes);
         }
     }
 
@@ -250,46 +271,61 @@ impl Store {
         Some(node)
     }
 
+    fn replace_value(&mut self, path: &Path, value: &[u8]) {
+        let Some(node) = self.tree.get(path) else { return };
+        let (owner, before) = (node.perms.owner(), node.value().len());
+        if owner != 0 {
+            self.accounts.resize(owner, before, value.len());
+        }
+        self.tree.write(path, value);
+    }
+
     pub(crate) fn replace_perms(&mut self, path: &Path, perms: Perms) {
-        let Some(old) = self.tree.get(path).map(|node| node.perms.owner()) else { return };
-        let above = self.parent_owner(path);
+        let Some(node) = self.tree.get(path) else { return };
+        let old = (node.perms.owner(), node.bytes());
+        let above = parent(path).filter(|_| !path.is_root()).and_then(|above| self.tree.get(above));
+        let above = above.map_or(0, |node| node.perms.owner());
         self.tree.set_perms(path, perms);
-        if let Some(node) = self.tree.get(path).filter(|node| node.perms.owner() != old) {
-            self.accounts.owner_changed(node, path, old, above);
+        match self.tree.get(path) {
+            Some(node) if node.perms.owner() == old.0 => self.accounts.resize(old.0, old.1, node.bytes()),
+            Some(node) => self.accounts.owner_changed(node, path, old, above),
+            None => {}
         }
     }
 
-    /// The owner of the node above; domain 0 above the root.
-    fn parent_owner(&self, path: &Path) -> DomId {
-        let parent = path.parent().and_then(|parent| self.tree.get(&parent).map(|node| node.perms.owner()));
-        parent.unwrap_or(0)
+    fn perms_above(&self, call: Option<&Call<'_>>, path: &Path) -> Option<Perms> {
+        let above = parent(path).filter(|_| !path.is_root())?;
+        match call {
+            Some(call) => self.find(call, above).map(|node| node.perms.clone()),
+            None => self.tree.get(above).map(|node| node.perms.clone()),
+        }
     }
 
     /// Tells the watches of a change, or keeps it for the end of the transaction.
     fn changed(
-        &self,
+        &mut self,
         call: &mut Call<'_>,
         path: &Path,
-        removed: Option<&Arc<Node>>,
-        perms: [Option<Perms>; 2],
+        removed: Option<Arc<Node>>,
+        [before, after]: [Option<Perms>; 2],
         out: &mut Out,
     ) {
-        let change = self.change(self.view(call), path, removed, perms);
+        let perms = [before, after, self.perms_above(Some(call), path)];
+        let change = Change { path: path.clone(), removed, perms };
         match &mut call.tx {
             Some(tx) => tx.event(change),
-            None => self.fire(&change, out),
+            None => {
+                self.fire(&change, out);
+                self.charge_writer(call);
+            }
         }
     }
 
-    fn change(
-        &self,
-        tree: &Tree,
-        path: &Path,
-        removed: Option<&Arc<Node>>,
-        [before, after]: [Option<Perms>; 2],
-    ) -> Change {
-        let above = path.parent().and_then(|parent| tree.get(&parent).map(|node| node.perms.clone()));
-        Change { path: path.clone(), removed: removed.cloned(), perms: [before, after, above] }
+    /// A guest that changes nodes while others have transactions open has to pay for it.
+    pub(crate) fn charge_writer(&mut self, call: &Call<'_>) {
+        if !call.caller.privileged && self.disturbs(call.conn) {
+            self.pace.charge(call.caller.domid);
+        }
     }
 
     fn check_size(&self, call: &Call<'_>, perms: &Perms, names: usize, value: usize) -> Result<(), Errno> {
@@ -300,28 +336,19 @@ impl Store {
 
     fn check_count(&mut self, call: &Call<'_>, more: usize) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::Nodes);
-        let own = call.tx.as_ref().and_then(|tx| tx.owned.get(&call.caller.domid)).copied().unwrap_or(0);
-        let more = own.saturating_add_unsigned(more);
+        let more = call.tx.as_ref().map_or(0, |tx| tx.owned).saturating_add_unsigned(more);
         if self.has_room(call.caller.domid, more, limit) { Ok(()) } else { Err(Errno::ENOSPC) }
     }
 
     /// Whether a domain may own that many nodes more. Removed nodes that are still counted are counted off first.
     fn has_room(&mut self, owner: DomId, more: isize, limit: usize) -> bool {
-        let fits = |store: &Self| store.accounts.nodes(owner).saturating_add_signed(more) <= limit;
-        fits(self) || {
-            while self.tidy(1024) {}
-            fits(self)
+        loop {
+            if self.accounts.nodes(owner).saturating_add_signed(more) <= limit {
+                return true;
+            }
+            if !self.tidy(64) {
+                return self.accounts.nodes(owner).saturating_add_signed(more) <= limit;
+            }
         }
     }
-}
-
-/// Counts off what a removal in a transaction gives back to the caller, who may create that many again.
-fn count_removed(tx: &mut Transaction, removed: Option<&Arc<Node>>, caller: DomId) {
-    let mut rest: Vec<&Arc<Node>> = removed.into_iter().filter(|_| caller != 0).collect();
-    let mut own = 0;
-    while let Some(node) = rest.pop() {
-        own += isize::from(node.perms.owner() == caller);
-        rest.extend(node.children());
-    }
-    *tx.owned.entry(caller).or_default() -= own;
 }

@@ -22,6 +22,8 @@ pub enum Action {
     },
     /// The domain of this connection is no more: drop its ring.
     Drop(ConnId),
+    /// This connection has waited (see `Store::must_wait`) and can be asked for again.
+    Wake(ConnId),
 }
 
 /// One message in an [`Out`].

@@ -88,6 +88,12 @@ impl Path {
     }
 }
 
+impl std::borrow::Borrow<str> for Path {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Deref for Path {
     type Target = str;
     fn deref(&self) -> &str {
@@ -148,6 +154,13 @@ pub(crate) fn parent(path: &str) -> Option<&str> {
         0 => Some("/"),
         end => path.get(..end),
     }
+}
+
+/// An absolute path and those above it, from `/` down.
+pub(crate) fn ancestors(path: &str) -> Vec<&str> {
+    let ends = path.match_indices('/').skip(1).map(|(at, _)| at).chain([path.len()]);
+    let below = ends.filter_map(|end| path.get(..end)).filter(|above| above.len() > 1);
+    ["/"].into_iter().chain(below).collect()
 }
 
 /// The path of a domain's home as text.
@@ -216,6 +229,8 @@ mod tests {
         assert_eq!(path.parent().unwrap().parent(), Some(Path::root()));
         assert_eq!((Path::root().parent(), Path::root().join("a").to_string()), (None, "/a".into()));
         assert_eq!([0, 1, 2, 9].map(|n| path.prefix(n).to_string()), ["/", "/a", "/a/b", "/a/b"]);
+        assert_eq!(ancestors("/a/b/c"), ["/", "/a", "/a/b", "/a/b/c"]);
+        assert_eq!(ancestors("/"), ["/"]);
         assert_eq!(Path::home(3).join("x").to_string(), "/local/domain/3/x");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::DomId;
 use crate::path::Path;
+use crate::perms::Perms;
 use crate::tree::Node;
 
 macro_rules! limits {
@@ -44,7 +45,7 @@ limits! {
     NodePermissions "node-permissions" 5 "Entries in a node's permissions",
     PathMax "path-max" 2048 "Bytes of a path, relative to a domain's home",
     Outstanding "outstanding" 20 "Replies that a domain has not read",
-    Memory "memory" 2_621_440 "Bytes kept for a domain: unread replies and events",
+    Memory "memory" 2_621_440 "Bytes kept for a domain: nodes, watches, transactions, unread messages",
 }
 
 impl Limit {
@@ -70,6 +71,12 @@ impl Quota {
         own.or_else(|| self.all.get(&limit)).copied().unwrap_or_else(|| limit.default())
     }
 
+    /// Whether the limit was set for the domain, or for all.
+    #[must_use]
+    pub fn is_set(&self, domid: Option<DomId>, limit: Limit) -> bool {
+        domid.map_or_else(|| self.all.contains_key(&limit), |domid| self.of.contains_key(&(domid, limit)))
+    }
+
     /// Sets a limit for one domain, or for all.
     pub fn set(&mut self, domid: Option<DomId>, limit: Limit, value: u32) {
         match domid {
@@ -89,7 +96,9 @@ impl Quota {
 
     /// Forgets what was set for a domain that is no more.
     pub fn forget(&mut self, domid: DomId) {
-        self.of.retain(|&(of, _), _| of != domid);
+        for limit in Limit::ALL {
+            self.of.remove(&(domid, *limit));
+        }
     }
 }
 
@@ -99,10 +108,17 @@ pub fn node_size(perms: usize, names: usize, value: usize) -> usize {
     24 + 8 * perms + names + value
 }
 
+/// Bytes that a node is charged with: about what it takes.
+#[must_use]
+pub fn node_bytes(perms: &Perms, name: usize, value: usize) -> usize {
+    128 + 8 * perms.entries().len() + name + value
+}
+
 /// What a domain owns in the tree.
 #[derive(Debug, Default)]
 struct Account {
     nodes: usize,
+    bytes: usize,
     /// The topmost of its nodes, below a parent of another owner, by id: what is removed when the domain dies.
     tops: HashMap<u64, Path>,
 }
@@ -118,6 +134,12 @@ impl Accounts {
         self.0.get(&owner).map_or(0, |account| account.nodes)
     }
 
+    /// Bytes of the nodes a domain owns.
+    #[must_use]
+    pub fn bytes(&self, owner: DomId) -> usize {
+        self.0.get(&owner).map_or(0, |account| account.bytes)
+    }
+
     /// Paths of the topmost nodes of a domain, in order of creation.
     #[must_use]
     pub fn tops(&self, owner: DomId) -> Vec<Path> {
@@ -127,21 +149,37 @@ impl Accounts {
         tops.into_iter().map(|(_, path)| path.clone()).collect()
     }
 
-    /// A node came to `owner`; its parent belongs to `above`.
-    pub fn charge(&mut self, owner: DomId, above: DomId, id: u64, path: &Path) {
+    /// Nodes came to `owner`, the topmost with this id and path; its parent belongs to `above`.
+    pub fn charge(
+        &mut self,
+        owner: DomId,
+        above: DomId,
+        (id, path): (u64, &Path),
+        nodes: usize,
+        bytes: usize,
+    ) {
         if owner != 0 {
             let account = self.0.entry(owner).or_default();
-            account.nodes += 1;
+            account.nodes += nodes;
+            account.bytes += bytes;
             if owner != above {
                 account.tops.insert(id, path.clone());
             }
         }
     }
 
+    /// A node of `owner` grew or shrank.
+    pub fn resize(&mut self, owner: DomId, before: usize, after: usize) {
+        if let Some(account) = self.0.get_mut(&owner) {
+            account.bytes = (account.bytes + after).saturating_sub(before);
+        }
+    }
+
     /// A node went from `owner`.
-    pub fn discharge(&mut self, owner: DomId, id: u64) {
+    pub fn discharge(&mut self, owner: DomId, id: u64, bytes: usize) {
         if let Some(account) = self.0.get_mut(&owner) {
             account.nodes = account.nodes.saturating_sub(1);
+            account.bytes = account.bytes.saturating_sub(bytes);
             account.tops.remove(&id);
             if account.nodes == 0 {
                 self.0.remove(&owner);
@@ -149,11 +187,11 @@ impl Accounts {
         }
     }
 
-    /// A node at `path` went over from one owner to another: its children may become topmost nodes, or cease to be.
-    pub fn owner_changed(&mut self, node: &Node, path: &Path, old: DomId, above: DomId) {
+    /// A node at `path` went over from `old` to another owner: its children may become topmost nodes, or cease to be.
+    pub fn owner_changed(&mut self, node: &Node, path: &Path, (old, bytes): (DomId, usize), above: DomId) {
         let new = node.perms.owner();
-        self.discharge(old, node.id);
-        self.charge(new, above, node.id, path);
+        self.discharge(old, node.id, bytes);
+        self.charge(new, above, (node.id, path), 1, node.bytes());
         for child in node.children() {
             let owner = child.perms.owner();
             let Some(account) = self.0.get_mut(&owner) else { continue };
@@ -165,9 +203,9 @@ impl Accounts {
         }
     }
 
-    /// Counts, sorted by owner.
+    /// Nodes and bytes, sorted by owner.
     #[must_use]
-    pub fn all(&self) -> BTreeMap<DomId, usize> {
-        self.0.iter().map(|(&owner, account)| (owner, account.nodes)).collect()
+    pub fn all(&self) -> BTreeMap<DomId, (usize, usize)> {
+        self.0.iter().map(|(&owner, account)| (owner, (account.nodes, account.bytes))).collect()
     }
 }

@@ -1,19 +1,24 @@
 //! The store: connections, and one entry point for their requests.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::DomId;
 use crate::domain::Domains;
 use crate::ops;
 use crate::out::{Action, Out};
+use crate::pace::{Cause, Pace};
 use crate::path::Path;
 use crate::perms::{Caller, Perms};
 use crate::quota::{Accounts, Limit, Quota};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
 use crate::watch::{Change, Watches};
-use crate::wire::{Errno, Header};
+use crate::wire::{Errno, Header, MsgType};
+
+/// Bytes that a watch takes, besides its name and token.
+const WATCH: usize = 192;
 
 /// A connection: a client on the socket, or a domain's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,8 +30,19 @@ pub(crate) struct Conn {
     pub(crate) caller: Caller,
     pub(crate) transactions: BTreeMap<u32, Transaction>,
     pub(crate) last_transaction: u32,
-    /// Watched name and token of every watch.
-    pub(crate) watches: HashSet<(Arc<str>, Box<[u8]>)>,
+    /// Watched name and token of every watch, with its number in the index.
+    pub(crate) watches: HashMap<(Arc<str>, Box<[u8]>), u64>,
+    /// Bytes of the watches.
+    pub(crate) watch_bytes: usize,
+    /// What its last transactions were about that did not succeed at once.
+    cause: Option<Cause>,
+}
+
+impl Conn {
+    /// Bytes kept for it, besides nodes and unread messages.
+    fn bytes(&self) -> usize {
+        self.watch_bytes + self.transactions.values().map(|tx| tx.bytes).sum::<usize>()
+    }
 }
 
 /// One request being handled.
@@ -53,14 +69,17 @@ pub struct Store {
     pub(crate) watches: Watches,
     pub(crate) domains: Domains,
     pub(crate) quota: Quota,
-    /// Permissions of `@introduceDomain` and `@releaseDomain`.
-    pub(crate) special: BTreeMap<&'static str, Perms>,
+    /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
+    pub(crate) special: BTreeMap<String, Perms>,
     pub(crate) conns: HashMap<ConnId, Conn>,
+    pub(crate) pace: Pace,
+    /// Open transactions of all connections.
+    pub(crate) open: usize,
+    /// Connections that may go on and were not told.
+    woken: Vec<ConnId>,
     last_conn: u64,
     /// Removed nodes whose owners have not been credited yet.
     removed: Vec<Arc<Node>>,
-    /// Trees of ended transactions.
-    discarded: Vec<Arc<Node>>,
 }
 
 impl Default for Store {
@@ -74,12 +93,9 @@ impl Store {
     #[must_use]
     pub fn new() -> Self {
         let mut tree = Tree::default();
-        let mut path = Path::root();
-        for name in ["tool", "xenstored"] {
-            path = path.join(name);
-            tree.create(&path, Perms::private(), b"");
-        }
-        let special = [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN].map(|name| (name, Perms::private()));
+        tree.create(&Path::root().join("tool").join("xenstored"), &Perms::private(), b"");
+        let special = [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN];
+        let special = special.map(|name| (name.to_owned(), Perms::private()));
         Self {
             tree,
             accounts: Accounts::default(),
@@ -88,9 +104,11 @@ impl Store {
             quota: Quota::default(),
             special: BTreeMap::from(special),
             conns: HashMap::new(),
+            pace: Pace::default(),
+            open: 0,
+            woken: Vec::new(),
             last_conn: 0,
             removed: Vec::new(),
-            discarded: Vec::new(),
         }
     }
 
@@ -103,6 +121,24 @@ impl Store {
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset(conn);
         self.conns.remove(&conn);
+    }
+
+    /// It is `now`, counted from any moment in the past; the server says so before it has requests handled.
+    pub fn advance(&mut self, now: Duration) {
+        self.pace.advance(now);
+    }
+
+    /// Whether a request has to wait, and with it all that follow on its connection: until the time that is answered,
+    /// or until `out` has an [`Action::Wake`] for the connection. Then the server asks again.
+    pub fn must_wait(&mut self, conn: ConnId, header: &Header) -> Option<Duration> {
+        let state = self.conns.get(&conn)?;
+        if !state.caller.privileged
+            && let Some(until) = self.pace.in_debt(state.caller.domid)
+        {
+            return Some(until);
+        }
+        let start = header.kind == MsgType::TRANSACTION_START;
+        self.pace.may_start(state.cause.as_ref().filter(|_| start)?, conn)
     }
 
     /// Handles one whole request and appends all that it causes to `out`.
@@ -122,19 +158,64 @@ impl Store {
         if let (Some(tx), Some(state)) = (call.tx, self.conns.get_mut(&conn)) {
             state.transactions.insert(id, tx);
         }
+        out.actions.extend(self.woken.drain(..).map(Action::Wake));
     }
 
     /// Drops the watches and transactions of a connection, which stays: its peer began anew.
     pub fn reset(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        let watches = std::mem::take(&mut state.watches);
-        let transactions = std::mem::take(&mut state.transactions);
-        for (name, token) in watches {
-            self.watches.remove(&name, conn, &token);
+        state.watch_bytes = 0;
+        for ((name, _), number) in std::mem::take(&mut state.watches) {
+            self.watches.remove(&name, number);
         }
-        for tx in transactions.into_values() {
-            self.discard(tx);
+        self.open -= state.transactions.len();
+        state.transactions = BTreeMap::new();
+        let cause = state.cause.take();
+        self.pass_turn(conn, cause.as_ref());
+    }
+
+    /// A connection's transaction is over, lost or won: others may have waited for it.
+    pub(crate) fn transaction_over(&mut self, conn: ConnId, tx: Option<&Transaction>, lost: Option<Path>) {
+        self.open -= 1;
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let before = state.cause.clone();
+        if let Some(path) = lost {
+            state.cause = Some((path, state.caller.privileged));
+        } else if let Some((path, _)) = &before
+            && tx.is_some_and(|tx| !tx.concerns(path))
+        {
+            state.cause = None;
         }
+        self.pass_turn(conn, before.as_ref());
+    }
+
+    fn pass_turn(&mut self, conn: ConnId, cause: Option<&Cause>) {
+        self.woken.extend(cause.and_then(|cause| self.pace.pass(cause, conn)));
+    }
+
+    /// Whether others have open transactions that a write of this connection may disturb.
+    pub(crate) fn disturbs(&self, conn: ConnId) -> bool {
+        self.open > self.conns.get(&conn).map_or(0, |state| state.transactions.len())
+    }
+
+    /// Bytes kept for the domain of a connection: its nodes, watches and transactions. The server adds what it keeps.
+    #[must_use]
+    pub fn memory(&self, conn: ConnId) -> usize {
+        let Some(state) = self.conns.get(&conn) else { return 0 };
+        self.accounts.bytes(state.caller.domid) + state.bytes()
+    }
+
+    /// Whether the caller may have so many bytes more kept for it.
+    ///
+    /// # Errors
+    /// `ENOMEM` if not.
+    pub(crate) fn check_memory(&self, call: &Call<'_>, more: usize) -> Result<(), Errno> {
+        if call.caller.privileged {
+            return Ok(());
+        }
+        let open = call.tx.as_ref().map_or(0, |tx| tx.bytes);
+        let used = self.memory(call.conn) + open + more;
+        if used > self.limit(&call.caller, Limit::Memory) { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
     /// The domain of this connection has shut down. Announced once, until RESUME.
@@ -154,29 +235,31 @@ impl Store {
             self.disconnect(conn);
             out.actions.push(Action::Drop(conn));
         }
+        if self.tree.root().perms.owner() == domid {
+            self.replace_perms(&Path::root(), Perms::private());
+        }
         for path in self.accounts.tops(domid) {
-            let owned = self.tree.get(&path).is_some_and(|node| node.perms.owner() == domid);
-            if owned && path.is_root() {
-                self.replace_perms(&path, Perms::private());
-            } else if owned {
+            if self.tree.get(&path).is_some_and(|node| node.perms.owner() == domid) {
                 self.remove_node(None, &path, out);
             }
         }
         self.quota.forget(domid);
+        self.pace.forget(domid);
         self.fire_special(ops::RELEASE_DOMAIN, domid, out);
+        for event in [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN] {
+            self.special.remove(&format!("{event}/{domid}"));
+        }
         true
     }
 
     /// Does up to `budget` nodes of work that requests left behind. `false` when nothing is left.
     pub fn tidy(&mut self, budget: usize) -> bool {
         for _ in 0..budget {
-            if let Some(node) = self.removed.pop() {
-                self.accounts.discharge(node.perms.owner(), node.id);
-                take_apart(node, &mut self.removed, true);
-            } else if let Some(node) = self.discarded.pop() {
-                take_apart(node, &mut self.discarded, false);
-            } else {
-                return false;
+            let Some(node) = self.removed.pop() else { return false };
+            self.accounts.discharge(node.perms.owner(), node.id, node.bytes());
+            match Arc::try_unwrap(node) {
+                Ok(mut node) => self.removed.extend(node.take_children()),
+                Err(shared) => self.removed.extend(shared.children().cloned()),
             }
         }
         true
@@ -197,18 +280,14 @@ impl Store {
     pub(crate) fn add_conn(&mut self, caller: Caller) -> ConnId {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        let state =
-            Conn { caller, transactions: BTreeMap::new(), last_transaction: 0, watches: HashSet::new() };
+        let (transactions, watches) = (BTreeMap::new(), HashMap::new());
+        let state = Conn { caller, transactions, last_transaction: 0, watches, watch_bytes: 0, cause: None };
         self.conns.insert(conn, state);
         conn
     }
 
     pub(crate) fn bury(&mut self, node: Arc<Node>) {
         self.removed.push(node);
-    }
-
-    pub(crate) fn discard(&mut self, tx: Transaction) {
-        self.discarded.extend(tx.into_trees().map(Tree::into_root));
     }
 
     /// Tells the watches of a change.
@@ -219,21 +298,18 @@ impl Store {
 
     /// Tells the watches of a special event.
     pub(crate) fn fire_special(&self, event: &str, domid: DomId, out: &mut Out) {
+        let precise = self.special.get(&format!("{event}/{domid}"));
+        let perms = self.special.get(event).into_iter().chain(precise);
         self.watches.fire_special(event, domid, |watch, name| {
             let caller = self.conns.get(&watch.conn).map(|state| state.caller);
-            let perms = self.special.get(event);
-            if caller.zip(perms).is_some_and(|(caller, perms)| perms.access(&caller).read()) {
+            if caller.is_some_and(|caller| perms.clone().any(|perms| perms.access(&caller).read())) {
                 out.event(watch.conn, name, &watch.token);
             }
         });
     }
-}
 
-/// Drops a node without recursion: its children go to `rest`, if `all` even those that a snapshot shares.
-fn take_apart(node: Arc<Node>, rest: &mut Vec<Arc<Node>>, all: bool) {
-    match Arc::try_unwrap(node) {
-        Ok(node) => rest.extend(node.into_children()),
-        Err(shared) if all => rest.extend(shared.children().cloned()),
-        Err(_) => {}
+    /// Bytes that a watch of this name and token takes.
+    pub(crate) fn watch_bytes(name: &str, token: &[u8]) -> usize {
+        WATCH + 2 * (name.len() + token.len())
     }
 }

@@ -1,17 +1,22 @@
-//! Transactions: two snapshots, and the set of nodes that were looked at.
+//! Transactions: what was seen of the store, and what is changed, node by node.
 //!
-//! A transaction works on its own `view`. At its end the nodes it has seen are compared between `base`, where it began,
-//! and the store as it is: if one of them differs, the transaction conflicts and the client tries again. If not, the
-//! nodes it has changed are brought over. Looking at a node's value or permissions and looking at its list of children
-//! are different things, so transactions that create different children of one node do not conflict.
+//! A transaction keeps a snapshot of every node from the moment it first looks at it, and its own changes above them;
+//! the rest it sees as the store has it. At its end the nodes it has seen are compared with the store: if one of them
+//! differs, the transaction conflicts and the client tries again. If not, its changes are brought over. Looking at a
+//! node's value or permissions and looking at its list of children are different things, so transactions that create
+//! different children of one node do not conflict. An open transaction costs the store nothing but what it has seen.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use crate::DomId;
-use crate::path::Path;
+use crate::path::{Path, ancestors};
+use crate::perms::Perms;
 use crate::tree::{Node, Tree};
 use crate::watch::Change;
 use crate::wire::Errno;
+
+/// Bytes that remembering a node takes, besides its path and value.
+const ENTRY: usize = 256;
 
 /// What was looked at of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,134 +27,333 @@ pub enum Aspect {
     Children,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// A node as a request sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    /// Generation of its creation.
+    pub id: u64,
+    /// Generation of the last change of it or of the list of its children.
+    pub generation: u64,
+    /// The value.
+    pub value: &'a [u8],
+    /// The permissions.
+    pub perms: &'a Perms,
+    /// Bytes of the list of its children.
+    pub listing_len: usize,
+}
+
+impl<'a> From<&'a Arc<Node>> for Sight<'a> {
+    fn from(node: &'a Arc<Node>) -> Self {
+        let (value, perms, listing_len) = (node.value(), &node.perms, node.listing_len());
+        Self { id: node.id, generation: node.changed.max(node.listed()), value, perms, listing_len }
+    }
+}
+
+/// A node as the transaction has made it.
+#[derive(Debug)]
+struct Own {
+    id: u64,
+    value: Box<[u8]>,
+    perms: Perms,
+}
+
+#[derive(Debug, Default)]
+enum Now {
+    /// As in the store, or in `base`.
+    #[default]
+    Same,
+    Own(Own),
+    Gone,
+}
+
+#[derive(Debug, Default)]
 struct Seen {
-    children: bool,
-    changed: bool,
+    /// The store was looked at; `base` is what it had.
+    looked: bool,
+    base: Option<Arc<Node>>,
+    /// Its list of children, with its generation, once that was looked at.
+    listing: Option<(u64, Arc<[u8]>)>,
+    /// Bytes of that list then, and by how much it changed.
+    listing_len: usize,
+    listing_change: isize,
+    now: Now,
+    /// What the store has here and below is removed.
+    covered: bool,
+    /// Children created here, with their ids, and removed ones.
+    names: BTreeMap<Box<str>, Option<u64>>,
+    /// Last own change of the node or its children.
+    generation: u64,
+    event: Option<usize>,
 }
 
 /// An open transaction.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transaction {
-    base: Tree,
-    /// The tree as the transaction sees it.
-    pub view: Tree,
     seen: HashMap<Path, Seen>,
-    /// Changed paths in the order of their first change, so that parents come before children.
-    changed: Vec<Path>,
     /// What watches will be told, once per node.
-    pub events: Vec<Change>,
-    event_of: HashMap<Path, usize>,
-    /// Nodes that each owner will have more (or less) after the commit.
-    pub owned: HashMap<DomId, isize>,
+    pub(crate) events: Vec<Change>,
+    /// Something was removed, so that not all that the store has is to be seen.
+    removes: bool,
+    /// Nodes that the caller will own more (or less) after the commit.
+    pub(crate) owned: isize,
+    /// Bytes it takes.
+    pub(crate) bytes: usize,
     /// Set by a failure that the transaction must not survive.
-    pub failed: Option<Errno>,
+    pub(crate) failed: Option<Errno>,
 }
 
 /// One step of a commit.
-pub enum Step<'a> {
-    /// The node goes.
-    Remove(&'a Path),
+pub(crate) enum Step {
+    /// The node goes, if it is there; the event that tells of it.
+    Remove(Path, Option<usize>),
     /// The node comes, or gets this value and these permissions.
-    Put(&'a Path, &'a Node),
+    Put(Path, Box<[u8]>, Perms),
 }
 
 impl Transaction {
-    /// Begins on the store as it is now.
-    #[must_use]
-    pub fn new(tree: &Tree) -> Self {
-        Self {
-            base: tree.clone(),
-            view: tree.clone(),
-            seen: HashMap::new(),
-            changed: Vec::new(),
-            events: Vec::new(),
-            event_of: HashMap::new(),
-            owned: HashMap::new(),
-            failed: None,
-        }
-    }
-
-    /// Whether it has not looked at anything yet.
-    #[must_use]
-    pub fn is_untouched(&self) -> bool {
-        self.seen.is_empty() && self.failed.is_none()
-    }
-
-    /// Whether `tree` is as it was when the transaction began.
-    #[must_use]
-    pub fn began_on(&self, tree: &Tree) -> bool {
-        self.base.same(tree)
-    }
-
     /// Remembers that a node was looked at, existing or not. At most `limit` nodes.
     ///
     /// # Errors
     /// `ENOSPC` for more.
-    pub fn note(&mut self, path: &Path, aspect: Aspect, limit: usize) -> Result<(), Errno> {
-        let full = self.seen.len() >= limit;
-        match self.seen.get_mut(path) {
-            Some(seen) => seen.children |= aspect == Aspect::Children,
-            None if full => return Err(Errno::ENOSPC),
-            None => {
-                let seen = Seen { children: aspect == Aspect::Children, changed: false };
-                self.seen.insert(path.clone(), seen);
-            }
+    pub fn note(&mut self, tree: &Tree, path: &Path, aspect: Aspect, limit: usize) -> Result<(), Errno> {
+        let known = self.seen.get(path).is_some_and(|seen| {
+            let listed = aspect == Aspect::Content || seen.listing.is_some() || seen.base.is_none();
+            seen.covered || matches!(seen.now, Now::Gone) || (seen.looked && listed)
+        });
+        if known || self.hides(path) {
+            return Ok(());
+        }
+        if self.seen.len() >= limit && !self.seen.contains_key(path) {
+            return Err(Errno::ENOSPC);
+        }
+        let seen = entry(&mut self.seen, &mut self.bytes, path);
+        let node = tree.get(path);
+        if !std::mem::replace(&mut seen.looked, true) {
+            seen.base = node.map(Node::alone);
+            seen.listing_len = node.map_or(0, |node| node.listing_len());
+            self.bytes += node.map_or(0, |node| node.value().len());
+        }
+        if aspect == Aspect::Children && seen.listing.is_none() {
+            seen.listing = node.map(|node| (node.listed(), node.listing()));
+            seen.listing_len = node.map_or(0, |node| node.listing_len());
         }
         Ok(())
     }
 
-    /// Remembers that `view` was changed at `path`.
-    pub fn touch(&mut self, path: &Path) {
-        let seen = self.seen.entry(path.clone()).or_default();
-        if !seen.changed {
-            seen.changed = true;
-            self.changed.push(path.clone());
+    /// The node at `path`, as the transaction sees it.
+    #[must_use]
+    pub fn find<'a>(&'a self, tree: &'a Tree, path: &str) -> Option<Sight<'a>> {
+        sight(self.seen.get(path), || if self.hides(path) { None } else { tree.get(path) })
+    }
+
+    /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
+    #[must_use]
+    pub fn nearest<'a>(&'a self, tree: &'a Tree, path: &Path) -> (Sight<'a>, usize) {
+        let (mut nearest, mut depth) = (Sight::from(tree.root()), 0);
+        let (mut store, mut covered) = (Some(tree.root()), false);
+        for above in ancestors(path) {
+            let seen = self.seen.get(above);
+            if above.len() > 1 {
+                store = store.and_then(|node| node.child(name(above)));
+                depth += 1;
+            }
+            covered |= seen.is_some_and(|seen| seen.covered);
+            let Some(found) = sight(seen, || store.filter(|_| !covered)) else { return (nearest, depth - 1) };
+            nearest = found;
         }
+        (nearest, depth)
+    }
+
+    /// The names of the children, oldest first, each with a NUL.
+    #[must_use]
+    pub fn listing(&self, tree: &Tree, path: &Path) -> Arc<[u8]> {
+        let seen = self.seen.get(path);
+        let base = match seen {
+            _ if self.hides(path) => Arc::default(),
+            Some(Seen { listing: Some((_, listing)), .. }) => Arc::clone(listing),
+            Some(Seen { looked: true, base: None, .. }) => Arc::default(),
+            _ => tree.get(path).map(|node| node.listing()).unwrap_or_default(),
+        };
+        let Some(names) = seen.map(|seen| &seen.names).filter(|names| !names.is_empty()) else { return base };
+        let changed = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| names.contains_key(name));
+        let old = base.split_inclusive(|&byte| byte == 0);
+        let old = old.filter(|name| !name.split_last().is_some_and(|(_, name)| changed(name)));
+        let mut new: Vec<_> = names.iter().filter_map(|(name, id)| Some(((*id)?, name))).collect();
+        new.sort_unstable();
+        let new = new.into_iter().flat_map(|(_, name)| name.bytes().chain([0]));
+        old.flatten().copied().chain(new).collect()
+    }
+
+    /// Sets value and permissions of an existing node.
+    pub fn set(&mut self, path: &Path, id: u64, value: &[u8], perms: &Perms, generation: u64) {
+        self.bytes += value.len();
+        let seen = entry(&mut self.seen, &mut self.bytes, path);
+        seen.generation = generation;
+        seen.now = Now::Own(Own { id, value: value.into(), perms: perms.clone() });
+    }
+
+    /// Creates a node and its missing parents below the first `depth` names of its path. The first one's id is `id`,
+    /// and so on. At most `limit` nodes in all.
+    ///
+    /// # Errors
+    /// `ENOSPC` for more.
+    pub fn create(
+        &mut self,
+        (path, depth): (&Path, usize),
+        (value, perms): (&[u8], &Perms),
+        mut id: u64,
+        limit: usize,
+    ) -> Result<(), Errno> {
+        let paths = ancestors(path);
+        let missing = paths.get(depth + 1..).unwrap_or_default();
+        let new = missing.iter().filter(|path| !self.seen.contains_key(**path)).count();
+        if self.seen.len() + new > limit {
+            return Err(Errno::ENOSPC);
+        }
+        let mut parent = path.prefix(depth);
+        for above in missing {
+            let name = name(above);
+            let seen = entry(&mut self.seen, &mut self.bytes, &parent);
+            seen.generation = id;
+            seen.names.insert(name.into(), Some(id));
+            seen.listing_change = seen.listing_change.saturating_add_unsigned(name.len() + 1);
+            parent = parent.join(name);
+            self.set(&parent, id, if parent == *path { value } else { b"" }, perms, id);
+            id += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a node that exists, and all below.
+    pub fn remove(&mut self, path: &Path, generation: u64) {
+        self.removes = true;
+        let below = format!("{path}/");
+        let gone = |seen: &mut Seen| {
+            (seen.now, seen.covered, seen.generation) = (Now::Gone, true, generation);
+            (seen.names, seen.listing_change) = (BTreeMap::new(), 0);
+        };
+        self.seen.iter_mut().filter(|(other, _)| other.starts_with(&below)).for_each(|(_, seen)| gone(seen));
+        gone(entry(&mut self.seen, &mut self.bytes, path));
+        if let Some(parent) = path.parent() {
+            let parent = entry(&mut self.seen, &mut self.bytes, &parent);
+            parent.generation = generation;
+            parent.names.insert(path.name().into(), None);
+            parent.listing_change = parent.listing_change.saturating_sub_unsigned(path.name().len() + 1);
+        }
+    }
+
+    /// Counts the nodes at and below `path` of which `counts` says that they count.
+    #[must_use]
+    pub fn count(&self, tree: &Tree, path: &Path, counts: impl Fn(&Perms) -> bool) -> isize {
+        let below = format!("{path}/");
+        let inside = |other: &Path| other == path || other.starts_with(&below);
+        let own = self.seen.iter().filter(|(other, _)| inside(other));
+        let mut count =
+            own.filter(|(_, seen)| matches!(&seen.now, Now::Own(own) if counts(&own.perms))).count();
+        let mut rest = Vec::new();
+        if !self.hides(path) {
+            rest.extend(tree.get(path).map(|node| (path.clone(), node)));
+        }
+        while let Some((path, node)) = rest.pop() {
+            let seen = self.seen.get(&path);
+            count +=
+                usize::from(seen.is_none_or(|seen| matches!(seen.now, Now::Same)) && counts(&node.perms));
+            if seen.is_none_or(|seen| !seen.covered) {
+                rest.extend(node.children().map(|child| (path.join(child.name()), child)));
+            }
+        }
+        isize::try_from(count).unwrap_or(isize::MAX)
     }
 
     /// Keeps what watches will be told; a second change of a node joins the first.
     pub fn event(&mut self, change: Change) {
-        let index = *self.event_of.entry(change.path.clone()).or_insert(self.events.len());
+        let seen = entry(&mut self.seen, &mut self.bytes, &change.path);
+        let index = *seen.event.get_or_insert(self.events.len());
         match self.events.get_mut(index) {
             None => self.events.push(change),
             Some(first) => {
                 let [_, after, above] = change.perms;
                 let [before, ..] = first.perms.clone();
                 first.perms = [before, after, above];
-                first.removed = change.removed.or_else(|| first.removed.take());
             }
         }
     }
 
-    /// Whether something it has looked at is different in `now`.
+    /// The first path of which something that was looked at is different in the store.
     #[must_use]
-    pub fn conflicts(&self, now: &Tree) -> bool {
-        !self.base.same(now)
-            && self.seen.iter().any(|(path, seen)| match (self.base.get(path), now.get(path)) {
-                (None, None) => false,
-                (Some(before), Some(now)) => {
-                    (before.id, before.changed) != (now.id, now.changed)
-                        || (seen.children && before.listed != now.listed)
-                }
-                _ => true,
-            })
+    pub fn conflict(&self, tree: &Tree) -> Option<&Path> {
+        let differs = |seen: &Seen, path: &Path| match (&seen.base, tree.get(path)) {
+            (None, None) => false,
+            (Some(base), Some(now)) => {
+                (base.id, base.changed) != (now.id, now.changed)
+                    || seen.listing.as_ref().is_some_and(|(listed, _)| *listed != now.listed())
+            }
+            _ => true,
+        };
+        let seen = self.seen.iter().filter(|(_, seen)| seen.looked);
+        seen.filter(|(path, seen)| differs(seen, path)).map(|(path, _)| path).min()
     }
 
-    /// What has to be done to a store without conflicts.
-    pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
-        self.changed.iter().flat_map(|path| {
-            let (before, after) = (self.base.get(path), self.view.get(path));
-            let renewed = before.zip(after).is_some_and(|(before, after)| before.id != after.id);
-            let remove = before.is_some() && (after.is_none() || renewed);
-            let put = after.filter(|after| before.is_none_or(|before| before.changed != after.changed));
-            remove.then_some(Step::Remove(path)).into_iter().chain(put.map(|node| Step::Put(path, node)))
-        })
+    /// Whether this node was looked at or changed.
+    #[must_use]
+    pub fn concerns(&self, path: &Path) -> bool {
+        self.seen.contains_key(path)
     }
 
-    /// The two trees, for whoever takes them apart.
-    #[must_use]
-    pub fn into_trees(self) -> [Tree; 2] {
-        [self.view, self.base]
+    /// Ends it: what has to be done to a store without conflicts, and what watches have to be told then. The snapshots
+    /// are gone, so that the store need not copy what it changes.
+    pub(crate) fn into_steps(self) -> (Vec<Step>, Vec<Change>) {
+        let (mut removes, mut puts) = (Vec::new(), Vec::new());
+        for (path, seen) in self.seen {
+            if seen.covered {
+                removes.push((path.clone(), seen.event));
+            }
+            if let Now::Own(own) = seen.now {
+                puts.push((own.id, path, own.value, own.perms));
+            }
+        }
+        // From the top down, so that a removal takes all with it; and in the order of creation.
+        removes.sort_unstable();
+        puts.sort_unstable_by_key(|(id, ..)| *id);
+        let removes = removes.into_iter().map(|(path, event)| Step::Remove(path, event));
+        let puts = puts.into_iter().map(|(_, path, value, perms)| Step::Put(path, value, perms));
+        (removes.chain(puts).collect(), self.events)
     }
+
+    /// Whether what the store has at `path` was removed here.
+    fn hides(&self, path: &str) -> bool {
+        let covered = |above: &str| self.seen.get(above).is_some_and(|seen| seen.covered);
+        self.removes && ancestors(path).into_iter().any(covered)
+    }
+}
+
+/// A node of which `seen` is known; `store` has it otherwise.
+fn sight<'a>(seen: Option<&'a Seen>, store: impl FnOnce() -> Option<&'a Arc<Node>>) -> Option<Sight<'a>> {
+    let mut sight = match seen {
+        Some(Seen { now: Now::Gone, .. }) => return None,
+        Some(Seen { now: Now::Own(own), .. }) => {
+            Sight { id: own.id, generation: 0, value: &own.value, perms: &own.perms, listing_len: 0 }
+        }
+        Some(Seen { looked: true, base, .. }) => base.as_ref().map(Sight::from)?,
+        _ => store().map(Sight::from)?,
+    };
+    if let Some(seen) = seen {
+        let base = seen.base.as_ref().map_or(0, |base| base.changed);
+        let listed = seen.listing.as_ref().map_or(0, |(listed, _)| *listed);
+        sight.generation = sight.generation.max(base).max(listed).max(seen.generation);
+        let len = if seen.covered { 0 } else { seen.listing_len.max(sight.listing_len) };
+        sight.listing_len = len.saturating_add_signed(seen.listing_change);
+    }
+    Some(sight)
+}
+
+fn name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+fn entry<'a>(seen: &'a mut HashMap<Path, Seen>, bytes: &mut usize, path: &Path) -> &'a mut Seen {
+    if !seen.contains_key(path) {
+        *bytes += path.len() + ENTRY;
+    }
+    seen.entry(path.clone()).or_default()
 }

@@ -3,7 +3,7 @@
 //! An event looks at the watches on its own path and on the paths above it, a removal also at those below: nothing
 //! here visits watches of unconcerned paths or connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -44,25 +44,37 @@ impl Change {
 
 /// All watches, by watched name.
 #[derive(Debug, Default)]
-pub struct Watches(BTreeMap<Arc<str>, Vec<Watch>>);
+pub struct Watches {
+    /// The watches on a name, by number: oldest first.
+    on: HashMap<Arc<str>, BTreeMap<u64, Watch>>,
+    /// The names, in order.
+    names: BTreeSet<Arc<str>>,
+    last: u64,
+    count: usize,
+}
 
 impl Watches {
-    /// Registers a watch. That it is new is the caller's concern.
-    pub fn insert(&mut self, name: Arc<str>, watch: Watch) {
-        self.0.entry(name).or_default().push(watch);
+    /// Registers a watch and answers its number. That it is new is the caller's concern.
+    pub fn insert(&mut self, name: Arc<str>, watch: Watch) -> u64 {
+        self.last += 1;
+        self.count += 1;
+        self.names.insert(Arc::clone(&name));
+        self.on.entry(name).or_default().insert(self.last, watch);
+        self.last
     }
 
-    /// Removes the watch of a connection with this token; `false` if there is none.
-    pub fn remove(&mut self, name: &str, conn: ConnId, token: &[u8]) -> bool {
-        let Some(list) = self.0.get_mut(name) else { return false };
-        let Some(index) = list.iter().position(|watch| watch.conn == conn && *watch.token == *token) else {
-            return false;
-        };
-        list.remove(index);
+    /// Removes the watch of a number.
+    pub fn remove(&mut self, name: &str, number: u64) {
+        let Some(list) = self.on.get_mut(name) else { return };
+        self.count -= usize::from(list.remove(&number).is_some());
         if list.is_empty() {
-            self.0.remove(name);
+            self.on.remove(name);
+            self.names.remove(name);
         }
-        true
+    }
+
+    fn on(&self, name: &str) -> impl Iterator<Item = &Watch> {
+        self.on.get(name).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Calls `tell` with the event path of every watch that a change concerns and that may know of it.
@@ -72,10 +84,13 @@ impl Watches {
         caller: impl Fn(ConnId) -> Option<Caller>,
         mut tell: impl FnMut(&Watch, &str),
     ) {
+        if self.count == 0 {
+            return;
+        }
         let may_know = |watch: &Watch| caller(watch.conn).is_some_and(|caller| change.known_to(&caller));
         let (mut name, mut distance) = (Some(&*change.path), 0);
         while let Some(above) = name {
-            for watch in self.0.get(above).into_iter().flatten() {
+            for watch in self.on(above) {
                 if watch.depth.is_none_or(|depth| distance <= depth) && may_know(watch) {
                     tell(watch, change.path.get(watch.relative..).unwrap_or_default());
                 }
@@ -96,11 +111,11 @@ impl Watches {
         mut tell: impl FnMut(&Watch, &str),
     ) {
         let (from, to) = (format!("{path}/"), format!("{path}0"));
-        for (name, list) in self.0.range::<str, _>((Bound::Excluded(&*from), Bound::Excluded(&*to))) {
+        for name in self.names.range::<str, _>((Bound::Excluded(&*from), Bound::Excluded(&*to))) {
             let Some((above, node)) = descend(root, name.get(from.len()..).unwrap_or_default()) else {
                 continue;
             };
-            for watch in list {
+            for watch in self.on(name) {
                 let may_read =
                     |caller: Caller| node.perms.access(&caller).read() || above.perms.access(&caller).read();
                 if caller(watch.conn).is_some_and(may_read) {
@@ -111,13 +126,13 @@ impl Watches {
     }
 
     /// Calls `tell` for the watches on a special event, such as `@releaseDomain` of domain 7: those on
-    /// `@releaseDomain`, which hear of the domain only with a depth, and those on `@releaseDomain/7`.
+    /// `@releaseDomain`, which hear of the domain only with a depth of 1, and those on `@releaseDomain/7`.
     pub fn fire_special(&self, event: &str, domid: crate::DomId, mut tell: impl FnMut(&Watch, &str)) {
         let precise = format!("{event}/{domid}");
-        for watch in self.0.get(event).into_iter().flatten() {
+        for watch in self.on(event) {
             tell(watch, if watch.depth.is_some_and(|depth| depth > 0) { &precise } else { event });
         }
-        for watch in self.0.get(&*precise).into_iter().flatten() {
+        for watch in self.on(&precise) {
             tell(watch, &precise);
         }
     }
@@ -125,7 +140,7 @@ impl Watches {
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.values().map(Vec::len).sum()
+        self.count
     }
 }
 

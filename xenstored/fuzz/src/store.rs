@@ -146,6 +146,7 @@ impl World {
                     self.domains.retain(|_, known| *known != conn);
                     dropped.push(conn);
                 }
+                Action::Wake(_) => {}
             }
         }
         for (conn, bytes, event) in self.out.messages() {

@@ -52,8 +52,8 @@ fn memreport(store: &mut Store, _: &[&[u8]]) -> Result<String, Errno> {
         store.conns.len(),
         store.watches.count(),
     );
-    for (owner, nodes) in store.accounts.all() {
-        let _ = writeln!(text, "domain {owner} nodes {nodes}");
+    for (owner, (nodes, bytes)) in store.accounts.all() {
+        let _ = writeln!(text, "domain {owner} nodes {nodes} bytes {bytes}");
     }
     Ok(text)
 }

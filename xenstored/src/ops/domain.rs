@@ -83,7 +83,7 @@ pub(super) fn set_target(store: &mut Store, call: &mut Call<'_>, out: &mut Out) 
 
 /// `\0` for one's own features, `domid\0` for those of a domain (privileged).
 pub(super) fn get_feature(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let domid = match one_arg(call.payload)? {
+    let domid = match optional_arg(call.payload)? {
         b"" => call.caller.domid,
         _ if !call.caller.privileged => return Err(Errno::EACCES),
         arg => number(arg)?,
@@ -107,6 +107,11 @@ pub(super) fn set_feature(store: &mut Store, call: &mut Call<'_>, out: &mut Out)
     }
     store.domains.set_features(domid, features);
     out.ack(call)
+}
+
+/// One argument, or none: an empty payload.
+fn optional_arg(payload: &[u8]) -> Result<&[u8], Errno> {
+    if payload.is_empty() { Ok(payload) } else { one_arg(payload) }
 }
 
 fn domid(call: &Call<'_>) -> Result<DomId, Errno> {

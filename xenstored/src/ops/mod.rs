@@ -8,7 +8,6 @@ mod watch;
 
 use crate::out::Out;
 use crate::store::{Call, Store};
-use crate::transaction::Transaction;
 use crate::wire::{Errno, MsgType};
 
 /// Fires when a domain is introduced.
@@ -62,12 +61,7 @@ pub(crate) fn dispatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) ->
     }
     if flags & NO_TID == 0 && call.header.tx_id != 0 {
         let conn = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
-        let mut tx = conn.transactions.remove(&call.header.tx_id).ok_or(Errno::ENOENT)?;
-        // It begins with the first node it looks at.
-        if tx.is_untouched() && !tx.began_on(&store.tree) {
-            store.discard(std::mem::replace(&mut tx, Transaction::new(&store.tree)));
-        }
-        call.tx = Some(tx);
+        call.tx = Some(conn.transactions.remove(&call.header.tx_id).ok_or(Errno::ENOENT)?);
     }
     handler(store, call, out)
 }

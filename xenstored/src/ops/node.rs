@@ -1,5 +1,7 @@
 //! READ, WRITE and the other requests about nodes.
 
+use super::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use crate::DomId;
 use crate::out::Out;
 use crate::path::Name;
 use crate::perms::{Access, DOMID_ANY, Entry, Life, Perm, Perms};
@@ -10,8 +12,9 @@ use crate::wire::{Errno, PAYLOAD_MAX, args, first_arg, number, one_arg};
 
 pub(super) fn directory(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
-    let node = store.fetch(call, &path, Access::read, Aspect::Children)?.clone();
-    out.reply(call, &[node.listing()])
+    store.note(call, &path, Aspect::Children)?;
+    store.fetch(call, &path, Access::read)?;
+    out.reply(call, &[&store.listing(call, &path)])
 }
 
 /// `path\0offset\0` -> `generation\0` and names; one NUL too many after the last name.
@@ -19,9 +22,10 @@ pub(super) fn directory_part(store: &mut Store, call: &mut Call<'_>, out: &mut O
     let list = args(call.payload)?;
     let [path, offset] = list[..] else { return Err(Errno::EINVAL) };
     let (path, offset) = (store.path(call, path)?, number::<usize>(offset)?);
-    let node = store.fetch(call, &path, Access::read, Aspect::Children)?.clone();
-    let generation = format!("{}\0", node.changed.max(node.listed));
-    let names = node.listing().get(offset..).unwrap_or_default();
+    store.note(call, &path, Aspect::Children)?;
+    let generation = format!("{}\0", store.fetch(call, &path, Access::read)?.generation);
+    let listing = store.listing(call, &path);
+    let names = listing.get(offset..).unwrap_or_default();
     let room = PAYLOAD_MAX - generation.len() - 1;
     let fit = match names.get(..room) {
         None => names.len(),
@@ -33,15 +37,17 @@ pub(super) fn directory_part(store: &mut Store, call: &mut Call<'_>, out: &mut O
 
 pub(super) fn read(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
-    let node = store.fetch(call, &path, Access::read, Aspect::Content)?.clone();
-    out.reply(call, &[&node.value])
+    store.note(call, &path, Aspect::Content)?;
+    let node = store.fetch(call, &path, Access::read)?;
+    out.reply(call, &[node.value])
 }
 
 /// `path\0value`; the value is any bytes.
 pub(super) fn write(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let (path, value) = first_arg(call.payload)?;
     let path = store.path(call, path)?;
-    match store.fetch(call, &path, Access::write, Aspect::Content).map(drop) {
+    store.note(call, &path, Aspect::Content)?;
+    match store.fetch(call, &path, Access::write).map(drop) {
         Ok(()) => store.write_node(call, &path, value, out)?,
         Err(Errno::ENOENT) => store.create_node(call, &path, value, out)?,
         Err(errno) => return Err(errno),
@@ -51,7 +57,8 @@ pub(super) fn write(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
 
 pub(super) fn mkdir(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
-    match store.fetch(call, &path, Access::write, Aspect::Content).map(drop) {
+    store.note(call, &path, Aspect::Content)?;
+    match store.fetch(call, &path, Access::write).map(drop) {
         Ok(()) => {}
         Err(Errno::ENOENT) => store.create_node(call, &path, b"", out)?,
         Err(errno) => return Err(errno),
@@ -61,13 +68,14 @@ pub(super) fn mkdir(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
 
 pub(super) fn rm(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
-    match store.fetch(call, &path, Access::write, Aspect::Children).map(drop) {
+    store.note(call, &path, Aspect::Children)?;
+    match store.fetch(call, &path, Access::write).map(drop) {
         Ok(()) if path.is_root() => return Err(Errno::EINVAL),
         Ok(()) => store.remove_node(Some(call), &path, out),
         // That it is gone already is success, if it could have been there.
         Err(Errno::ENOENT) => {
             let parent = path.parent().ok_or(Errno::EINVAL)?;
-            store.view(call).get(&parent).ok_or(Errno::ENOENT)?;
+            store.find(call, &parent).ok_or(Errno::ENOENT)?;
         }
         Err(errno) => return Err(errno),
     }
@@ -76,10 +84,13 @@ pub(super) fn rm(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resul
 
 pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let perms = match store.name(call, one_arg(call.payload)?)? {
-        Name::Node(path) => store.fetch(call, &path, Access::read, Aspect::Content)?.perms.clone(),
+        Name::Node(path) => {
+            store.note(call, &path, Aspect::Content)?;
+            store.fetch(call, &path, Access::read)?.perms
+        }
         Name::Special(name) => {
             let perms = store.special.get(&*name).ok_or(Errno::ENOENT)?;
-            Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?.clone()
+            Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?
         }
     };
     out.reply(call, &[perms.to_wire().as_bytes()])
@@ -101,10 +112,14 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
             if !call.caller.privileged {
                 return Err(Errno::EACCES);
             }
-            *store.special.get_mut(&*name).ok_or(Errno::ENOENT)? = perms;
+            if !store.special.contains_key(&*name) && !names_a_domain(store, &name) {
+                return Err(Errno::ENOENT);
+            }
+            store.special.insert(name.to_string(), perms);
         }
         Name::Node(path) => {
-            let old = store.fetch(call, &path, Access::write, Aspect::Content)?.perms.clone();
+            store.note(call, &path, Aspect::Content)?;
+            let old = store.fetch(call, &path, Access::write)?.perms.clone();
             if !old.owned_by(&call.caller) {
                 return Err(Errno::EACCES);
             }
@@ -115,6 +130,13 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
         }
     }
     out.ack(call)
+}
+
+/// Whether this is a special event's name for one existing domain, such as `@releaseDomain/7`.
+fn names_a_domain(store: &Store, name: &str) -> bool {
+    let of = [INTRODUCE_DOMAIN, RELEASE_DOMAIN].into_iter().find_map(|event| name.strip_prefix(event));
+    let domid = of.and_then(|rest| number::<DomId>(rest.strip_prefix('/')?.as_bytes()).ok());
+    domid.is_some_and(|domid| store.domains.get(domid).is_some())
 }
 
 /// Binds every entry to the present life of its domain. One without a life never applies, and cannot own.

@@ -11,7 +11,6 @@ pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
         return Err(Errno::EBUSY);
     }
     let limit = store.limit(&call.caller, Limit::Transactions);
-    let tx = Transaction::new(&store.tree);
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
     if state.transactions.len() >= limit {
         return Err(Errno::ENOSPC);
@@ -22,7 +21,8 @@ pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
             break state.last_transaction;
         }
     };
-    state.transactions.insert(id, tx);
+    state.transactions.insert(id, Transaction::default());
+    store.open += 1;
     out.reply(call, &[format!("{id}\0").as_bytes()])
 }
 
@@ -34,9 +34,22 @@ pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resu
         _ => return Err(Errno::EINVAL),
     };
     let tx = call.tx.take().ok_or(Errno::ENOENT)?;
-    let quota = store.limit(&call.caller, Limit::Nodes);
-    let result = if commit { store.commit(call.caller.domid, quota, &tx, out) } else { Ok(()) };
-    store.discard(tx);
+    if !commit {
+        store.transaction_over(call.conn, None, None);
+        return out.ack(call);
+    }
+    let result = tx.failed.map_or(Ok(()), Err);
+    let lost = tx.conflict(&store.tree).filter(|_| result.is_ok()).cloned();
+    let conflict = lost.is_some();
+    store.transaction_over(call.conn, Some(&tx), lost);
     result?;
+    if conflict {
+        return Err(Errno::EAGAIN);
+    }
+    let changes = !tx.events.is_empty();
+    store.commit(call, tx, out)?;
+    if changes {
+        store.charge_writer(call);
+    }
     out.ack(call)
 }

@@ -18,22 +18,31 @@ pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
         _ => return Err(Errno::EINVAL),
     };
     let name = store.name(call, arg)?;
+    // The domid is all that is below a special event.
+    if matches!(name, Name::Special(_)) && depth.is_some_and(|depth| depth != 1) {
+        return Err(Errno::EINVAL);
+    }
     let relative = if arg.first().is_some_and(|first| !b"/@".contains(first)) {
         home(call.caller.domid).len() + 1
     } else {
         0
     };
-    let limit = store.limit(&call.caller, Limit::Watches);
-    let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
-    let key: (Arc<str>, Box<[u8]>) = (key(&name), token.into());
-    if state.watches.contains(&key) {
+    let key: (Arc<str>, Box<[u8]>) = (name.as_str().into(), token.into());
+    let state = store.conns.get(&call.conn).ok_or(Errno::EINVAL)?;
+    if state.watches.contains_key(&key) {
         return Err(Errno::EEXIST);
     }
-    if state.watches.len() >= limit {
+    if state.watches.len() >= store.limit(&call.caller, Limit::Watches) {
         return Err(Errno::ENOSPC);
     }
-    state.watches.insert(key.clone());
-    store.watches.insert(key.0, Watch { conn: call.conn, token: key.1, depth, relative });
+    let bytes = Store::watch_bytes(&key.0, token);
+    store.check_memory(call, bytes)?;
+    let watch = Watch { conn: call.conn, token: key.1.clone(), depth, relative };
+    let number = store.watches.insert(Arc::clone(&key.0), watch);
+    if let Some(state) = store.conns.get_mut(&call.conn) {
+        state.watches.insert(key, number);
+        state.watch_bytes += bytes;
+    }
     out.ack(call)?;
     out.event(call.conn, &String::from_utf8_lossy(arg), token);
     Ok(())
@@ -44,22 +53,17 @@ pub(super) fn unwatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> 
     let [arg, token] = list[..] else { return Err(Errno::EINVAL) };
     let name = store.name(call, arg)?;
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
-    state.watches.remove(&(key(&name), token.into()));
-    if !store.watches.remove(name.as_str(), call.conn, token) {
-        return Err(Errno::ENOENT);
-    }
+    let number = state.watches.remove(&(name.as_str().into(), token.into())).ok_or(Errno::ENOENT)?;
+    state.watch_bytes -= Store::watch_bytes(name.as_str(), token);
+    store.watches.remove(name.as_str(), number);
     out.ack(call)
 }
 
 /// Drops the caller's transactions too, the one of this request among them.
 pub(super) fn reset_watches(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    if let Some(tx) = call.tx.take() {
-        store.discard(tx);
+    if call.tx.take().is_some() {
+        store.transaction_over(call.conn, None, None);
     }
     store.reset(call.conn);
     out.ack(call)
-}
-
-fn key(name: &Name) -> Arc<str> {
-    Arc::from(name.as_str())
 }

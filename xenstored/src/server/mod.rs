@@ -205,6 +205,7 @@ impl Server {
         for action in std::mem::take(&mut self.out.actions) {
             match action {
                 Action::Drop(conn) => self.drop_link(conn),
+                Action::Wake(conn) => self.enqueue(conn),
                 Action::Serve { conn, domid, features, again } => {
                     if let Some(ring) = ring.take() {
                         self.serve_ring(conn, domid, features, again, ring);

@@ -1,7 +1,9 @@
-//! Random requests of three connections, with transactions, against a model so simple that it is obviously right.
+//! Random requests of three connections, with transactions, quotas, watches and domains that die, against a model so
+//! simple that it is obviously right.
 //!
 //! A transaction that commits must have answered as if all its requests had been made at the moment of its commit. One
-//! that fails must have had company: a change by somebody else at, above or below one of its paths.
+//! that fails must have had company: a change at, above or below one of its paths after it was first asked about. What is
+//! asked twice is answered the same, as long as the transaction changes nothing itself.
 
 use std::collections::BTreeMap;
 
@@ -27,25 +29,37 @@ enum Request {
     Write(u8),
     Mkdir,
     Rm,
-    SetPerms(char),
+    SetPerms(char, u16),
+}
+
+impl Request {
+    fn writes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Mkdir | Self::Rm | Self::SetPerms(..))
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Start(u16),
     End(u16, bool),
-    Ask { who: u16, inside: bool, path: String, request: Request },
+    /// The domain dies, and another one with its number comes.
+    Reborn(u16),
+    Ask {
+        who: u16,
+        inside: bool,
+        path: String,
+        request: Request,
+    },
 }
 
 #[derive(Debug)]
 struct Transaction {
     id: String,
-    /// Changes before its first request.
-    since: Option<usize>,
-    view: Model,
     asked: Vec<(String, Request, String)>,
-    /// What its requests were about, with the missing parents.
-    about: Vec<String>,
+    /// What its requests were about, and how many changes there had been before the first of them.
+    about: BTreeMap<String, usize>,
+    /// Answers since its last own change.
+    answers: BTreeMap<String, String>,
 }
 
 fn parent(path: &str) -> String {
@@ -71,10 +85,43 @@ impl Model {
         self.0.get(path).unwrap_or_else(|| self.nearest(&parent(path)))
     }
 
+    fn owned(&self, who: u16) -> usize {
+        self.0.values().filter(|node| node.owner == who).count()
+    }
+
+    /// Whether a guest would own too many nodes after this.
+    fn over_quota(&self, who: u16, path: &str, request: &Request) -> bool {
+        let creates = matches!(request, Request::Write(_) | Request::Mkdir) && !self.0.contains_key(path);
+        who != 0 && creates && self.owned(who) + self.about(path).len() > NODES
+    }
+
+    /// What watches hear of a request that would be answered so.
+    fn event(&self, path: &str, request: &Request, answer: &str) -> Option<String> {
+        let exists = self.0.contains_key(path);
+        let changes = match request {
+            Request::Write(_) | Request::SetPerms(..) => true,
+            Request::Mkdir => !exists,
+            Request::Rm => exists,
+            Request::Read | Request::Directory | Request::GetPerms => false,
+        };
+        (changes && answer == "OK").then(|| path.to_owned())
+    }
+
+    /// The nodes of a domain go, and what is below.
+    fn bury(&mut self, domid: u16) {
+        let tops: Vec<String> =
+            self.0.iter().filter(|(_, node)| node.owner == domid).map(|(path, _)| path.clone()).collect();
+        for top in tops.iter().filter(|top| *top != "/") {
+            self.0.retain(|other, _| other != top && !other.starts_with(&format!("{top}/")));
+        }
+        if let Some(root) = self.0.get_mut("/").filter(|root| root.owner == domid) {
+            (root.owner, root.others) = (0, 'n');
+        }
+    }
+
     /// The answer, and what has to be hidden is hidden.
     fn ask(&mut self, who: u16, path: &str, request: &Request) -> String {
-        let writes =
-            matches!(request, Request::Write(_) | Request::Mkdir | Request::Rm | Request::SetPerms(_));
+        let writes = request.writes();
         let node = self.nearest(path);
         let may = who == 0
             || node.owner == who
@@ -98,9 +145,11 @@ impl Model {
                 "OK".into()
             }
             _ if !exists => "ENOENT".into(),
-            Request::SetPerms(_) if who != 0 && self.0[path].owner != who => "EACCES".into(),
-            Request::SetPerms(others) => {
-                self.0.get_mut(path).unwrap().others = *others;
+            Request::SetPerms(..) if who != 0 && self.0[path].owner != who => "EACCES".into(),
+            Request::SetPerms(_, owner) if who != 0 && *owner != who => "EPERM".into(),
+            Request::SetPerms(others, owner) => {
+                let node = self.0.get_mut(path).unwrap();
+                (node.others, node.owner) = (*others, *owner);
                 "OK".into()
             }
             Request::Read => self.0[path].value.clone(),
@@ -136,7 +185,8 @@ impl Model {
     }
 }
 
-fn ask(player: &mut Player, model: &Model, (who, tx): (u16, &str), path: &str, request: &Request) -> String {
+/// The answer, and the paths that the watch on `/` hears of.
+fn ask(player: &mut Player, (who, tx): (u16, &str), path: &str, request: &Request) -> (String, Vec<String>) {
     let who = if tx.is_empty() { who.to_string() } else { format!("{who}.{tx}") };
     let reply = player.step(&match request {
         Request::Read => format!("{who} read {path}"),
@@ -145,94 +195,150 @@ fn ask(player: &mut Player, model: &Model, (who, tx): (u16, &str), path: &str, r
         Request::Write(value) => format!("{who} write {path} {value}"),
         Request::Mkdir => format!("{who} mkdir {path}"),
         Request::Rm => format!("{who} rm {path}"),
-        Request::SetPerms(others) => {
-            let owner = model.0.get(path).map_or(0, |node| node.owner);
-            format!("{who} set_perms {path} {others}{owner}")
-        }
+        Request::SetPerms(others, owner) => format!("{who} set_perms {path} {others}{owner}"),
     });
+    let (reply, events) = heard(&reply);
     if !matches!(request, Request::Directory) || reply.starts_with('E') {
-        return reply;
+        return (reply, events);
     }
     // The order of names is no promise.
     let mut names: Vec<&str> = reply.split('|').collect();
     names.sort_unstable();
-    names.join("|")
+    (names.join("|"), events)
+}
+
+fn heard(reply: &str) -> (String, Vec<String>) {
+    let mut parts = reply.split(" ! ");
+    let reply = parts.next().unwrap().to_owned();
+    let path =
+        |event: &str| event.strip_prefix("w ").and_then(|event| event.strip_suffix(" t")).map(str::to_owned);
+    (reply, parts.filter_map(path).collect())
 }
 
 fn same(player: &mut Player, model: &Model) {
     for path in model.0.keys() {
         for request in [Request::Read, Request::Directory, Request::GetPerms] {
             let want = model.clone().ask(0, path, &request);
-            assert_eq!(ask(player, model, (0, ""), path, &request), want, "{path} {request:?}");
+            assert_eq!(ask(player, (0, ""), path, &request).0, want, "{path} {request:?}");
         }
     }
     assert_eq!(player.store().check(), Ok(()));
 }
 
-fn run(steps: &[Step]) {
-    let mut player = Player::new();
-    let mut model = Model::new();
-    let mut open: BTreeMap<u16, Transaction> = BTreeMap::new();
-    let mut changes: Vec<String> = Vec::new();
-    assert_eq!(player.step("0 set_perms / b0"), "OK");
-    for step in steps {
+/// A store with two guests and a client that watches everything, its model, open transactions, changed paths.
+struct Run {
+    player: Player,
+    model: Model,
+    open: BTreeMap<u16, Transaction>,
+    changes: Vec<String>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let mut player = Player::new();
+        player.patient = true;
+        for guest in GUESTS {
+            assert_eq!(player.step(&format!("{guest} get_feature ''")), "15");
+            assert_eq!(player.step(&format!("0 set_quota {guest} nodes {NODES}")), "OK");
+        }
+        assert_eq!(player.step("0 set_perms / b0"), "OK");
+        assert_eq!(player.step("w watch / t"), "OK ! w / t");
+        Self { player, model: Model::new(), open: BTreeMap::new(), changes: Vec::new() }
+    }
+
+    fn step(&mut self, step: &Step) {
         match step {
-            Step::Start(who) if !open.contains_key(who) => {
-                let id = player.step(&format!("{who} transaction_start ''"));
-                open.insert(
-                    *who,
-                    Transaction {
-                        id,
-                        since: None,
-                        view: model.clone(),
-                        asked: Vec::new(),
-                        about: Vec::new(),
-                    },
-                );
+            Step::Start(who) if !self.open.contains_key(who) => {
+                let id = heard(&self.player.step(&format!("{who} transaction_start ''"))).0;
+                let (asked, about, answers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+                self.open.insert(*who, Transaction { id, asked, about, answers });
             }
             Step::End(who, commit) => {
-                let Some(tx) = open.remove(who) else { continue };
-                let arg = if *commit { "T" } else { "F" };
-                let reply = player.step(&format!("{who}.{} transaction_end {arg}", tx.id));
-                if reply == "EAGAIN" {
-                    let others = &changes[tx.since.unwrap()..];
-                    let company = |path: &String| others.iter().any(|other| related(other, path));
-                    assert!(*commit && tx.about.iter().any(company), "conflict with nobody: {tx:?}");
-                    continue;
+                if let Some(tx) = self.open.remove(who) {
+                    self.end(*who, *commit, &tx);
                 }
-                assert_eq!(reply, "OK");
-                for (path, request, answer) in tx.asked.iter().filter(|_| *commit) {
-                    changes.extend(model.about(path));
-                    assert_eq!(model.ask(*who, path, request), *answer, "{path} {request:?} at the commit");
-                }
-                same(&mut player, &model);
             }
-            Step::Ask { who, inside, path, request } => match open.get_mut(who).filter(|_| *inside) {
-                Some(tx) => {
-                    if tx.since.is_none() {
-                        (tx.since, tx.view) = (Some(changes.len()), model.clone());
-                    }
-                    tx.about.extend(tx.view.about(path));
-                    let answer = ask(&mut player, &tx.view, (*who, &tx.id), path, request);
-                    assert_eq!(
-                        answer,
-                        tx.view.ask(*who, path, request),
-                        "{who} in {}: {path} {request:?}",
-                        tx.id
-                    );
-                    tx.asked.push((path.clone(), request.clone(), answer));
-                }
-                None => {
-                    changes.extend(model.about(path));
-                    let answer = ask(&mut player, &model, (*who, ""), path, request);
-                    assert_eq!(answer, model.ask(*who, path, request), "{who}: {path} {request:?}");
-                }
-            },
-            Step::Start(_) => {}
+            Step::Ask { who, inside: true, path, request } if self.open.contains_key(who) => {
+                self.ask_inside(*who, path, request);
+            }
+            Step::Ask { who, path, request, .. } => self.ask(*who, path, request),
+            Step::Reborn(who) if self.open.is_empty() => {
+                assert_eq!(heard(&self.player.step(&format!("0 release {who}"))).0, "OK");
+                assert_eq!(heard(&self.player.step(&format!("{who} get_feature ''"))).0, "15");
+                assert_eq!(self.player.step(&format!("0 set_quota {who} nodes {NODES}")), "OK");
+                self.model.bury(*who);
+                same(&mut self.player, &self.model);
+            }
+            Step::Start(_) | Step::Reborn(_) => {}
         }
     }
-    same(&mut player, &model);
+
+    fn ask(&mut self, who: u16, path: &str, request: &Request) {
+        self.changes.extend(self.model.about(path));
+        let (answer, events) = ask(&mut self.player, (who, ""), path, request);
+        let full = self.model.over_quota(who, path, request);
+        let before = self.model.clone();
+        let mut want = self.model.ask(who, path, request);
+        if full && want == "OK" {
+            (self.model, want) = (before.clone(), "ENOSPC".into());
+        }
+        assert_eq!(answer, want, "{who}: {path} {request:?}");
+        assert_eq!(events, Vec::from_iter(before.event(path, request, &answer)), "{who}: {path} {request:?}");
+    }
+
+    fn ask_inside(&mut self, who: u16, path: &str, request: &Request) {
+        let Some(tx) = self.open.get_mut(&who) else { return };
+        tx.about.entry(path.to_owned()).or_insert(self.changes.len());
+        let (answer, events) = ask(&mut self.player, (who, &tx.id), path, request);
+        assert!(events.is_empty(), "{events:?} before the commit");
+        if request.writes() {
+            tx.answers.clear();
+        } else {
+            let before = tx.answers.entry(format!("{path} {request:?}")).or_insert(answer.clone());
+            assert_eq!(*before, answer, "{path} {request:?} again");
+        }
+        tx.asked.push((path.to_owned(), request.clone(), answer));
+    }
+
+    fn end(&mut self, who: u16, commit: bool, tx: &Transaction) {
+        let arg = if commit { "T" } else { "F" };
+        let (reply, events) = heard(&self.player.step(&format!("{who}.{} transaction_end {arg}", tx.id)));
+        let spoiled = tx.asked.iter().any(|(.., answer)| answer == "ENOSPC");
+        if reply == "EAGAIN" {
+            let others = &self.changes;
+            let company =
+                |(path, since): (&String, &usize)| others[*since..].iter().any(|other| related(other, path));
+            assert!(commit && !spoiled && tx.about.iter().any(company), "conflict with nobody: {tx:?}");
+        } else if commit && spoiled {
+            assert_eq!(reply, "ENOSPC");
+        } else if commit {
+            self.committed(who, tx, &reply, &events);
+        } else {
+            assert_eq!(reply, "OK");
+        }
+        same(&mut self.player, &self.model);
+    }
+
+    fn committed(&mut self, who: u16, tx: &Transaction, reply: &str, events: &[String]) {
+        let before = self.model.clone();
+        let mut want: Vec<String> = Vec::new();
+        for (path, request, answer) in &tx.asked {
+            self.changes.extend(self.model.about(path));
+            want.extend(self.model.event(path, request, answer).filter(|path| !want.contains(path)));
+            assert_eq!(self.model.ask(who, path, request), *answer, "{path} {request:?} at the commit");
+        }
+        if reply == "ENOSPC" {
+            assert!(who != 0 && self.model.owned(who) > NODES.max(before.owned(who)));
+            self.model = before;
+        } else {
+            assert_eq!((reply, events), ("OK", &*want));
+        }
+    }
 }
+
+/// The guests, and how many nodes each may own.
+const GUESTS: [u16; 2] = [5, 6];
+const NODES: usize = 6;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let who = || prop::sample::select(vec![0u16, 5, 6]);
@@ -247,7 +353,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         any::<u8>().prop_map(Request::Write),
         Just(Request::Mkdir),
         Just(Request::Rm),
-        prop::sample::select(vec!['n', 'r', 'w', 'b', 'b']).prop_map(Request::SetPerms),
+        (prop::sample::select(vec!['n', 'r', 'w', 'b', 'b']), who())
+            .prop_map(|(others, owner)| Request::SetPerms(others, owner)),
     ];
     let ask = (who(), any::<bool>(), path, request).prop_map(|(who, inside, path, request)| Step::Ask {
         who,
@@ -256,9 +363,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         request,
     });
     let step = prop_oneof![
-        1 => who().prop_map(Step::Start),
-        1 => (who(), prop::bool::weighted(0.9)).prop_map(|(who, commit)| Step::End(who, commit)),
-        8 => ask,
+        2 => who().prop_map(Step::Start),
+        2 => (who(), prop::bool::weighted(0.9)).prop_map(|(who, commit)| Step::End(who, commit)),
+        12 => ask,
+        1 => prop::sample::select(GUESTS.to_vec()).prop_map(Step::Reborn),
     ];
     prop::collection::vec(step, 0..120)
 }
@@ -268,6 +376,10 @@ proptest! {
 
     #[test]
     fn the_store_behaves_as_the_model(steps in steps()) {
-        run(&steps);
+        let mut run = Run::new();
+        for step in &steps {
+            run.step(step);
+        }
+        same(&mut run.player, &run.model);
     }
 }

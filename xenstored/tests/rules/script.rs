@@ -1,6 +1,7 @@
 //! Plays the lines of a table.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use xenstored::out::{Action, Out};
 use xenstored::store::{ConnId, Store};
@@ -8,6 +9,8 @@ use xenstored::wire::{Header, MsgType, split};
 
 pub struct Player {
     store: Store,
+    /// Time passes for requests that have to wait.
+    pub patient: bool,
     conns: HashMap<String, ConnId>,
 }
 
@@ -26,7 +29,7 @@ pub fn play(script: &str) {
 
 impl Player {
     pub fn new() -> Self {
-        Self { store: Store::new(), conns: HashMap::new() }
+        Self { store: Store::new(), patient: false, conns: HashMap::new() }
     }
 
     pub fn store(&mut self) -> &mut Store {
@@ -35,6 +38,10 @@ impl Player {
 
     /// The reply to a request, and the events it caused.
     pub fn step(&mut self, step: &str) -> String {
+        if let Some(ms) = step.strip_prefix("at ") {
+            self.store.advance(Duration::from_millis(ms.parse().unwrap()));
+            return "OK".into();
+        }
         let mut words = step.split_whitespace();
         let (who, tx) = words.next().map(|who| who.split_once('.').unwrap_or((who, "0"))).unwrap();
         let kind = kind(words.next().unwrap());
@@ -45,6 +52,14 @@ impl Player {
         }
         let conn = self.conn(who);
         let mut out = Out::default();
+        let header = Header { kind, req_id: 9, tx_id: 0, len: 0 };
+        while let Some(until) = self.store.must_wait(conn, &header) {
+            if self.patient {
+                self.store.advance(until);
+                continue;
+            }
+            return format!("waits until {}", until.as_millis());
+        }
         self.handle(conn, kind, tx.parse().unwrap(), payload.as_bytes(), &mut out);
         self.show(conn, &out)
     }
@@ -56,6 +71,7 @@ impl Player {
             match *action {
                 Action::Serve { conn, domid, .. } => drop(self.conns.insert(domid.to_string(), conn)),
                 Action::Drop(gone) => self.conns.retain(|_, conn| *conn != gone),
+                Action::Wake(_) => {}
             }
         }
     }
@@ -84,14 +100,23 @@ impl Player {
             let text = text.strip_suffix('|').unwrap_or(&text);
             if event {
                 assert_eq!((header.kind, header.req_id, header.tx_id), (MsgType::WATCH_EVENT, 0, 0));
-                let who = self.conns.iter().find(|(_, id)| **id == conn).map_or("?", |(who, _)| who);
-                events.push_str(&format!(" ! {who} {}", text.replace('|', " ")));
+                events.push_str(&format!(" ! {} {}", self.name(conn), text.replace('|', " ")));
             } else {
                 assert_eq!((conn, header.req_id), (asker, 9));
                 reply = text.to_owned();
             }
         }
+        for action in &out.actions {
+            match action {
+                Action::Wake(conn) => events.push_str(&format!(" ! {} may go on", self.name(*conn))),
+                Action::Serve { .. } | Action::Drop(_) => {}
+            }
+        }
         reply + &events
+    }
+
+    fn name(&self, conn: ConnId) -> &str {
+        self.conns.iter().find(|(_, id)| **id == conn).map_or("?", |(who, _)| who)
     }
 }
 
