@@ -7,7 +7,7 @@ use crate::{bootloader, cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-use xen_emu_api::config::{Action, Actions, DomainConfig};
+use xen_emu_api::config::{Action, Actions, DomainConfig, Upcall};
 
 /// vCPUs of one domain.
 const MAX_VCPUS: u32 = 64;
@@ -54,6 +54,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         max_event_channels: settings
             .count("max_event_channels", (63, 1 << 17), "1023")?
             .unwrap_or(EVENT_CHANNELS),
+        upcall: settings.choice("upcall", "delivery", &Upcall::ALL)?.unwrap_or_default(),
         devices: devices.iter().map(|placed| placed.device.clone()).collect(),
         source: Some(absolute(&source.to_string_lossy())?),
     };
@@ -205,11 +206,7 @@ fn affinity(settings: &Settings, max_vcpus: u32) -> Result<Vec<Vec<usize>>> {
 
 fn actions(settings: &Settings) -> Result<Actions> {
     let read = |key: &str, default: Action| -> Result<Action> {
-        let Some(name) = settings.text(key)? else { return Ok(default) };
-        Action::from_name(name).ok_or_else(|| {
-            let known = Action::ALL.map(|(name, _)| name).join(", ");
-            settings.error(key, format!("Unknown {key} action \"{name}\" specified: one of {known}"))
-        })
+        Ok(settings.choice(key, "action", &Action::ALL)?.unwrap_or(default))
     };
     let default = Actions::default();
     Ok(Actions {
@@ -242,7 +239,8 @@ mod tests {
     fn a_whole_configuration() {
         let text = "name = 'web01'\ntype = 'pvh'\nkernel = 'vmlinuz'\nramdisk = '/r.gz'\nroot = '/dev/xvda2 ro'\n\
             extra = 'console=hvc0'\nuuid = '12345678-1234-5678-9ABC-def012345678'\nvcpus = 2\nmaxvcpus = 4\n\
-            memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n";
+            memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n\
+            upcall = 'global'\n";
         let Parsed { domain: got, warnings, .. } = parsed(text).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         assert_eq!(got.kernel, std::env::current_dir().unwrap().join("vmlinuz"));
@@ -252,6 +250,7 @@ mod tests {
         );
         assert_eq!((got.vcpus, got.max_vcpus, got.memory_mib, got.maxmem_mib), (2, 4, 512, 1024));
         assert_eq!((got.cpus, got.acpi), (vec![vec![0]], false));
+        assert_eq!(got.upcall, Upcall::Global);
         assert_eq!((got.actions.crash, got.actions.reboot), (Action::CoredumpRestart, Action::Restart));
         let small = parsed(BASE).unwrap().domain;
         assert_eq!((small.vcpus, small.max_vcpus, small.memory_mib, small.maxmem_mib), (1, 1, 128, 128));
@@ -297,6 +296,10 @@ mod tests {
                 "@ on_crash='bogus'",
                 "guest.cfg:1:58: Unknown on_crash action \"bogus\" specified: one of destroy, restart, rename-restart, \
                  preserve, coredump-destroy, coredump-restart, soft-reset",
+            ),
+            (
+                "@ upcall='local'",
+                "guest.cfg:1:56: Unknown upcall delivery \"local\" specified: one of auto, vector, global",
             ),
         ] {
             let error = parsed(&text.replace('@', BASE)).unwrap_err();

@@ -32,7 +32,7 @@ use xen_domain::effect::{Backend, Effects, Port};
 use xen_domain::mem::SpecialPage;
 use xen_domain::version::XEN_VERSION;
 use xen_domain::{Domain, Params};
-use xen_emu_api::config::{DomainConfig, Launch};
+use xen_emu_api::config::{DomainConfig, Launch, Upcall};
 
 /// A built domain, paused, and what its backends need.
 pub struct Built {
@@ -150,6 +150,16 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow:
     })
 }
 
+/// Whether guests are told of per-vCPU upcall vectors. The end of each such interrupt is an exit unless the processor
+/// virtualises the local APIC; the global vector has none.
+fn vcpu_upcall(upcall: Upcall, capabilities: u32) -> bool {
+    match upcall {
+        Upcall::Vector => true,
+        Upcall::Global => false,
+        Upcall::Auto => xen_kernel::has_reliable_vectors(capabilities) && kvm::virtualises_apic(),
+    }
+}
+
 fn uuid_bytes(uuid: &str) -> anyhow::Result<[u8; 16]> {
     let digits: String = uuid.chars().filter(|&c| c != '-').collect();
     let value = u128::from_str_radix(&digits, 16).with_context(|| format!("UUID `{uuid}`"))?;
@@ -187,7 +197,7 @@ fn vcpus(
             max_vcpus: config.max_vcpus,
             domid,
             xen_version: XEN_VERSION,
-            vcpu_upcall: xen_kernel::has_reliable_vectors(capabilities),
+            vcpu_upcall: vcpu_upcall(config.upcall, capabilities),
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
         };
         let leaves = cpuid::for_vcpu(&supported, &facts, vcpu).map_err(|e| anyhow!("CPUID leaves: {e:?}"))?;

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use xen_emu_api::config::{Actions, DomainConfig, Launch};
+use xen_emu_api::config::{Actions, DomainConfig, Launch, Upcall};
 use xenstored::client::Client;
 use xenstored::out::Out;
 use xenstored::store::{ConnId, Store};
@@ -35,6 +35,7 @@ pub fn launch(domid: u16) -> Launch {
             acpi: true,
             max_grant_frames: 64,
             max_event_channels: 1023,
+            upcall: Upcall::default(),
             devices: Vec::new(),
             source: None,
         },

@@ -1,4 +1,4 @@
-//! Every key that xl.cfg(5) of Xen 4.20 knows, and what becomes of it here.
+//! Every key that xl.cfg(5) of Xen 4.20 knows, those of our own (`upcall`), and what becomes of each here.
 
 /// What a key means to xlr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ const READ: &[&str] = &[
     "channel",
     "bootloader",
     "bootloader_args",
+    "upcall",
 ];
 
 const SILENT: &[&str] = &[

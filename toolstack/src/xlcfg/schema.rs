@@ -75,6 +75,19 @@ impl Settings {
         Ok(self.number(key, (0, 1), "1")?.map(|n| n != 0))
     }
 
+    /// One of the words of `table`; `what` names their kind.
+    pub fn choice<T: Copy>(&self, key: &str, what: &str, table: &[(&str, T)]) -> Result<Option<T>, Diag> {
+        let (Some(value), Some(word)) = (self.value(key), self.text(key)?) else { return Ok(None) };
+        match table.iter().find(|(name, _)| *name == word) {
+            Some(&(_, meant)) => Ok(Some(meant)),
+            None => {
+                let known: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
+                let known = known.join(", ");
+                Err(value.pos.error(format!("Unknown {key} {what} \"{word}\" specified: one of {known}")))
+            }
+        }
+    }
+
     /// An error at the value of `key`, or without a place when it has none.
     pub fn error(&self, key: &str, message: impl Into<String>) -> anyhow::Error {
         match self.value(key) {

@@ -37,15 +37,29 @@ impl Action {
         ("soft-reset", Action::SoftReset),
     ];
 
-    /// The action with this xl.cfg spelling.
-    pub fn from_name(name: &str) -> Option<Action> {
-        Self::ALL.iter().find(|(n, _)| *n == name).map(|&(_, action)| action)
-    }
-
     /// The xl.cfg spelling.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|&&(_, a)| a == self).map_or("destroy", |&(n, _)| n)
     }
+}
+
+/// How a vCPU hears of its event channels: what `upcall` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Upcall {
+    /// By what costs fewer exits on this host.
+    #[default]
+    Auto,
+    /// A vector per vCPU, through its local APIC (`XEN_HVM_CPUID_UPCALL_VECTOR`).
+    Vector,
+    /// One callback vector for all (`HVM_PARAM_CALLBACK_IRQ`), past the local APIC; the guest is not told of the other.
+    Global,
+}
+
+impl Upcall {
+    /// Every way with its spelling.
+    pub const ALL: [(&'static str, Upcall); 3] =
+        [("auto", Upcall::Auto), ("vector", Upcall::Vector), ("global", Upcall::Global)];
 }
 
 /// Why a domain has shut down: SHUTDOWN_* of Xen's `public/sched.h`.
@@ -141,6 +155,9 @@ pub struct DomainConfig {
     pub max_grant_frames: u32,
     /// Highest event channel port.
     pub max_event_channels: u32,
+    /// How upcalls are delivered.
+    #[serde(default)]
+    pub upcall: Upcall,
     /// PV devices, in the order of the configuration; no two of one kind have the same id.
     #[serde(default)]
     pub devices: Vec<Device>,

@@ -55,6 +55,14 @@ pub fn xen_capabilities(kvm: &Kvm) -> u32 {
     u32::try_from(kvm.check_extension_int(Cap::XenHvm)).unwrap_or(0)
 }
 
+/// Whether guests end their interrupts without an exit (Intel's APICv, AMD's AVIC), by what KVM's modules say.
+pub fn virtualises_apic() -> bool {
+    ["kvm_intel/parameters/enable_apicv", "kvm_amd/parameters/avic"].iter().any(|parameter| {
+        std::fs::read_to_string(format!("/sys/module/{parameter}"))
+            .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    })
+}
+
 /// What `xen-emu --probe` prints for `xlr info`.
 pub fn probe() -> Value {
     let (kvm, bits, error) = match open() {
