@@ -21,6 +21,8 @@ pub struct Facts {
     pub xen_version: u32,
     /// The host delivers per-vCPU upcall vectors reliably.
     pub vcpu_upcall: bool,
+    /// The host keeps time by its TSC, so that it runs at one rate and never stops.
+    pub invariant_tsc: bool,
     /// TSC frequency of the guest.
     pub tsc_khz: u32,
 }
@@ -70,6 +72,8 @@ fn patched(mut e: kvm_cpuid_entry2, facts: &Facts, vcpu: u32, amd: bool) -> kvm_
         0x8000_0001 if amd => {
             e.ecx = if cores > 1 { e.ecx | CMP_LEGACY } else { e.ecx & !CMP_LEGACY };
         }
+        // A second vCPU measures its delay loop for a quarter of a second unless it knows that of the first.
+        0x8000_0007 if facts.invariant_tsc => e.edx |= INVARIANT_TSC,
         0x8000_0008 if amd => {
             e.ecx = (e.ecx & !0xf0ff) | (cores - 1).min(255) | (package_shift(facts) << 12);
         }
@@ -90,6 +94,7 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
+const INVARIANT_TSC: u32 = 1 << 8;
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 {
@@ -153,12 +158,19 @@ mod tests {
             entry(1, 0x800f12, 0),
             entry(0xb, 0, 0),
             entry(0x4000_0000, 0x4000_0001, u32::from_le_bytes(*b"VMKV")),
+            entry(0x8000_0007, 0, 0),
             entry(0x8000_0008, 0x3030, 0),
             entry(0x8000_001e, 7, 7),
         ])
         .unwrap();
-        let facts =
-            Facts { max_vcpus: 4, domid: 9, xen_version: 0x4_0014, vcpu_upcall: true, tsc_khz: 2_500_000 };
+        let facts = Facts {
+            max_vcpus: 4,
+            domid: 9,
+            xen_version: 0x4_0014,
+            vcpu_upcall: true,
+            invariant_tsc: true,
+            tsc_khz: 2_500_000,
+        };
         let cpuid = for_vcpu(&host, &facts, 3).unwrap();
         let get = |function, index| {
             let found: Vec<_> =
@@ -169,6 +181,7 @@ mod tests {
         assert_eq!(get(1, 0).1 >> 24, 6, "initial APIC id");
         assert_eq!(get(0xb, 0), (1, 1, 0x100, 6));
         assert_eq!(get(0xb, 1), (3, 4, 0x201, 6));
+        assert_eq!(get(0x8000_0007, 0).3, 0x100);
         assert_eq!(get(0x8000_0008, 0).2, 0x3003);
         assert_eq!(get(0x8000_001e, 0), (6, 3, 0, 0));
         assert_eq!(get(0x4000_0000, 0).1, u32::from_le_bytes(*b"XenV"));

@@ -63,6 +63,12 @@ pub fn virtualises_apic() -> bool {
     })
 }
 
+/// Whether the host's kernel trusts its TSC: it is its clock source only as long as it runs at one rate on all CPUs.
+pub fn keeps_time_by_tsc() -> bool {
+    std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        .is_ok_and(|source| source.trim() == "tsc")
+}
+
 /// What `xen-emu --probe` prints for `xlr info`.
 pub fn probe() -> Value {
     let (kvm, bits, error) = match open() {

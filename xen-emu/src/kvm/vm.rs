@@ -1,11 +1,13 @@
 //! The virtual machine: memory slots and the interrupt controller.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION hands host addresses to the kernel")]
 
+use crate::machine::pio::IGNORED_WRITES;
 use crate::memory::Memory;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use std::collections::BTreeMap;
 use std::io;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Three pages that Intel's KVM needs below 4 GiB, away from every special page and the ACPI region.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -19,6 +21,13 @@ pub fn create(kvm: &Kvm, ioapic_pins: u32) -> io::Result<VmFd> {
     let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     split.args[0] = ioapic_pins.into();
     vm.enable_cap(&split)?;
+    if kvm.check_extension(Cap::IoeventfdNoLength) {
+        // An event that nobody waits for ends each of these writes in the kernel.
+        let nobody = EventFd::new(0)?;
+        for &port in IGNORED_WRITES {
+            vm.register_ioevent(&nobody, &IoEventAddress::Pio(port.into()), NoDatamatch)?;
+        }
+    }
     Ok(vm)
 }
 

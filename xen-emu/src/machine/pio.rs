@@ -39,6 +39,10 @@ const PORTS: &[(RangeInclusive<u16>, u8)] = &[
     (0xcf8..=0xcff, ABSENT), // PCI configuration, reset control
 ];
 
+/// Ports whose writes say nothing to anyone and come by the hundred: the address of PCI's configuration space, where
+/// nothing is to be addressed, and the delay port. The kernel may swallow them.
+pub const IGNORED_WRITES: &[u16] = &[0x80, 0xcf8];
+
 /// What a byte read at a known port gives.
 fn known(port: u16) -> Option<u8> {
     PORTS.iter().find(|row| row.0.contains(&port)).map(|row| row.1)
