@@ -44,6 +44,12 @@ impl Buffers {
         Buffers { iov: vec![libc::iovec { iov_base: base, iov_len: len }], len, hold }
     }
 
+    /// None again. Buffers of our own cannot be filled again.
+    pub fn clear(&mut self) {
+        self.iov.clear();
+        self.len = 0;
+    }
+
     /// Adds `len` bytes of the guest at `gpa`, within one page; pieces that follow each other become one.
     ///
     /// # Errors
@@ -73,6 +79,12 @@ impl Buffers {
     /// The pieces not transferred yet, and their number, as system calls take them.
     pub fn iovecs(&self) -> (*const libc::iovec, usize) {
         (self.iov.as_ptr(), self.iov.len())
+    }
+
+    /// The only piece not transferred yet; `None` when there are more, or none.
+    pub fn single(&self) -> Option<(*mut u8, u32)> {
+        let [piece] = self.iov.as_slice() else { return None };
+        Some((piece.iov_base.cast(), u32::try_from(piece.iov_len).ok()?))
     }
 
     /// Every piece begins and ends at a multiple of `align`.

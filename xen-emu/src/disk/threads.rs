@@ -53,10 +53,8 @@ impl Shared {
             }
             None => Err(io::Error::from_raw_os_error(libc::ENOMEDIUM)),
         };
-        let tag = io.tag;
-        drop(io);
         let mut state = self.state();
-        state.done.push(Done { tag, result });
+        state.done.push(Done { tag: io.tag, result, data: io.data });
         if state.done.len() == 1 {
             // Nobody reads it, and 2^64 requests do not happen.
             let _ = self.ended.write(1);
@@ -147,7 +145,7 @@ impl Engine for Threads {
         }
     }
 
-    fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<u32> {
+    fn wait(&mut self, _events: usize, done: &mut Vec<Done>) -> io::Result<u32> {
         self.take(done);
         if !done.is_empty() {
             return Ok(0);

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "the kernel is given addresses that it uses later")]
 
 use super::Disk;
-use super::engine::{Done, Engine, Io, Op};
+use super::engine::{Done, Engine, GATHERING, Io, Op};
 use super::threads::Threads;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::io;
@@ -13,6 +13,8 @@ use xen_emu_api::device::DiskCache;
 
 /// Submission entries; more requests go in more calls.
 const ENTRIES: u32 = 256;
+/// The image, as it is registered with the ring.
+const FILE: types::Fixed = types::Fixed(0);
 /// `user_data` from here on is an index into the watched descriptors.
 const WATCH: u64 = 1 << 32;
 
@@ -62,6 +64,9 @@ impl Uring {
             ready: Vec::new(),
             calls: 0,
         };
+        if let Some(file) = uring.disk.image.file() {
+            uring.ring.submitter().register_files(&[file.as_raw_fd()])?;
+        }
         (0..uring.watch.len()).try_for_each(|index| uring.poll(index))?;
         Ok(uring)
     }
@@ -89,15 +94,16 @@ impl Uring {
     /// Hands a request, or the rest of one, to the kernel.
     fn begin(&mut self, slot: u32) -> io::Result<()> {
         let Some(Some(io)) = self.slots.get(slot as usize) else { return Ok(()) };
-        let Some(file) = self.disk.image.file() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let fd = types::Fd(file.as_raw_fd());
         let (iov, count) = io.data.iovecs();
         let count = u32::try_from(count.min(1024)).unwrap_or(0);
-        let entry = match io.op {
-            Op::Read => opcode::Readv::new(fd, iov, count).offset(io.at).build(),
-            Op::Write => opcode::Writev::new(fd, iov, count).offset(io.at).build(),
-            Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Op::Discard { .. } => return Err(io::ErrorKind::Unsupported.into()),
+        // One piece, as a page is, needs no list to be read.
+        let entry = match (io.op, io.data.single()) {
+            (Op::Read, Some((to, len))) => opcode::Read::new(FILE, to, len).offset(io.at).build(),
+            (Op::Read, None) => opcode::Readv::new(FILE, iov, count).offset(io.at).build(),
+            (Op::Write, Some((from, len))) => opcode::Write::new(FILE, from, len).offset(io.at).build(),
+            (Op::Write, None) => opcode::Writev::new(FILE, iov, count).offset(io.at).build(),
+            (Op::Flush, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Op::Discard { .. }, _) => return Err(io::ErrorKind::Unsupported.into()),
         };
         self.push(&entry.user_data(u64::from(slot)))
     }
@@ -106,7 +112,7 @@ impl Uring {
         if let Some(mut io) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             self.free.push(slot);
             Disk::settle(&mut io, &result);
-            self.ready.push(Done { tag: io.tag, result });
+            self.ready.push(Done { tag: io.tag, result, data: io.data });
         }
     }
 
@@ -162,13 +168,19 @@ impl Uring {
         }
     }
 
-    fn enter(&mut self) -> io::Result<bool> {
+    /// Hands over what is new and waits for so many completions: for one as long as it takes, for more [`GATHERING`].
+    fn enter(&mut self, events: usize) -> io::Result<bool> {
         self.calls += 1;
-        match self.ring.submit_and_wait(1) {
+        let time = types::Timespec::from(GATHERING);
+        let entered = match events {
+            0 | 1 => self.ring.submit_and_wait(1),
+            more => self.ring.submitter().submit_with_args(more, &types::SubmitArgs::new().timespec(&time)),
+        };
+        match entered.map_err(|e| (e.raw_os_error(), e)) {
             Ok(_) => {}
-            // Completions have to be taken first, or a signal came.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-            Err(e) => return Err(e),
+            // Completions have to be taken first, a signal came, or that was the time.
+            Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME), _)) => {}
+            Err((_, e)) => return Err(e),
         }
         self.reap()
     }
@@ -185,7 +197,7 @@ impl Engine for Uring {
             }
         };
         if idle {
-            return self.ready.push(Done { tag: io.tag, result: Ok(()) });
+            return self.ready.push(Done { tag: io.tag, result: Ok(()), data: io.data });
         }
         self.disk.align(&mut io);
         let slot = match self.free.pop() {
@@ -203,7 +215,7 @@ impl Engine for Uring {
         }
     }
 
-    fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<u32> {
+    fn wait(&mut self, mut events: usize, done: &mut Vec<Done>) -> io::Result<u32> {
         self.calls = 0;
         if !self.ready.is_empty() {
             // Somebody may wait for those: hand over what is new, and go on.
@@ -212,25 +224,28 @@ impl Engine for Uring {
             self.reap()?;
         }
         while self.ready.is_empty() {
-            if self.enter()? {
+            if self.enter(events)? {
                 break;
             }
+            events = 1;
         }
         done.append(&mut self.ready);
         Ok(self.calls)
     }
 }
 
-/// Waits until the kernel has let go of every buffer.
+/// Waits until the kernel has let go of every buffer, and of the image.
 impl Drop for Uring {
     fn drop(&mut self) {
         while self.free.len() < self.slots.len() {
-            if let Err(e) = self.enter() {
+            if let Err(e) = self.enter(1) {
                 tracing::error!("io_uring: {e}; memory of requests in flight is kept for ever");
                 std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }
         }
+        // The kernel takes rings apart later, and would keep the image open, and locked, until then.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
@@ -245,7 +260,14 @@ fn probe() -> io::Result<()> {
     let ring = build()?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::PollAdd::CODE];
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Readv::CODE,
+        opcode::Write::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::PollAdd::CODE,
+    ];
     // Polls that fire more than once came with this feature's release.
     let known =
         needed.iter().all(|code| probe.is_supported(*code)) && ring.params().is_feature_resource_tagging();

@@ -1,17 +1,18 @@
-//! The requests of `public/io/blkif.h`: bytes of a ring's slot in, what is to be done out. Pure.
+//! The requests of `public/io/blkif.h`: bytes of a ring's slot in, what is to be done out. Pure; the caller's list of
+//! pieces is used again for every request.
 //!
 //! Sectors are 512 bytes throughout; on a disk with larger ones every boundary has to be a multiple of those.
 
 use xen_abi::Gref;
 use xen_abi::io::blkif::{
-    BlkifOp, BlkifRsp, DISCARD_SECURE, MAX_SEGMENTS_PER_REQUEST, Request, RequestCompat, RequestDiscard,
-    RequestDiscardCompat, RequestIndirect, RequestIndirectCompat, Response, SECTORS_PER_PAGE,
-    SEGMENTS_PER_INDIRECT_PAGE, Segment,
+    BlkifOp, BlkifRsp, DISCARD_SECURE, Request, RequestCompat, RequestDiscard, RequestDiscardCompat,
+    RequestIndirect, RequestIndirectCompat, Response, SECTORS_PER_PAGE, SEGMENTS_PER_INDIRECT_PAGE, Segment,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Segments offered for an indirect request.
+/// Segments offered for an indirect request; they fit into one page.
 pub const MAX_INDIRECT_SEGMENTS: u16 = 256;
+const _: () = assert!(MAX_INDIRECT_SEGMENTS as usize <= SEGMENTS_PER_INDIRECT_PAGE);
 /// Shift of a sector.
 pub const SECTOR_SHIFT: u32 = 9;
 
@@ -104,27 +105,25 @@ pub enum Transfer {
 }
 
 /// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Move data.
+    /// Move data; where it is is in the list of pieces.
     Data {
         /// How.
         transfer: Transfer,
         /// First byte of the disk.
         at: u64,
-        /// Where the data is.
-        pieces: Vec<Piece>,
     },
-    /// Move data; where it is is written in these pages: [`pieces`] when they have been copied.
+    /// Move data; where it is is written in this page: [`pieces`] when that has been copied.
     Indirect {
         /// `Read` or `Write`.
         transfer: Transfer,
         /// First sector of the disk.
         sector: u64,
-        /// Segments in the pages.
+        /// Segments in the page.
         count: u16,
-        /// The pages.
-        pages: Vec<Gref>,
+        /// The page.
+        page: Gref,
     },
     /// What was written is on disk afterwards.
     Flush {
@@ -143,7 +142,7 @@ pub enum Work {
 }
 
 /// A request, judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// Echoed.
     pub id: u64,
@@ -158,8 +157,9 @@ fn read<T: FromBytes + Into<U>, U>(slot: &Slot) -> U {
     T::read_from_prefix(slot).map_or_else(|_| T::new_zeroed(), |(value, _)| value).into()
 }
 
-/// Judges a slot's copy.
-pub fn parse(abi: Abi, slot: &Slot, limits: &Limits) -> Parsed {
+/// Judges a slot's copy. `list` is cleared, and holds the pieces of [`Work::Data`] afterwards.
+pub fn parse(abi: Abi, slot: &Slot, limits: &Limits, list: &mut Vec<Piece>) -> Parsed {
+    list.clear();
     let request: Request = match abi {
         Abi::X64 => read::<Request, _>(slot),
         Abi::X32 => read::<RequestCompat, _>(slot),
@@ -167,7 +167,7 @@ pub fn parse(abi: Abi, slot: &Slot, limits: &Limits) -> Parsed {
     let (operation, id) = (request.operation, request.id);
     match operation {
         BlkifOp::READ | BlkifOp::WRITE | BlkifOp::WRITE_BARRIER | BlkifOp::FLUSH_DISKCACHE => {
-            Parsed { id, operation, work: direct(&request, limits) }
+            Parsed { id, operation, work: direct(&request, limits, list) }
         }
         BlkifOp::DISCARD => {
             let request: RequestDiscard = match abi {
@@ -188,7 +188,7 @@ pub fn parse(abi: Abi, slot: &Slot, limits: &Limits) -> Parsed {
     }
 }
 
-fn direct(request: &Request, limits: &Limits) -> Result<Work, BlkifRsp> {
+fn direct(request: &Request, limits: &Limits, list: &mut Vec<Piece>) -> Result<Work, BlkifRsp> {
     let segments = request.seg.get(..request.nr_segments.into()).ok_or(BlkifRsp::ERROR)?;
     let transfer = match request.operation {
         BlkifOp::READ => Transfer::Read,
@@ -198,8 +198,8 @@ fn direct(request: &Request, limits: &Limits) -> Result<Work, BlkifRsp> {
         _ if segments.is_empty() => return Ok(Work::Flush { barrier: false }),
         _ => Transfer::FlushWrite,
     };
-    let (at, pieces) = pieces(transfer, request.sector_number, segments, limits)?;
-    Ok(Work::Data { transfer, at, pieces })
+    let at = pieces(transfer, request.sector_number, segments.iter().copied(), limits, list)?;
+    Ok(Work::Data { transfer, at })
 }
 
 fn indirect(request: &RequestIndirect, limits: &Limits) -> Result<Work, BlkifRsp> {
@@ -208,13 +208,11 @@ fn indirect(request: &RequestIndirect, limits: &Limits) -> Result<Work, BlkifRsp
         BlkifOp::WRITE if limits.writable => Transfer::Write,
         _ => return Err(BlkifRsp::ERROR),
     };
-    let count = request.nr_segments;
-    let pages = usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE);
-    match request.indirect_grefs.get(..pages) {
-        Some(pages @ [_, ..]) if count <= MAX_INDIRECT_SEGMENTS => {
-            Ok(Work::Indirect { transfer, sector: request.sector_number, count, pages: pages.to_vec() })
-        }
-        _ => Err(BlkifRsp::ERROR),
+    let (count, [page, ..]) = (request.nr_segments, request.indirect_grefs);
+    if (1..=MAX_INDIRECT_SEGMENTS).contains(&count) {
+        Ok(Work::Indirect { transfer, sector: request.sector_number, count, page })
+    } else {
+        Err(BlkifRsp::ERROR)
     }
 }
 
@@ -240,47 +238,45 @@ fn range(sector: u64, count: u64, limits: &Limits) -> Result<u64, BlkifRsp> {
     if fits { sector.checked_mul(1 << SECTOR_SHIFT).ok_or(BlkifRsp::ERROR) } else { Err(BlkifRsp::ERROR) }
 }
 
-/// Judges segments: the first byte of the disk, and the pieces of pages.
+/// Judges segments: the first byte of the disk; the pieces of pages go into `list`.
 ///
 /// # Errors
 /// There are none, one is no part of a page, they reach beyond the disk, or the disk is read-only.
 pub fn pieces(
     transfer: Transfer,
     sector: u64,
-    segments: &[Segment],
+    segments: impl Iterator<Item = Segment>,
     limits: &Limits,
-) -> Result<(u64, Vec<Piece>), BlkifRsp> {
-    if segments.is_empty() || (transfer != Transfer::Read && !limits.writable) {
+    list: &mut Vec<Piece>,
+) -> Result<u64, BlkifRsp> {
+    if transfer != Transfer::Read && !limits.writable {
         return Err(BlkifRsp::ERROR);
     }
-    let piece = |segment: &Segment| {
-        let (first, last) = (segment.first_sect, segment.last_sect);
-        let sectors = last.checked_sub(first)?.checked_add(1)?;
-        let whole = first.is_multiple_of(limits.unit) && sectors.is_multiple_of(limits.unit);
-        let bytes = |sectors: u8| u16::from(sectors) << SECTOR_SHIFT;
-        (last < SECTORS_PER_PAGE && whole).then(|| Piece {
-            gref: segment.gref,
-            offset: bytes(first),
-            len: bytes(sectors),
-        })
-    };
-    let pieces: Option<Vec<Piece>> = segments.iter().map(piece).collect();
-    let pieces = pieces.ok_or(BlkifRsp::ERROR)?;
-    let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
-    let at = range(sector, bytes >> SECTOR_SHIFT, limits)?;
-    Ok((at, pieces))
+    let mut bytes = 0;
+    for segment in segments {
+        let piece = piece(&segment, limits.unit).ok_or(BlkifRsp::ERROR)?;
+        bytes += u64::from(piece.len);
+        list.push(piece);
+    }
+    if bytes == 0 { Err(BlkifRsp::ERROR) } else { range(sector, bytes >> SECTOR_SHIFT, limits) }
+}
+
+fn piece(segment: &Segment, unit: u8) -> Option<Piece> {
+    let (first, last) = (segment.first_sect, segment.last_sect);
+    let sectors = last.checked_sub(first)?.checked_add(1)?;
+    let whole = first.is_multiple_of(unit) && sectors.is_multiple_of(unit);
+    let bytes = |sectors: u8| u16::from(sectors) << SECTOR_SHIFT;
+    (last < SECTORS_PER_PAGE && whole).then(|| Piece {
+        gref: segment.gref,
+        offset: bytes(first),
+        len: bytes(sectors),
+    })
 }
 
 /// The segments in the copy of an indirect page.
-pub fn segments(bytes: &[u8]) -> Vec<Segment> {
+pub fn segments(bytes: &[u8]) -> impl Iterator<Item = Segment> {
     let (chunks, _) = bytes.as_chunks::<{ size_of::<Segment>() }>();
-    chunks.iter().filter_map(|chunk| Segment::read_from_bytes(chunk).ok()).collect()
-}
-
-/// Most pieces of any request.
-pub const fn most_pieces() -> usize {
-    let indirect = MAX_INDIRECT_SEGMENTS as usize;
-    if indirect > MAX_SEGMENTS_PER_REQUEST { indirect } else { MAX_SEGMENTS_PER_REQUEST }
+    chunks.iter().filter_map(|chunk| Segment::read_from_bytes(chunk).ok())
 }
 
 #[cfg(test)]
@@ -301,6 +297,11 @@ mod tests {
         slot
     }
 
+    fn parse(abi: Abi, slot: &Slot, limits: &Limits) -> (Parsed, Vec<Piece>) {
+        let mut list = vec![Piece { gref: Gref(0), offset: 0, len: 1 }];
+        (super::parse(abi, slot, limits, &mut list), list)
+    }
+
     fn request(operation: BlkifOp, sector_number: u64, segments: &[(u8, u8)]) -> Request {
         let mut request = Request::new_zeroed();
         request.operation = operation;
@@ -319,8 +320,10 @@ mod tests {
         let big = Limits { unit: 8, ..LIMITS };
         let ro = Limits { writable: false, ..LIMITS };
         let piece = |offset, len| Piece { gref: Gref(9), offset, len };
-        let data = |transfer, at, pieces: &[Piece]| Ok(Work::Data { transfer, at, pieces: pieces.to_vec() });
-        let (error, unknown) = (Err(BlkifRsp::ERROR), Err(BlkifRsp::EOPNOTSUPP));
+        let data = |transfer, at, pieces: &[Piece]| (Ok(Work::Data { transfer, at }), pieces.to_vec());
+        let not = |status| (Err(status), Vec::new());
+        let (error, unknown) = (not(BlkifRsp::ERROR), not(BlkifRsp::EOPNOTSUPP));
+        let flush = |barrier| (Ok(Work::Flush { barrier }), Vec::new());
         let twelve = [(0, 7); 12];
         let rows = [
             (
@@ -341,8 +344,8 @@ mod tests {
             (big, request(read, 8, &[(0, 7)]), data(Transfer::Read, 4096, &[piece(0, 4096)])),
             (big, request(read, 8, &[(0, 3), (4, 7)]), error.clone()),
             (big, request(read, 9, &[(0, 7)]), error),
-            (LIMITS, request(BlkifOp::FLUSH_DISKCACHE, 9, &[]), Ok(Work::Flush { barrier: false })),
-            (LIMITS, request(BlkifOp::WRITE_BARRIER, 9, &[]), Ok(Work::Flush { barrier: true })),
+            (LIMITS, request(BlkifOp::FLUSH_DISKCACHE, 9, &[]), flush(false)),
+            (LIMITS, request(BlkifOp::WRITE_BARRIER, 9, &[]), flush(true)),
             (
                 LIMITS,
                 request(BlkifOp::WRITE_BARRIER, 1, &[(0, 0)]),
@@ -351,11 +354,12 @@ mod tests {
             (LIMITS, request(BlkifOp::RESERVED_1, 0, &[]), unknown.clone()),
             (LIMITS, request(BlkifOp(77), 0, &[]), unknown),
         ];
-        for (limits, request, want) in rows {
+        for (limits, request, (work, pieces)) in rows {
             for abi in [Abi::X64, Abi::X32] {
-                let parsed = parse(abi, &slot(abi, &request), &limits);
+                let (parsed, list) = parse(abi, &slot(abi, &request), &limits);
                 assert_eq!((parsed.id, parsed.operation), (request.id, request.operation));
-                assert_eq!(parsed.work, want, "{request:?}");
+                assert_eq!(parsed.work, work, "{request:?}");
+                assert!(work.is_err() || list == pieces, "{request:?}: {list:?}");
             }
         }
     }
@@ -369,8 +373,8 @@ mod tests {
             let (mut wide, mut narrow) = ([0; 112], [0; 112]);
             wide[..32].copy_from_slice(discard.as_bytes());
             narrow[..28].copy_from_slice(discard.to_compat().as_bytes());
-            let parsed = parse(Abi::X64, &wide, limits);
-            assert_eq!(parsed, parse(Abi::X32, &narrow, limits));
+            let (parsed, _) = parse(Abi::X64, &wide, limits);
+            assert_eq!(parsed, parse(Abi::X32, &narrow, limits).0);
             assert_eq!(parsed.id, 5);
             parsed.work
         };
@@ -392,12 +396,12 @@ mod tests {
             let (mut wide, mut narrow) = ([0; 112], [0; 112]);
             wide[..64].copy_from_slice(indirect.as_bytes());
             narrow[..64].copy_from_slice(indirect.to_compat().as_bytes());
-            let parsed = parse(Abi::X64, &wide, limits);
-            assert_eq!(parsed, parse(Abi::X32, &narrow, limits));
+            let (parsed, _) = parse(Abi::X64, &wide, limits);
+            assert_eq!(parsed, parse(Abi::X32, &narrow, limits).0);
             assert_eq!(parsed.operation, indirect.indirect_op, "what the answer has to name");
             parsed.work
         };
-        let want = Work::Indirect { transfer: Transfer::Write, sector: 44, count: 256, pages: vec![Gref(3)] };
+        let want = Work::Indirect { transfer: Transfer::Write, sector: 44, count: 256, page: Gref(3) };
         assert_eq!(judge(&indirect, &LIMITS), Ok(want));
         for count in [0, 257, u16::MAX] {
             let bad = RequestIndirect { nr_segments: count, ..indirect };
@@ -436,16 +440,15 @@ mod tests {
                 slot[1] %= 14;
             }
             let limits = Limits { unit, ..LIMITS };
-            match parse(abi, &slot, &limits).work {
-                Ok(Work::Data { at, pieces, .. }) => {
+            let (parsed, pieces) = parse(abi, &slot, &limits);
+            match parsed.work {
+                Ok(Work::Data { at, .. }) => {
                     let total: u64 = pieces.iter().map(|p| u64::from(p.len)).sum();
                     prop_assert!(at + total <= 1000 << 9 && !pieces.is_empty());
                     prop_assert!(pieces.iter().all(|p| p.len > 0 && p.offset + p.len <= 4096));
                 }
                 Ok(Work::Discard { at, len, .. }) => prop_assert!(at + len <= 1000 << 9),
-                Ok(Work::Indirect { count, pages, .. }) => {
-                    prop_assert!((1..=256).contains(&count) && pages.len() == 1);
-                }
+                Ok(Work::Indirect { count, .. }) => prop_assert!((1..=256).contains(&count)),
                 Ok(Work::Flush { .. }) | Err(_) => {}
             }
         }

@@ -3,28 +3,30 @@
 //! A turn takes every request from the ring, hands it to the engine, and then waits for ends and for the guest's
 //! notifications in one system call. A guest that breaks its ring has its device closed; whatever else it does wrong
 //! is that request's error.
+//!
+//! The more requests are under way, the more ends may gather before the guest is told, and the more new requests before
+//! the guest has to kick ([`Run::batch`]): what is left lying is taken up with the next end, of which there is one as
+//! long as anything is under way. With few under way everything goes at once. Nothing is allocated for a request:
+//! flights and their lists are used again.
 
 use super::pins::Held;
-use super::proto::{self, Limits, Parsed, Slot, Transfer, Work};
+use super::proto::{self, Limits, Parsed, Piece, Slot, Transfer, Work};
 use super::queue::{Ending, Queue, Serving, Stop};
 use crate::backend::device::DeviceError;
 use crate::disk::engine::{Done, Engine, Io, Op};
 use crate::disk::sys::Buffers;
 use crate::log::limited;
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
 use xen_abi::Gref;
-use xen_abi::io::blkif::{BlkifOp, BlkifRsp, SEGMENTS_PER_INDIRECT_PAGE, Segment};
+use xen_abi::io::blkif::{BlkifOp, BlkifRsp, Segment};
 use xen_domain::ring::RingError;
 
-/// A step of a request.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Flush,
-    Data(Op),
-    Discard { len: u64, secure: bool },
-}
+/// One of so many requests under way may wait for company, and one in so many new ones.
+const SHARE: usize = 4;
+
+/// What is left to be done of a request, in order.
+type Steps = [Option<Op>; 3];
 
 /// A request under way.
 struct Flight {
@@ -32,10 +34,20 @@ struct Flight {
     operation: BlkifOp,
     held: Vec<Held>,
     at: u64,
+    /// `None` while the engine has them.
     data: Option<Buffers>,
-    steps: VecDeque<Step>,
+    steps: Steps,
     writes: bool,
     barrier: bool,
+}
+
+fn steps(transfer: Transfer) -> Steps {
+    match transfer {
+        Transfer::Read => [Some(Op::Read), None, None],
+        Transfer::Write => [Some(Op::Write), None, None],
+        Transfer::FlushWrite => [Some(Op::Flush), Some(Op::Write), None],
+        Transfer::Barrier => [Some(Op::Flush), Some(Op::Write), Some(Op::Flush)],
+    }
 }
 
 /// What a request waits for before it begins.
@@ -53,6 +65,11 @@ pub struct Run<'a> {
     engine: Box<dyn Engine>,
     flights: Vec<Option<Flight>>,
     free: Vec<u32>,
+    /// Flights that are over.
+    spare: Vec<Flight>,
+    /// The pieces of a request that is judged, and its copy of the indirect page.
+    pieces: Vec<Piece>,
+    page: Vec<u8>,
     writes: usize,
     barrier: bool,
     /// How many requests are still taken, once it is to end.
@@ -64,8 +81,20 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Nothing is under way yet.
     pub fn new(queue: &'a mut Queue, serving: Serving, engine: Box<dyn Engine>) -> Run<'a> {
-        let (flights, free) = (Vec::new(), Vec::new());
-        Run { queue, serving, engine, flights, free, writes: 0, barrier: false, left: None, waiting: None }
+        Run {
+            queue,
+            serving,
+            engine,
+            flights: Vec::new(),
+            free: Vec::new(),
+            spare: Vec::new(),
+            pieces: Vec::new(),
+            page: Vec::new(),
+            writes: 0,
+            barrier: false,
+            left: None,
+            waiting: None,
+        }
     }
 
     /// Serves the ring until asked to stop, and then until nothing is under way.
@@ -86,27 +115,37 @@ impl<'a> Run<'a> {
             }
             let counters = &self.queue.counters;
             counters.turns.fetch_add(1, Ordering::Relaxed);
-            let calls = self.engine.wait(&mut done)?;
+            let calls = self.engine.wait(self.batch(), &mut done)?;
             counters.calls.fetch_add(calls.into(), Ordering::Relaxed);
             done.drain(..).for_each(|done| self.ended(done));
         }
     }
 
     fn idle(&self) -> bool {
-        self.waiting.is_none() && self.free.len() == self.flights.len()
+        self.waiting.is_none() && self.under_way() == 0
+    }
+
+    fn under_way(&self) -> usize {
+        self.flights.len() - self.free.len()
+    }
+
+    /// How many ends, or new requests, are worth a turn of their own.
+    fn batch(&self) -> usize {
+        (self.under_way() / SHARE).max(1)
     }
 
     /// Takes requests until the ring is empty or one has to wait for those before it.
     fn take(&mut self) {
+        let limits = self.serving.limits();
         let mut slot: Slot = [0; size_of::<Slot>()];
         while !self.queue.broken && self.waiting.is_none() && !self.barrier && self.left != Some(0) {
             let queue = &mut *self.queue;
             match queue.ring.pop(&*queue.memory, &mut slot) {
                 Ok(true) => {
                     self.left = self.left.map(|left| left - 1);
-                    self.judge(&slot);
+                    self.judge(&slot, &limits);
                 }
-                Ok(false) => match queue.ring.final_check_for_requests(&*queue.memory) {
+                Ok(false) => match self.ask() {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(e) => self.broken(e),
@@ -116,16 +155,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Asks to be notified of a batch of requests; true when it is there already.
+    fn ask(&mut self) -> Result<bool, RingError> {
+        let batch = u32::try_from(self.batch()).unwrap_or(1);
+        self.queue.ring.final_check_for(&*self.queue.memory, batch)
+    }
+
     fn broken(&mut self, e: RingError) {
         let why = DeviceError(format!("{}: {e}", self.queue.name));
         self.queue.give_up(why);
     }
 
     /// A request's copy: begins it, has it wait, or answers it.
-    fn judge(&mut self, slot: &Slot) {
-        let limits = self.serving.limits();
-        let Parsed { id, operation, work } = proto::parse(self.queue.abi, slot, &limits);
-        let prepared = work.and_then(|work| self.prepare(id, operation, work, &limits));
+    fn judge(&mut self, slot: &Slot, limits: &Limits) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let Parsed { id, operation, work } = proto::parse(self.queue.abi, slot, limits, &mut pieces);
+        let prepared = work.and_then(|work| self.prepare(id, operation, work, limits, &mut pieces));
+        self.pieces = pieces;
         match prepared {
             Err(status) => self.answer(id, operation, status),
             Ok(flight) => {
@@ -147,112 +193,92 @@ impl<'a> Run<'a> {
         match after {
             After::Nothing => true,
             After::Writes => self.writes == 0,
-            After::All => self.free.len() == self.flights.len(),
+            After::All => self.under_way() == 0,
         }
     }
 
-    /// Pins and finds memory for a request.
+    /// Finds out what a request needs, and pins and finds its memory; `pieces` is where a direct one has it.
     fn prepare(
         &mut self,
         id: u64,
         operation: BlkifOp,
         work: Work,
         limits: &Limits,
+        pieces: &mut Vec<Piece>,
     ) -> Result<Flight, BlkifRsp> {
-        let mut flight = Flight {
+        let (at, steps) = match work {
+            Work::Flush { .. } => (0, [Some(Op::Flush), None, None]),
+            Work::Discard { at, len, secure } => (at, [Some(Op::Discard { len, secure }), None, None]),
+            Work::Data { transfer, at } => (at, steps(transfer)),
+            Work::Indirect { transfer, sector, count, page } => {
+                let segments = self.segments(page, count)?;
+                (proto::pieces(transfer, sector, segments, limits, pieces)?, steps(transfer))
+            }
+        };
+        let mut flight = self.spare.pop().unwrap_or_else(|| Flight {
             id,
             operation,
             held: Vec::new(),
-            at: 0,
+            at,
             data: None,
-            steps: VecDeque::new(),
+            steps,
             writes: false,
-            barrier: operation == BlkifOp::WRITE_BARRIER,
-        };
-        let (transfer, at, pieces) = match work {
-            Work::Flush { .. } => {
-                flight.steps.push_back(Step::Flush);
-                return Ok(flight);
-            }
-            Work::Discard { at, len, secure } => {
-                (flight.at, flight.writes) = (at, true);
-                flight.steps.push_back(Step::Discard { len, secure });
-                return Ok(flight);
-            }
-            Work::Data { transfer, at, pieces } => (transfer, at, pieces),
-            Work::Indirect { transfer, sector, count, pages } => {
-                let segments = self.segments(&pages, count)?;
-                let (at, pieces) = proto::pieces(transfer, sector, &segments, limits)?;
-                (transfer, at, pieces)
-            }
-        };
-        flight.at = at;
-        flight.writes = transfer != Transfer::Read;
-        let (read, write) = (Step::Data(Op::Read), Step::Data(Op::Write));
-        flight.steps = match transfer {
-            Transfer::Read => [read].into(),
-            Transfer::Write => [write].into(),
-            Transfer::FlushWrite => [Step::Flush, write].into(),
-            Transfer::Barrier => [Step::Flush, write, Step::Flush].into(),
-        };
-        match self.pin(&pieces, !flight.writes, &mut flight.held) {
-            Some(data) => {
-                flight.data = Some(data);
-                Ok(flight)
-            }
-            None => {
-                flight.held.drain(..).for_each(|held| self.queue.pages.give(held));
-                Err(BlkifRsp::ERROR)
-            }
+            barrier: false,
+        });
+        (flight.id, flight.operation, flight.at, flight.steps) = (id, operation, at, steps);
+        flight.barrier = operation == BlkifOp::WRITE_BARRIER;
+        flight.writes = steps.iter().flatten().any(|op| matches!(op, Op::Write | Op::Discard { .. }));
+        if self.pin(pieces, &mut flight) {
+            return Ok(flight);
         }
+        self.over(flight);
+        Err(BlkifRsp::ERROR)
     }
 
-    /// Copies the segments of an indirect request out of their pages, once.
-    fn segments(&mut self, pages: &[Gref], count: u16) -> Result<Vec<Segment>, BlkifRsp> {
-        let mut all = Vec::new();
-        let mut left = usize::from(count);
-        for gref in pages {
-            let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
-            left -= here;
-            let mut bytes = vec![0; here * size_of::<Segment>()];
-            let queue = &mut *self.queue;
-            let refused = |e| {
-                limited!(warn, "{}: indirect page: {e}", queue.name);
-                BlkifRsp::ERROR
-            };
-            let (page, held) = queue.pages.take(*gref, false).map_err(refused)?;
-            let fits = usize::from(page.len) >= bytes.len();
-            let read = if fits { queue.memory.read(page.gpa, &mut bytes).is_ok() } else { false };
-            queue.pages.give(held);
-            if !read {
-                return Err(BlkifRsp::ERROR);
-            }
-            all.extend(proto::segments(&bytes));
-        }
-        Ok(all)
+    /// Lets go of what a flight holds, and keeps the flight for the next request.
+    fn over(&mut self, mut flight: Flight) {
+        flight.held.drain(..).for_each(|held| self.queue.pages.give(held));
+        self.spare.push(flight);
     }
 
-    /// Pins all pieces and finds them in host memory; what was pinned is in `held` either way.
-    fn pin(&mut self, pieces: &[proto::Piece], write: bool, held: &mut Vec<Held>) -> Option<Buffers> {
-        let mut data = Buffers::guest(self.queue.memory.clone());
+    /// Copies the segments of an indirect request out of their page, once.
+    fn segments(&mut self, gref: Gref, count: u16) -> Result<impl Iterator<Item = Segment>, BlkifRsp> {
+        let len = usize::from(count) * size_of::<Segment>();
+        self.page.resize(len, 0);
+        let queue = &mut *self.queue;
+        let (page, held) = queue.pages.take(gref, false).map_err(|e| {
+            limited!(warn, "{}: indirect page: {e}", queue.name);
+            BlkifRsp::ERROR
+        })?;
+        let fits = usize::from(page.len) >= len;
+        let read = fits && queue.memory.read(page.gpa, &mut self.page).is_ok();
+        queue.pages.give(held);
+        if read { Ok(proto::segments(&self.page)) } else { Err(BlkifRsp::ERROR) }
+    }
+
+    /// Pins all pieces and finds them in host memory; what was pinned is held either way.
+    fn pin(&mut self, pieces: &[Piece], flight: &mut Flight) -> bool {
+        let queue = &mut *self.queue;
+        let data = flight.data.get_or_insert_with(|| Buffers::guest(queue.memory.clone()));
+        data.clear();
         for piece in pieces {
-            let (page, pin) = match self.queue.pages.take(piece.gref, write) {
+            let (page, pin) = match queue.pages.take(piece.gref, !flight.writes) {
                 Ok(pinned) => pinned,
                 Err(e) => {
-                    limited!(warn, "{}: {e}", self.queue.name);
-                    return None;
+                    limited!(warn, "{}: {e}", queue.name);
+                    return false;
                 }
             };
-            held.push(pin);
-            if piece.offset.checked_add(piece.len).is_none_or(|end| end > page.len) {
-                return None;
+            flight.held.push(pin);
+            let inside = piece.offset.checked_add(piece.len).is_some_and(|end| end <= page.len);
+            if !inside || data.push(page.gpa.offset(piece.offset.into()), piece.len.into()).is_err() {
+                return false;
             }
-            data.push(page.gpa.offset(piece.offset.into()), piece.len.into()).ok()?;
         }
         if data.iovecs().1 < pieces.len() {
-            self.queue.counters.merged.fetch_add(1, Ordering::Relaxed);
+            queue.counters.merged.fetch_add(1, Ordering::Relaxed);
         }
-        Some(data)
+        true
     }
 
     fn begin(&mut self, flight: Flight) {
@@ -274,19 +300,19 @@ impl<'a> Run<'a> {
     /// Hands a request's next step to the engine; false when there is none.
     fn step(&mut self, tag: u32) -> bool {
         let Some(Some(flight)) = self.flights.get_mut(tag as usize) else { return false };
-        let Some(step) = flight.steps.pop_front() else { return false };
-        let none = || Buffers::guest(self.queue.memory.clone());
-        let (op, data) = match step {
-            Step::Flush => (Op::Flush, none()),
-            Step::Discard { len, secure } => (Op::Discard { len, secure }, none()),
-            Step::Data(op) => (op, flight.data.take().unwrap_or_else(none)),
-        };
+        let Some(op) = flight.steps.iter_mut().find_map(Option::take) else { return false };
+        let moves = matches!(op, Op::Read | Op::Write);
+        let data = flight.data.take_if(|_| moves);
+        let data = data.unwrap_or_else(|| Buffers::guest(self.queue.memory.clone()));
         self.engine.submit(Io::new(tag, op, flight.at, data));
         true
     }
 
     /// The engine is done with a step.
     fn ended(&mut self, done: Done) {
+        if let Some(Some(flight)) = self.flights.get_mut(done.tag as usize) {
+            flight.data.get_or_insert(done.data);
+        }
         let status = match &done.result {
             Ok(()) if self.step(done.tag) => return,
             Ok(()) => BlkifRsp::OKAY,
@@ -301,9 +327,9 @@ impl<'a> Run<'a> {
         self.free.push(done.tag);
         self.writes -= usize::from(flight.writes);
         self.barrier &= !flight.barrier;
-        // The guest may end its grants as soon as it sees the answer.
-        flight.held.into_iter().for_each(|held| self.queue.pages.give(held));
         self.answer(flight.id, flight.operation, status);
+        // The guest may end its grants as soon as it sees the answer, which is not before the turn's end.
+        self.over(flight);
         if let Some((after, flight)) = self.waiting.take() {
             if self.may_begin(after) {
                 self.begin(flight);

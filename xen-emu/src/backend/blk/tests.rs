@@ -367,7 +367,7 @@ fn unaligned_pages_are_copied_only_for_o_direct() {
         engine.submit(Io::new(0, op, 1024, data));
         let mut done = Vec::new();
         while done.is_empty() {
-            engine.wait(&mut done).unwrap();
+            engine.wait(1, &mut done).unwrap();
         }
         done.remove(0).result.unwrap();
     };
