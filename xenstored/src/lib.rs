@@ -22,6 +22,7 @@ pub mod server;
 pub mod store;
 pub mod transaction;
 pub mod tree;
+pub mod usage;
 pub mod watch;
 pub mod wire;
 

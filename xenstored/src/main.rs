@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xenstored::server::{Socket, run};
+use xenstored::server::{Setup, Socket, Trace, run};
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
 #[derive(Parser)]
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         fs::write(file, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write pid file {}", file.display()))?;
     }
-    let result = run(&socket, || {
+    let result = run(Setup { socket, trace: Trace::default() }, || {
         tracing::info!("serving {}", path.display());
         if let Err(error) = announce(args.ready_fd) {
             tracing::warn!("cannot say that it is ready: {error:#}");

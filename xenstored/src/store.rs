@@ -14,6 +14,7 @@ use crate::perms::{Caller, Perms};
 use crate::quota::{Accounts, Limit, Quota};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
+use crate::usage::Usage;
 use crate::watch::{Change, Watches};
 use crate::wire::{Errno, Header, MsgType};
 
@@ -69,6 +70,7 @@ pub struct Store {
     pub(crate) watches: Watches,
     pub(crate) domains: Domains,
     pub(crate) quota: Quota,
+    pub(crate) usage: Usage,
     /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
     pub(crate) special: BTreeMap<String, Perms>,
     pub(crate) conns: HashMap<ConnId, Conn>,
@@ -102,6 +104,7 @@ impl Store {
             watches: Watches::default(),
             domains: Domains::default(),
             quota: Quota::default(),
+            usage: Usage::default(),
             special: BTreeMap::from(special),
             conns: HashMap::new(),
             pace: Pace::default(),
@@ -245,6 +248,7 @@ impl Store {
         }
         self.quota.forget(domid);
         self.pace.forget(domid);
+        self.usage.forget(domid);
         self.fire_special(ops::RELEASE_DOMAIN, domid, out);
         for event in [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN] {
             self.special.remove(&format!("{event}/{domid}"));

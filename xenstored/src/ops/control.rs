@@ -6,35 +6,47 @@ use crate::DomId;
 use crate::out::Out;
 use crate::quota::{Limit, Quota};
 use crate::store::{Call, Store};
+use crate::usage::COUNTED;
 use crate::wire::{Errno, args, number};
 
 type Command = fn(&mut Store, &[&[u8]]) -> Result<String, Errno>;
 
-/// Name, arguments for `help`, handler.
-const COMMANDS: &[(&str, &str, Command)] = &[
-    ("check", "", check),
-    ("help", "", help),
-    ("memreport", "", memreport),
-    ("print", "<string>", print),
-    ("quota", "[set <name> <value>|<domid>|max]", quota),
+/// Name, arguments for `help`, handler; none where the server answers, which sees the request first.
+const COMMANDS: &[(&str, &str, Option<Command>)] = &[
+    ("check", "", Some(check)),
+    ("log", "[on|off|+<switch>|-<switch>]", None),
+    ("quota", "[set <name> <val>|<domid>|max [-r]]", Some(quota)),
+    ("quota-soft", "[set <name> <val>]", Some(quota_soft)),
+    ("help", "", Some(help)),
+    // These are the arguments of `xenstore control`, which sends them in steps: -f, -c, -s or -a.
+    ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] <file>\n    Default timeout is 60 seconds.", None),
+    ("logfile", "<file>", None),
+    ("memreport", "[<file>]", None),
+    ("print", "<string>", Some(print)),
 ];
 
 pub(super) fn control(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = args(call.payload)?;
     let (name, rest) = list.split_first().ok_or(Errno::EINVAL)?;
     let command = COMMANDS.iter().find(|(known, ..)| known.as_bytes() == *name);
-    let (_, _, run) = command.ok_or(Errno::EINVAL)?;
+    let run = command.and_then(|(_, _, run)| *run).ok_or(Errno::EINVAL)?;
     let text = run(store, rest)?;
     out.reply(call, &[text.as_bytes(), b"\0"])
 }
 
-fn help(_: &mut Store, _: &[&[u8]]) -> Result<String, Errno> {
-    let line = |(name, args, _): &(&str, &str, Command)| format!("{name:<15} {args}\n");
+fn help(_: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
+    if !args.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let line = |(name, args, _): &(&str, &str, _)| format!("{name:<15} {args}\n");
     Ok(COMMANDS.iter().map(line).collect())
 }
 
 /// Compares the accounts with a recount.
-fn check(store: &mut Store, _: &[&[u8]]) -> Result<String, Errno> {
+fn check(store: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
+    if !args.is_empty() {
+        return Err(Errno::EINVAL);
+    }
     store.check().map_or_else(Ok, |()| Ok("OK".into()))
 }
 
@@ -44,40 +56,71 @@ fn print(_: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
     Ok("OK".into())
 }
 
-fn memreport(store: &mut Store, _: &[&[u8]]) -> Result<String, Errno> {
-    let transactions: usize = store.conns.values().map(|conn| conn.transactions.len()).sum();
-    let domains = store.domains.introduced().count();
-    let mut text = format!(
-        "connections {}\ndomains {domains}\nwatches {}\ntransactions {transactions}\n",
-        store.conns.len(),
-        store.watches.count(),
-    );
-    for (owner, (nodes, bytes)) in store.accounts.all() {
-        let _ = writeln!(text, "domain {owner} nodes {nodes} bytes {bytes}");
-    }
-    Ok(text)
-}
-
 fn quota(store: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
     match args {
-        [] => Ok(limits(&store.quota, None)),
+        [] => Ok(limits(&store.quota)),
         [b"set", name, value] => {
             store.quota.set(None, Limit::from_name(name).ok_or(Errno::EINVAL)?, number(value)?);
             Ok("OK".into())
         }
+        [b"max"] => Ok(store.usage.text()),
+        [b"max", b"-r"] => {
+            let text = store.usage.text();
+            store.usage.reset();
+            Ok(text)
+        }
         [domid] => {
             let domid: DomId = number(domid)?;
             store.domains.life(domid).ok_or(Errno::ENOENT)?;
-            Ok(format!("Domain {domid}:\nnodes: {:8}\n", store.accounts.nodes(domid)))
+            Ok(of_domain(store, domid))
         }
         _ => Err(Errno::EINVAL),
     }
 }
 
-fn limits(quota: &Quota, domid: Option<DomId>) -> String {
+fn of_domain(store: &Store, domid: DomId) -> String {
+    let now = store.used(domid);
+    let most = store.usage.most(domid);
+    let mut text = format!("Domain {domid}:\n");
+    for ((limit, now), most) in COUNTED.iter().zip(now).zip(most) {
+        let _ = writeln!(text, "{:<16}: {now:8} (max: {:8})", limit.name(), most.max(now));
+    }
+    text
+}
+
+fn limits(quota: &Quota) -> String {
     let line =
-        |&limit: &Limit| format!("{:<20}: {:8} {}\n", limit.name(), quota.value(domid, limit), limit.about());
+        |&limit: &Limit| format!("{:<17}: {:8} {}\n", limit.name(), quota.value(None, limit), limit.about());
     Limit::ALL.iter().map(line).collect()
+}
+
+/// A domain above a soft quota is only warned of in the log.
+fn quota_soft(store: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
+    match args {
+        [] => Ok(format!("{:<17}: {:8} {}\n", "memory", store.usage.soft_memory, Limit::Memory.about())),
+        [b"set", b"memory", value] => {
+            store.usage.soft_memory = number(value)?;
+            Ok("OK".into())
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+impl Store {
+    /// What it holds, for people.
+    pub(crate) fn report(&self) -> String {
+        let transactions: usize = self.conns.values().map(|conn| conn.transactions.len()).sum();
+        let mut text = format!(
+            "connections {}\ndomains {}\nwatches {}\ntransactions {transactions}\n",
+            self.conns.len(),
+            self.domains.introduced().count(),
+            self.watches.count(),
+        );
+        for (owner, nodes) in self.accounts.all() {
+            let _ = writeln!(text, "owner {owner} nodes {nodes}");
+        }
+        text
+    }
 }
 
 /// Nothing: the names. `name` or `domid\0name`: the value.

@@ -1,12 +1,21 @@
-//! The descriptors that come with INTRODUCE.
+//! Descriptors that come with INTRODUCE, or from whoever ran this program.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::errno::Errno as Sys;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use crate::ring::Ring;
+
+/// Descriptors that INTRODUCE carries at most.
+pub(super) const RING_FDS: usize = 4;
+/// Inherited descriptors adopted at a time; a message carries 253 at most.
+const ADOPTED: usize = 64;
 
 /// A ring that can be served, made of what came with an INTRODUCE.
 pub(super) struct RingSet {
@@ -34,7 +43,9 @@ impl RingSet {
         }
         for fd in [&kick, &notify].into_iter().chain(&lifeline) {
             let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            if !flags.contains(OFlag::O_NONBLOCK) {
+                fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            }
         }
         Ok(Self { ring: Ring::new(page)?, kick, notify, lifeline })
     }
@@ -48,4 +59,84 @@ fn is_eventfd(fd: &OwnedFd) -> bool {
 
 fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+/// Reads what has come, descriptors with it; never blocks. More descriptors than INTRODUCE has are dropped.
+pub(super) fn receive(fd: impl AsFd, chunk: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> nix::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RING_FDS))];
+    let (bytes, complete) = receive_with(fd, chunk, &mut space, fds)?;
+    if !complete || fds.len() > RING_FDS {
+        fds.clear();
+    }
+    Ok(bytes)
+}
+
+fn receive_with(
+    fd: impl AsFd,
+    chunk: &mut [u8],
+    space: &mut [MaybeUninit<u8>],
+    fds: &mut VecDeque<OwnedFd>,
+) -> nix::Result<(usize, bool)> {
+    let mut control = RecvAncillaryBuffer::new(space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = recvmsg(fd, &mut [IoSliceMut::new(chunk)], &mut control, flags)
+        .map_err(|errno| Sys::from_raw(errno.raw_os_error()))?;
+    for rights in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = rights {
+            fds.extend(rights);
+        }
+    }
+    Ok((message.bytes, !message.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+/// Takes descriptors over that this process inherited by number. They are closed under those numbers, and have others.
+///
+/// # Errors
+/// `EBADF` if one of them is not open; what the system says about too many.
+pub(super) fn adopt(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
+    let (from, to) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+    let mut adopted = VecDeque::new();
+    for some in numbers.chunks(ADOPTED) {
+        let rights = [ControlMessage::ScmRights(some)];
+        sendmsg::<()>(from.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ADOPTED))];
+        let before = adopted.len();
+        receive_with(&to, &mut [0], &mut space, &mut adopted)?;
+        if adopted.len() != before + some.len() {
+            return Err(io::Error::other("not all inherited descriptors came over"));
+        }
+        for &number in some {
+            let _ = nix::unistd::close(number);
+        }
+    }
+    Ok(adopted.into())
+}
+
+/// Whether a descriptor survives the execution of another program.
+pub(super) fn set_inherited(fd: impl AsFd, inherited: bool) -> nix::Result<()> {
+    let flags = if inherited { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+
+    #[test]
+    fn inherited_descriptors_are_taken_over_by_number() {
+        let numbers: Vec<RawFd> =
+            (0..150).map(|_| File::open("/proc/self/comm").unwrap().into_raw_fd()).collect();
+        let adopted = adopt(&numbers).unwrap();
+        assert_eq!(adopted.len(), numbers.len());
+        for fd in adopted {
+            let mut text = String::new();
+            File::from(fd).read_to_string(&mut text).unwrap();
+            assert!(!text.is_empty());
+        }
+        assert!(adopt(&[1 << 29]).is_err());
+    }
 }

@@ -3,30 +3,33 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use calloop::generic::Generic;
-use calloop::timer::{TimeoutAction, Timer};
-use calloop::{Interest, LoopHandle, Mode, PostAction, RegistrationToken};
 use nix::errno::Errno as Sys;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode as FileMode, umask};
 
 use super::Server;
+use super::poll::Token;
 
 /// Connections accepted between two looks at the others.
 const BATCH: usize = 64;
 /// How long nobody is accepted after descriptors or memory ran out.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors that clients cannot take: for domains, logs and a live update.
+const RESERVE: u64 = 64;
 
 /// A listening socket of mode 0600 that nobody else serves. The file goes when this is dropped.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
-    _lock: Flock<File>,
+    /// The path and its lock; none for a socket that somebody else made, who then cares for both.
+    own: Option<(PathBuf, Flock<File>)>,
 }
 
 impl Socket {
@@ -38,7 +41,7 @@ impl Socket {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
         }
-        let lock = lock(path)?;
+        let lock = lock(open_lock(path)?)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -48,57 +51,107 @@ impl Socket {
         umask(before);
         let listener = listener?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, path: path.to_owned(), _lock: lock })
+        Ok(Self { listener, own: Some((path.to_owned(), lock)) })
+    }
+
+    /// Serves a socket that is listening already: one of socket activation, or one of the program before a live
+    /// update, then with path and lock.
+    ///
+    /// # Errors
+    /// If it is no listening socket, or somebody else has the lock.
+    pub fn inherited(fd: OwnedFd, own: Option<(PathBuf, OwnedFd)>) -> io::Result<Self> {
+        if !nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::AcceptConn)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening socket"));
+        }
+        let listener = UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        let own = own.map(|(path, file)| io::Result::Ok((path, lock(File::from(file))?))).transpose()?;
+        Ok(Self { listener, own })
+    }
+
+    /// Path and lock, if they are this daemon's.
+    pub(super) fn own(&self) -> Option<(&Path, BorrowedFd<'_>)> {
+        self.own.as_ref().map(|(path, lock)| (&**path, lock.as_fd()))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if let Some((path, _)) = &self.own {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-fn lock(path: &Path) -> io::Result<Flock<File>> {
+fn open_lock(path: &Path) -> io::Result<File> {
     let mut name = OsString::from(path);
     name.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name)?;
+    OpenOptions::new().create(true).truncate(false).write(true).open(&name)
+}
+
+fn lock(file: File) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Sys::EWOULDBLOCK => io::Error::new(io::ErrorKind::AddrInUse, "another xenstored serves it"),
         errno => errno.into(),
     })
 }
 
-/// Accepts clients from now on.
-pub(super) fn listen(handle: &LoopHandle<'static, Server>, socket: &Socket) -> io::Result<RegistrationToken> {
-    let source = Generic::new(socket.listener.try_clone()?, Interest::READ, Mode::Level);
-    let accept = |_, listener: &mut calloop::generic::NoIoDrop<UnixListener>, server: &mut Server| {
-        for _ in 0..BATCH {
-            let added = listener.accept().and_then(|(stream, _)| server.add_client(stream.into()));
-            match added.map_err(|error| (error.kind(), error)) {
-                Ok(()) => {}
-                Err((io::ErrorKind::WouldBlock, _)) => return Ok(PostAction::Continue),
-                Err((io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted, _)) => {}
-                Err((_, error)) => return Ok(server.pause_listening(&error)),
-            }
-        }
-        Ok(PostAction::Continue)
-    };
-    handle.insert_source(source, accept).map_err(|error| io::Error::other(error.error))
+/// Why nobody is accepted at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// The system refused; tried again then.
+    Until(Instant),
+    /// Only the reserve is left; goes on when a client leaves.
+    Full,
+}
+
+/// How many descriptors clients and domains may have together.
+pub(super) fn descriptor_limit() -> usize {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(soft.saturating_sub(RESERVE)).unwrap_or(usize::MAX)
 }
 
 impl Server {
-    /// Out of descriptors or memory: the pending clients wait, and the loop does not spin on them.
-    fn pause_listening(&mut self, error: &io::Error) -> PostAction {
-        self.log.warn(format_args!("cannot accept clients now: {error}"));
-        let resume = |_: Instant, _: &mut (), server: &mut Server| {
-            if let Some(token) = &server.listener {
-                let _ = server.handle.enable(token);
+    /// Accepts clients, a bounded number.
+    pub(super) fn accept(&mut self) {
+        for _ in 0..BATCH {
+            if self.links.len() + 3 * self.rings >= self.descriptor_limit {
+                return self.pause_listening(Pause::Full, &"descriptors are used up");
             }
-            TimeoutAction::Drop
+            let accepted =
+                self.socket.listener.accept().and_then(|(stream, _)| self.add_client(stream.into()));
+            match accepted.map_err(|error| (error.kind(), error)) {
+                Ok(()) => {}
+                Err((io::ErrorKind::WouldBlock, _)) => return,
+                Err((io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted, _)) => {}
+                Err((_, error)) => return self.pause_listening(Pause::Until(Instant::now() + PAUSE), &error),
+            }
+        }
+    }
+
+    /// The pending clients wait, and the loop does not spin on them.
+    fn pause_listening(&mut self, pause: Pause, why: &dyn std::fmt::Display) {
+        self.log.warn(format_args!("cannot accept clients now: {why}"));
+        self.paused = Some(pause);
+        self.poller.set(&self.socket, Token::Listener, EpollFlags::empty());
+    }
+
+    /// Accepts again if the reason not to is over.
+    pub(super) fn resume_listening(&mut self) {
+        let over = match self.paused {
+            None => return,
+            Some(Pause::Until(then)) => Instant::now() >= then,
+            Some(Pause::Full) => self.links.len() + 3 * self.rings < self.descriptor_limit,
         };
-        match self.handle.insert_source(Timer::from_duration(PAUSE), resume) {
-            Ok(_) => PostAction::Disable,
-            Err(_) => PostAction::Continue,
+        if over {
+            self.paused = None;
+            self.poller.set(&self.socket, Token::Listener, EpollFlags::EPOLLIN);
         }
     }
 }

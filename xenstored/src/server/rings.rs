@@ -1,16 +1,12 @@
 //! Domains: their rings, kicks and life lines.
 
-use std::io;
-use std::os::fd::OwnedFd;
-
-use calloop::generic::Generic;
-use calloop::{Interest, Mode, PostAction, RegistrationToken};
 use nix::errno::Errno as Sys;
 use xen_abi::io::xs_wire::{XENSTORE_ERROR_COMM, XENSTORE_ERROR_PROTO, XENSTORE_ERROR_RINGIDX};
 
 use super::Server;
 use super::fds::RingSet;
 use super::link::{Broken, Carrier, DomainRing, Link};
+use super::poll::Token;
 use crate::DomId;
 use crate::ring::Fault;
 use crate::store::ConnId;
@@ -29,57 +25,46 @@ impl Server {
         set: RingSet,
     ) {
         self.drop_link(conn);
-        let RingSet { ring, kick, notify, lifeline } = set;
-        if let Err(fault) = ring.start(features, again) {
+        if let Err(fault) = set.ring.start(features, again) {
             self.log.warn(format_args!("domain {domid}: {fault}"));
         }
-        let mut domain = DomainRing { domid, ring, notify, features, tokens: Vec::new(), faulty: false };
-        let lines = lifeline.map(|fd| self.watch_lifeline(domid, fd));
-        for registered in [Some(self.watch_kick(conn, kick)), lines].into_iter().flatten() {
-            match registered {
-                Ok(token) => domain.tokens.push(token),
-                Err(error) => self.log.warn(format_args!("domain {domid}: {error}")),
-            }
-        }
+        let RingSet { ring, kick, notify, lifeline } = set;
+        let domain = DomainRing { domid, ring, kick, notify, lifeline, features, faulty: false };
         let mut link = Link::new(Carrier::Ring(domain));
         link.notify = true;
+        self.add_ring(conn, link);
+    }
+
+    /// Watches the descriptors of a ring.
+    pub(super) fn add_ring(&mut self, conn: ConnId, link: Link) {
+        if let Carrier::Ring(domain) = &link.carrier {
+            let kick = self.poller.add_kick(&domain.kick, Token::Kick(conn));
+            let line = domain.lifeline.as_ref().map(|fd| self.poller.add(fd, Token::Lifeline(conn)));
+            for error in [Some(kick), line].into_iter().flatten().filter_map(Result::err) {
+                self.log.warn(format_args!("domain {}: {error}", domain.domid));
+            }
+        }
+        self.rings += 1;
         self.links.insert(conn, link);
         self.enqueue(conn);
     }
 
-    fn watch_kick(&self, conn: ConnId, kick: OwnedFd) -> io::Result<RegistrationToken> {
-        let source = Generic::new(kick, Interest::READ, Mode::Level);
-        let kicked = move |_, kick: &mut calloop::generic::NoIoDrop<OwnedFd>, server: &mut Self| {
-            // Takes the count off; what was kicked for is looked at afterwards.
-            let _ = nix::unistd::read(&**kick, &mut [0; 8]);
-            server.enqueue(conn);
-            Ok(PostAction::Continue)
-        };
-        self.handle.insert_source(source, kicked).map_err(|error| io::Error::other(error.error))
-    }
-
-    fn watch_lifeline(&self, domid: DomId, lifeline: OwnedFd) -> io::Result<RegistrationToken> {
-        let source = Generic::new(lifeline, Interest::READ, Mode::Level);
-        let heard = move |_, lifeline: &mut calloop::generic::NoIoDrop<OwnedFd>, server: &mut Self| {
-            let mut bytes = [0; 64];
-            match nix::unistd::read(&**lifeline, &mut bytes) {
-                Err(Sys::EAGAIN | Sys::EINTR) => {}
-                Ok(0) | Err(_) => server.domain_died(domid),
-                Ok(count) if bytes.iter().take(count).any(|&byte| byte == SHUT_DOWN) => {
-                    server.store.domain_shut_down(domid, &mut server.out);
-                    server.deliver(None);
-                    server.flush_written();
-                }
-                Ok(_) => {}
+    /// Something came on a life line.
+    pub(super) fn hear(&mut self, conn: ConnId) {
+        let Some(Carrier::Ring(domain)) = self.links.get(&conn).map(|link| &link.carrier) else { return };
+        let (domid, Some(lifeline)) = (domain.domid, &domain.lifeline) else { return };
+        let mut bytes = [0; 64];
+        match nix::unistd::read(lifeline, &mut bytes) {
+            Err(Sys::EAGAIN | Sys::EINTR) => return,
+            Ok(0) | Err(_) => {
+                tracing::info!("domain {domid} died");
+                self.store.release(domid, &mut self.out);
             }
-            Ok(PostAction::Continue)
-        };
-        self.handle.insert_source(source, heard).map_err(|error| io::Error::other(error.error))
-    }
-
-    fn domain_died(&mut self, domid: DomId) {
-        tracing::info!("domain {domid} died");
-        self.store.release(domid, &mut self.out);
+            Ok(count) if bytes.iter().take(count).any(|&byte| byte == SHUT_DOWN) => {
+                self.store.domain_shut_down(domid, &mut self.out);
+            }
+            Ok(_) => return,
+        }
         self.deliver(None);
         self.flush_written();
     }
@@ -91,10 +76,12 @@ impl Server {
         if domain.ring.wants_reconnect()? {
             domain.ring.start(domain.features, true)?;
             domain.faulty = false;
-            link.inbox.clear();
+            link.inbox = Vec::new();
             link.outbox.clear();
+            link.held = false;
             link.notify = true;
             self.store.reset(conn);
+            self.mark_written(conn);
             return Ok(true);
         }
         Ok(!domain.faulty)
@@ -117,7 +104,7 @@ impl Server {
         link.inbox = Vec::new();
         link.outbox.clear();
         link.notify = true;
-        let _ = link.flush();
+        link.signal();
         self.store.reset(conn);
         self.log.warn(format_args!("domain {domid} is not served any more: {broken}"));
     }

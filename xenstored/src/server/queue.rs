@@ -1,0 +1,242 @@
+//! Who has something to do, and how much of it is done at a time.
+
+use nix::sys::epoll::EpollFlags;
+
+use super::link::{Broken, Carrier, Link};
+use super::poll::Token;
+use super::{CHUNK, Server, TIDY};
+use crate::quota::Limit;
+use crate::store::ConnId;
+use crate::usage::Unread;
+use crate::wire::{self, HEADER_LEN};
+
+/// Messages of one connection handled before the next one has its turn.
+const SLICE: usize = 64;
+/// Times that a ring is looked at anew before the next connection has its turn.
+const ROUNDS: usize = 8;
+/// Unsent bytes from which on a client on the socket is not read from.
+const SOCKET_BACKLOG: usize = 256 * 1024;
+/// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
+const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
+
+impl Server {
+    /// A connection has something to do.
+    pub(super) fn enqueue(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn).filter(|link| !link.queued) {
+            link.queued = true;
+            self.queue.push_back(conn);
+        }
+    }
+
+    /// Gives every connection in the queue a slice, and the left-over work one.
+    pub(super) fn turn(&mut self) {
+        for _ in 0..self.queue.len() {
+            let Some(conn) = self.queue.pop_front() else { break };
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.queued = false;
+            }
+            if let Err(broken) = self.serve(conn) {
+                self.broken(conn, &broken);
+            }
+            self.flush_written();
+        }
+        self.untidy = self.store.tidy(TIDY);
+    }
+
+    /// One slice: send, take in, handle. A ring is looked at again as long as something comes, because that costs
+    /// nothing; of a socket the kernel says if there is more.
+    fn serve(&mut self, conn: ConnId) -> Result<(), Broken> {
+        if !self.check_ring(conn)? {
+            return Ok(());
+        }
+        let ring = self.links.get(&conn).is_some_and(Link::is_ring);
+        let mut busy = true;
+        for _ in 0..if ring { ROUNDS } else { 1 } {
+            self.flush(conn)?;
+            busy = !self.congested(conn) && self.take_in(conn)?;
+            if !busy {
+                break;
+            }
+        }
+        let Some(link) = self.links.get(&conn) else { return Ok(()) };
+        let more = !self.congested(conn) && link.has_message()?;
+        let (ended, touched) = (link.ended, link.notify);
+        if ring {
+            self.note_unread(conn);
+        }
+        if touched {
+            self.mark_written(conn);
+        }
+        if ended && !more {
+            // What it asked for is done; replies that it does not read any more are lost with it.
+            self.flush(conn)?;
+            return Err(Broken::Closed);
+        }
+        if more || (ring && busy) {
+            self.enqueue(conn);
+        }
+        Ok(())
+    }
+
+    fn note_unread(&mut self, conn: ConnId) {
+        let Some(outbox) = self.links.get(&conn).map(|link| &link.outbox) else { return };
+        let unread = Unread { replies: outbox.replies(), bytes: outbox.len() };
+        if self.store.note_unread(conn, unread) {
+            self.log
+                .warn(format_args!("a domain leaves {} bytes unread: above the soft quota", unread.bytes));
+        }
+    }
+
+    /// Reads once, unless a whole message waits already, and handles up to a slice of messages. `false` if there was
+    /// nothing to do.
+    fn take_in(&mut self, conn: ConnId) -> Result<bool, Broken> {
+        let Some(link) = self.links.get_mut(&conn) else { return Ok(false) };
+        let waiting = link.has_message()?;
+        let mut bytes = std::mem::take(&mut link.inbox);
+        if bytes.is_empty() {
+            bytes = std::mem::take(&mut self.spare);
+        }
+        let received = if waiting || link.ended { Ok(0) } else { link.receive(&mut self.chunk, &mut bytes) };
+        if link.notify && !link.written {
+            link.written = true;
+            self.written.push(conn);
+        }
+        let result = received.and_then(|count| Ok((self.handle_messages(conn, &bytes)?, count)));
+        let (handled, count) = *result.as_ref().unwrap_or(&(0, 0));
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.inbox = bytes.get(handled..).unwrap_or_default().to_vec();
+            // Descriptors belong to the INTRODUCE they came with.
+            if link.inbox.is_empty() {
+                link.fds.clear();
+            }
+        }
+        bytes.clear();
+        bytes.shrink_to(2 * CHUNK);
+        self.spare = bytes;
+        result.map(|_| waiting || count > 0)
+    }
+
+    /// Answers how many bytes are done with.
+    fn handle_messages(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, Broken> {
+        let mut at = 0;
+        for _ in 0..SLICE {
+            if self.congested(conn) {
+                break;
+            }
+            let Some((header, payload)) = wire::split(bytes.get(at..).unwrap_or_default())? else { break };
+            if self.holds(conn, &header) {
+                break;
+            }
+            at += HEADER_LEN + payload.len();
+            self.handle_message(conn, header, payload);
+        }
+        Ok(at)
+    }
+
+    /// Puts a message into a connection's outbox.
+    pub(super) fn post(&mut self, conn: ConnId, message: &[u8], event: bool) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        let limit = match link.carrier {
+            Carrier::Socket(_) => SOCKET_LIMIT,
+            Carrier::Ring(_) if event => self.store.conn_limit(conn, Limit::Memory),
+            Carrier::Ring(_) => usize::MAX,
+        };
+        link.push(message, event, limit);
+        self.mark_written(conn);
+    }
+
+    pub(super) fn mark_written(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn)
+            && !std::mem::replace(&mut link.written, true)
+        {
+            self.written.push(conn);
+        }
+    }
+
+    pub(super) fn flush_written(&mut self) {
+        let mut written = std::mem::take(&mut self.written);
+        for conn in written.drain(..) {
+            let flushed = self.flush(conn);
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.signal();
+            }
+            if let Err(broken) = flushed {
+                self.broken(conn, &broken);
+            }
+        }
+        // Breaking a connection tells nobody, so nothing was added meanwhile; the room is used again.
+        if self.written.is_empty() {
+            self.written = written;
+        }
+    }
+
+    /// Sends what can be sent, and has the loop watch for what is waited for.
+    pub(super) fn flush(&mut self, conn: ConnId) -> Result<(), Broken> {
+        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        link.written = false;
+        if link.overflowed {
+            return Err(Broken::Overflow);
+        }
+        let before = link.outbox.len();
+        link.flush()?;
+        let relieved = before > link.outbox.len() && !link.inbox.is_empty();
+        let congested = self.congested(conn);
+        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        if let Carrier::Socket(fd) = &link.carrier {
+            let mut want = EpollFlags::empty();
+            want.set(EpollFlags::EPOLLIN, !congested && !link.ended);
+            want.set(EpollFlags::EPOLLOUT, link.outbox.len() > 0);
+            if link.interest != want {
+                link.interest = want;
+                self.poller.set(fd, Token::Client(conn), want);
+            }
+        }
+        if relieved && !congested {
+            self.enqueue(conn);
+        }
+        Ok(())
+    }
+
+    /// Whether a connection has to take what is for it before it is listened to.
+    pub(super) fn congested(&self, conn: ConnId) -> bool {
+        self.links.get(&conn).is_some_and(|link| {
+            link.held
+                || match link.carrier {
+                    Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,
+                    Carrier::Ring(_) => {
+                        link.outbox.replies() > 0
+                            && link.outbox.replies() >= self.store.conn_limit(conn, Limit::Outstanding)
+                    }
+                }
+        })
+    }
+
+    /// A client is gone or was thrown out; a domain whose ring makes no sense stays known, but is not served.
+    pub(super) fn broken(&mut self, conn: ConnId, broken: &Broken) {
+        match self.links.get(&conn).map(|link| &link.carrier) {
+            Some(Carrier::Ring(_)) => self.ring_failed(conn, broken),
+            Some(Carrier::Socket(_)) => {
+                if !matches!(broken, Broken::Closed) {
+                    self.log.warn(format_args!("client dropped: {broken}"));
+                }
+                self.store.disconnect(conn);
+                self.drop_link(conn);
+                self.trace.object(false, conn);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn drop_link(&mut self, conn: ConnId) {
+        let Some(link) = self.links.remove(&conn) else { return };
+        self.closed.add(&link.counters);
+        match link.carrier {
+            Carrier::Socket(fd) => self.poller.remove(&fd),
+            Carrier::Ring(domain) => {
+                self.rings -= 1;
+                self.poller.remove(&domain.kick);
+                domain.lifeline.iter().for_each(|fd| self.poller.remove(fd));
+            }
+        }
+    }
+}
