@@ -10,6 +10,8 @@
 mod check;
 pub mod client;
 pub mod domain;
+mod dump;
+mod migration;
 mod nodes;
 mod ops;
 pub mod out;

@@ -2,15 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xenstored::server::{Setup, Socket, Trace, run};
+use xenstored::server::{ACCEPTED, Setup, Socket, State, Trace, run, state_file};
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
 #[derive(Parser)]
@@ -30,28 +32,53 @@ struct Args {
     pid_file: Option<PathBuf>,
     /// Write `ready` and a newline to this inherited pipe when clients can connect
     #[arg(long, value_name = "N")]
-    ready_fd: Option<i32>,
+    ready_fd: Option<RawFd>,
+    /// Trace messages and connections into this file; SIGHUP opens it anew
+    #[arg(short = 'T', long, env = "XENSTORED_TRACE", value_name = "FILE")]
+    trace_file: Option<PathBuf>,
+    /// What is traced: +SWITCH or -SWITCH of obj, io, wrl, acc, tdb; may be given more than once
+    #[arg(long, value_name = "SWITCH", allow_hyphen_values = true)]
+    trace_control: Vec<String>,
+    /// Keep no nodes about connections and domains under /tool/xenstored
+    #[arg(long)]
+    no_counters: bool,
     /// What to log: error, warn, info, debug, trace, or a filter of `tracing`
     #[arg(long, env = "XENSTORED_LOG", default_value = "info", value_name = "LEVEL")]
     log: String,
+    /// Go on with the state of the daemon that executed this one
+    #[arg(short = 'U', long, hide = true)]
+    live_update: bool,
+    /// The inherited descriptor of that state [default: the file RUNDIR/state_dump]
+    #[arg(long, hide = true, requires = "live_update")]
+    state_fd: Option<RawFd>,
+    /// Only say whether that state is understood
+    #[arg(long, hide = true, requires = "live_update")]
+    trial: bool,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
         .with_context(|| format!("--log {}: not a level", args.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).init();
+    let mut state = if args.live_update { Some(read_state(&args).context("live update")?) } else { None };
+    if args.trial {
+        return Ok(io::stdout().write_all(ACCEPTED.as_bytes())?);
+    }
     raise_descriptor_limit();
     let path = args.socket.clone().unwrap_or_else(|| args.rundir.join("socket"));
-    let socket = Socket::bind(&path).with_context(|| format!("cannot serve {}", path.display()))?;
+    let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
+    let setup = Setup { socket, trace: trace(&args)?, counters: !args.no_counters };
     let pid_file = args.pid_file.as_deref();
     if let Some(file) = pid_file {
         fs::write(file, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write pid file {}", file.display()))?;
     }
-    let result = run(Setup { socket, trace: Trace::default() }, || {
-        tracing::info!("serving {}", path.display());
-        if let Err(error) = announce(args.ready_fd) {
+    let resumed = state.is_some();
+    let result = run(setup, state, || {
+        tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, path.display());
+        // After a live update the number may be anything's.
+        if let Err(error) = announce(args.ready_fd.filter(|_| !resumed)) {
             tracing::warn!("cannot say that it is ready: {error:#}");
         }
     });
@@ -61,8 +88,52 @@ fn main() -> Result<()> {
     result.context("event loop")
 }
 
+/// The socket that the daemon before left, that the service manager opened, or a new one.
+fn listen(path: &Path, state: Option<&mut State>) -> io::Result<Socket> {
+    if let Some(state) = state {
+        return state.take_socket();
+    }
+    match Socket::activated() {
+        Ok(Some(socket)) => Ok(socket),
+        Ok(None) => Socket::bind(path),
+        Err(error) => Err(io::Error::new(error.kind(), format!("socket activation: {error}"))),
+    }
+}
+
+fn trace(args: &Args) -> Result<Trace> {
+    let mut trace = Trace::default();
+    for switch in args.trace_control.iter().flat_map(|list| list.split(',')) {
+        trace
+            .set_switch(switch.as_bytes())
+            .map_err(|_| anyhow!("--trace-control {switch}: not + or - and obj, io, wrl, acc or tdb"))?;
+    }
+    if let Some(file) = &args.trace_file {
+        trace.set_file(file.clone()).with_context(|| format!("trace file {}", file.display()))?;
+    }
+    Ok(trace)
+}
+
+fn read_state(args: &Args) -> Result<State> {
+    let mut bytes = Vec::new();
+    match args.state_fd {
+        Some(fd) => {
+            File::open(format!("/proc/self/fd/{fd}"))?.read_to_end(&mut bytes)?;
+            // The standard descriptors stay what they are.
+            if fd > 2 {
+                let _ = nix::unistd::close(fd);
+            }
+        }
+        None => {
+            let file = state_file(&args.rundir);
+            bytes = fs::read(&file).with_context(|| file.display().to_string())?;
+            let _ = fs::remove_file(file);
+        }
+    }
+    Ok(State::read(&bytes)?)
+}
+
 /// Tells whoever started the daemon that it serves.
-fn announce(ready_fd: Option<i32>) -> Result<()> {
+fn announce(ready_fd: Option<RawFd>) -> Result<()> {
     if let Some(fd) = ready_fd {
         let mut pipe = File::options().write(true).open(format!("/proc/self/fd/{fd}"));
         if let Ok(pipe) = &mut pipe {
@@ -86,5 +157,23 @@ fn announce(ready_fd: Option<i32>) -> Result<()> {
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// The log: lines for which there is no room are lost, because the store must not wait for whoever reads them.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let stderr = io::stderr();
+        let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut fds, PollTimeout::ZERO) {
+            Ok(1) => stderr.lock().write(line),
+            _ => Ok(line.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -234,7 +234,7 @@ impl Store {
         Ok(())
     }
 
-    fn put(&mut self, path: &Path, value: &[u8], perms: Perms) {
+    pub(crate) fn put(&mut self, path: &Path, value: &[u8], perms: Perms) {
         let Some(now) = self.tree.get(path) else { return self.insert(path, &perms, value) };
         let same = now.perms == perms;
         // A write of the same value is a change too.

@@ -5,8 +5,9 @@
 //! kill the process that maps it.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -38,7 +39,7 @@ pub enum Fault {
 #[derive(Debug)]
 enum Page {
     Mapped(MmapRegion),
-    File(File),
+    File(Arc<File>),
 }
 
 impl Page {
@@ -96,7 +97,17 @@ fn memory(error: impl std::error::Error + Send + Sync + 'static) -> Fault {
 
 /// The store's side of a ring page.
 #[derive(Debug)]
-pub struct Ring(Page);
+pub struct Ring {
+    page: Page,
+    file: Arc<File>,
+}
+
+impl AsFd for Ring {
+    /// The memfd.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
 
 impl Ring {
     /// Takes the memfd of a ring page over: 4096 bytes at offset 0.
@@ -115,11 +126,14 @@ impl Ring {
                 "ring page is shorter than 4096",
             ));
         }
-        if !sealed {
-            return Ok(Self(Page::File(file)));
-        }
-        let region = MmapRegion::from_file(FileOffset::new(file, 0), PAGE_SIZE);
-        region.map(|region| Self(Page::Mapped(region))).map_err(std::io::Error::other)
+        let file = Arc::new(file);
+        let page = if sealed {
+            let from = FileOffset::from_arc(Arc::clone(&file), 0);
+            Page::Mapped(MmapRegion::from_file(from, PAGE_SIZE).map_err(std::io::Error::other)?)
+        } else {
+            Page::File(Arc::clone(&file))
+        };
+        Ok(Self { page, file })
     }
 
     /// Says what the store can do and that it serves the ring; with `reset` empties both rings.
@@ -129,13 +143,13 @@ impl Ring {
     pub fn start(&self, features: u32, reset: bool) -> Result<(), Fault> {
         if reset {
             for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
-                self.0.store(index, 0)?;
+                self.page.store(index, 0)?;
             }
         }
         // Bits are only ever added: the guest may have seen those that are there.
-        self.0.store(SERVER_FEATURES, self.0.load(SERVER_FEATURES)? | features)?;
-        self.0.store(ERROR, XENSTORE_ERROR_NONE)?;
-        self.0.store(CONNECTION, XENSTORE_CONNECTED)
+        self.page.store(SERVER_FEATURES, self.page.load(SERVER_FEATURES)? | features)?;
+        self.page.store(ERROR, XENSTORE_ERROR_NONE)?;
+        self.page.store(CONNECTION, XENSTORE_CONNECTED)
     }
 
     /// Whether the guest asks to begin anew; [`Ring::start`] answers it.
@@ -143,7 +157,7 @@ impl Ring {
     /// # Errors
     /// [`Fault::Page`].
     pub fn wants_reconnect(&self) -> Result<bool, Fault> {
-        Ok(self.0.load(CONNECTION)? == XENSTORE_RECONNECT)
+        Ok(self.page.load(CONNECTION)? == XENSTORE_RECONNECT)
     }
 
     /// Tells the guest why it is not served any more (`XENSTORE_ERROR_*`).
@@ -151,7 +165,7 @@ impl Ring {
     /// # Errors
     /// [`Fault::Page`].
     pub fn fail(&self, error: u32) -> Result<(), Fault> {
-        self.0.store(ERROR, error)
+        self.page.store(ERROR, error)
     }
 
     /// Appends what the guest has sent to `bytes` and gives its room back. Answers how much that was.
@@ -159,7 +173,7 @@ impl Ring {
     /// # Errors
     /// [`Fault::Index`], and nothing is taken.
     pub fn receive(&self, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
-        let (prod, cons) = (self.0.load(REQ_PROD)?, self.0.load(REQ_CONS)?);
+        let (prod, cons) = (self.page.load(REQ_PROD)?, self.page.load(REQ_CONS)?);
         let waiting = queued::<XENSTORE_RING_SIZE>(prod, cons)?;
         if waiting == 0 {
             return Ok(0);
@@ -167,12 +181,12 @@ impl Ring {
         let at = pieces::<XENSTORE_RING_SIZE>(cons, waiting);
         let mut copy = [0; SIZE];
         let (head, rest) = copy.split_at_mut(at.head);
-        self.0.read(REQ_RING + at.offset, head)?;
+        self.page.read(REQ_RING + at.offset, head)?;
         let tail = rest.get_mut(..at.tail).unwrap_or_default();
-        self.0.read(REQ_RING, tail)?;
+        self.page.read(REQ_RING, tail)?;
         bytes.extend_from_slice(head);
         bytes.extend_from_slice(tail);
-        self.0.store(REQ_CONS, cons.wrapping_add(waiting))?;
+        self.page.store(REQ_CONS, cons.wrapping_add(waiting))?;
         Ok(waiting as usize)
     }
 
@@ -181,7 +195,7 @@ impl Ring {
     /// # Errors
     /// [`Fault::Index`], and nothing is put.
     pub fn send(&self, bytes: &[u8]) -> Result<usize, Fault> {
-        let (prod, cons) = (self.0.load(RSP_PROD)?, self.0.load(RSP_CONS)?);
+        let (prod, cons) = (self.page.load(RSP_PROD)?, self.page.load(RSP_CONS)?);
         let room = free::<XENSTORE_RING_SIZE>(prod, cons)?;
         let len = room.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         if len == 0 {
@@ -189,9 +203,9 @@ impl Ring {
         }
         let at = pieces::<XENSTORE_RING_SIZE>(prod, len);
         let (head, rest) = bytes.split_at(at.head);
-        self.0.write(RSP_RING + at.offset, head)?;
-        self.0.write(RSP_RING, rest.get(..at.tail).unwrap_or_default())?;
-        self.0.store(RSP_PROD, prod.wrapping_add(len))?;
+        self.page.write(RSP_RING + at.offset, head)?;
+        self.page.write(RSP_RING, rest.get(..at.tail).unwrap_or_default())?;
+        self.page.store(RSP_PROD, prod.wrapping_add(len))?;
         Ok(len as usize)
     }
 }
@@ -230,7 +244,7 @@ mod tests {
     #[test]
     fn the_page_cannot_be_pulled_away() {
         let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
-        assert!(matches!(ring.0, Page::Mapped(_)));
+        assert!(matches!(ring.page, Page::Mapped(_)));
         assert!(file.set_len(0).is_err());
         let (ring, file) = page(MFdFlags::empty());
         file.set_len(0).unwrap();

@@ -77,6 +77,12 @@ impl Watches {
         self.on.get(name).into_iter().flat_map(BTreeMap::values)
     }
 
+    /// The watch of a connection with this token.
+    #[must_use]
+    pub fn find(&self, name: &str, conn: ConnId, token: &[u8]) -> Option<&Watch> {
+        self.0.get(name)?.iter().find(|watch| watch.conn == conn && *watch.token == *token)
+    }
+
     /// Calls `tell` with the event path of every watch that a change concerns and that may know of it.
     pub fn fire(
         &self,

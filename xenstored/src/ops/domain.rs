@@ -68,17 +68,29 @@ pub(super) fn set_target(store: &mut Store, call: &mut Call<'_>, out: &mut Out) 
     let list = args(call.payload)?;
     let [domid, target] = list[..] else { return Err(Errno::EINVAL) };
     let (domid, target) = (number::<DomId>(domid)?, number::<DomId>(target)?);
-    if !store.domains.is_introduced(target) {
+    if !store.set_target(domid, target) {
         return Err(Errno::ENOENT);
     }
-    let domain = store.domains.get_mut(domid).filter(|domain| domain.conn.is_some()).ok_or(Errno::ENOENT)?;
-    domain.target = Some(target);
-    let conn = domain.conn;
-    let caller = store.domains.caller(domid);
-    if let Some(state) = conn.and_then(|conn| store.conns.get_mut(&conn)) {
-        state.caller = caller;
-    }
     out.ack(call)
+}
+
+impl Store {
+    /// Gives a domain the rights of another; `false` if one of them is not introduced.
+    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
+        if !self.domains.is_introduced(target) {
+            return false;
+        }
+        let Some(domain) = self.domains.get_mut(domid).filter(|domain| domain.conn.is_some()) else {
+            return false;
+        };
+        domain.target = Some(target);
+        let conn = domain.conn;
+        let caller = self.domains.caller(domid);
+        if let Some(state) = conn.and_then(|conn| self.conns.get_mut(&conn)) {
+            state.caller = caller;
+        }
+        true
+    }
 }
 
 /// `\0` for one's own features, `domid\0` for those of a domain (privileged).

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use super::poll::Token;
 const BATCH: usize = 64;
 /// How long nobody is accepted after descriptors or memory ran out.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The first descriptor of socket activation.
+const LISTEN_FDS_START: RawFd = 3;
 /// Descriptors that clients cannot take: for domains, logs and a live update.
 const RESERVE: u64 = 64;
 
@@ -52,6 +54,20 @@ impl Socket {
         let listener = listener?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, own: Some((path.to_owned(), lock)) })
+    }
+
+    /// The socket that a service manager passed, as `sd_listen_fds` describes it; none if there is none.
+    ///
+    /// # Errors
+    /// If it is no listening socket.
+    pub fn activated() -> io::Result<Option<Self>> {
+        let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+        let ours = number("LISTEN_PID") == Some(std::process::id());
+        if !ours || number("LISTEN_FDS").is_none_or(|count| count == 0) {
+            return Ok(None);
+        }
+        let fd = super::fds::adopt(&[LISTEN_FDS_START])?.pop();
+        fd.map(|fd| Self::inherited(fd, None)).transpose()
     }
 
     /// Serves a socket that is listening already: one of socket activation, or one of the program before a live

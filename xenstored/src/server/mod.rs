@@ -14,6 +14,7 @@ mod outbox;
 mod poll;
 mod queue;
 mod rings;
+mod state;
 mod trace;
 mod update;
 
@@ -33,7 +34,10 @@ pub use listener::Socket;
 use listener::{Pause, descriptor_limit};
 use log::LogLimit;
 use poll::{Poller, Token};
+pub use state::State;
 pub use trace::Trace;
+use update::Update;
+pub use update::{ACCEPTED, state_file};
 
 use crate::out::{Action, Out};
 use crate::store::{ConnId, Store};
@@ -69,6 +73,8 @@ pub struct Setup {
     pub socket: Socket,
     /// Where messages are traced.
     pub trace: Trace,
+    /// Whether nodes under /tool/xenstored show what every connection did.
+    pub counters: bool,
 }
 
 /// The daemon's state.
@@ -89,6 +95,9 @@ pub(crate) struct Server {
     descriptor_limit: usize,
     /// The store's own connection, for the nodes it keeps about itself.
     own: ConnId,
+    /// Whether it keeps any.
+    counters: bool,
+    update: Option<Update>,
     published: BTreeMap<String, String>,
     /// Counts of connections that are gone.
     closed: Counters,
@@ -102,26 +111,29 @@ pub(crate) struct Server {
     log: LogLimit,
 }
 
-/// Serves a socket until SIGTERM or SIGINT; `ready` is called once, when clients can connect.
+/// Serves a socket until SIGTERM or SIGINT, from the beginning or from a state; `ready` is called once, when clients can
+/// connect.
 ///
 /// # Errors
 /// If the event loop fails; nothing that a client or guest does.
-pub fn run(setup: Setup, ready: impl FnOnce()) -> io::Result<()> {
-    let mut server = Server::new(setup)?;
+pub fn run(setup: Setup, state: Option<State>, ready: impl FnOnce()) -> io::Result<()> {
+    let mut server = match state {
+        Some(state) => Server::resume(setup, state)?,
+        None => Server::new(setup, Store::new())?,
+    };
     ready();
     server.run()
 }
 
 impl Server {
-    fn new(setup: Setup) -> io::Result<Self> {
-        let Setup { socket, trace } = setup;
+    fn new(setup: Setup, mut store: Store) -> io::Result<Self> {
+        let Setup { socket, trace, counters } = setup;
         let poller = Poller::new()?;
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         poller.add(&signals, Token::Signal)?;
         poller.add(&socket, Token::Listener)?;
-        let mut store = Store::new();
         let own = store.connect();
         Ok(Self {
             store,
@@ -136,6 +148,8 @@ impl Server {
             paused: None,
             descriptor_limit: descriptor_limit(),
             own,
+            counters,
+            update: None,
             published: BTreeMap::new(),
             closed: Counters::default(),
             trace,
@@ -155,6 +169,7 @@ impl Server {
                 self.note(token);
             }
             self.turn();
+            self.update_step();
             self.resume_listening();
         }
         Ok(())
@@ -165,10 +180,12 @@ impl Server {
         if !self.queue.is_empty() || self.untidy {
             return Some(Duration::ZERO);
         }
-        match self.paused {
-            Some(Pause::Until(then)) => Some(then.saturating_duration_since(Instant::now())),
+        let paused = match self.paused {
+            Some(Pause::Until(then)) => Some(then),
             _ => None,
-        }
+        };
+        let first = [paused, self.update_deadline()].into_iter().flatten().min()?;
+        Some(first.saturating_duration_since(Instant::now()))
     }
 
     fn note(&mut self, token: Token) {
@@ -177,7 +194,7 @@ impl Server {
             Token::Signal => self.signalled(),
             Token::Client(conn) | Token::Kick(conn) => self.enqueue(conn),
             Token::Lifeline(conn) => self.hear(conn),
-            Token::Trial => {}
+            Token::Trial => self.trial_speaks(),
         }
     }
 
@@ -212,7 +229,7 @@ impl Server {
         if client && header.kind == MsgType::CONTROL && self.control(conn, &header, payload) {
             return;
         }
-        if client && counters::is_asked_for(&header, payload) {
+        if client && self.counters && counters::is_asked_for(&header, payload) {
             self.publish_counters();
         }
         let ring = if header.kind == MsgType::INTRODUCE { self.take_ring(conn) } else { None };

@@ -2,13 +2,13 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::wire::HEADER_LEN;
+use crate::wire::{HEADER_LEN, MsgType, split};
 
 /// Unsent bytes from which on an event that is queued already is not queued again.
 const CROWDED: usize = 16 * 1024;
 
 /// Unsent messages of one connection, in order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Outbox {
     bytes: Vec<u8>,
     /// Bytes at the front that are sent.
@@ -17,6 +17,8 @@ pub(super) struct Outbox {
     messages: VecDeque<(usize, bool)>,
     /// Bytes of the first message that are sent.
     partial: usize,
+    /// The first message is the rest of one that was sent elsewhere, and has no header.
+    headless: bool,
     replies: usize,
     events: HashSet<Box<[u8]>>,
 }
@@ -29,9 +31,36 @@ impl Outbox {
         if event && !special && self.len() > CROWDED && !self.events.insert(message.into()) {
             return;
         }
+        self.push_raw(message, event);
+    }
+
+    fn push_raw(&mut self, message: &[u8], event: bool) {
         self.replies += usize::from(!event);
         self.messages.push_back((message.len(), event));
         self.bytes.extend_from_slice(message);
+    }
+
+    /// Messages that were queued elsewhere; the first `partial` bytes are the rest of one.
+    pub(super) fn resumed(bytes: Vec<u8>, partial: usize) -> Self {
+        let mut outbox = Self::default();
+        let mut rest = bytes.as_slice();
+        if let Some((first, others)) = rest.split_at_checked(partial).filter(|_| partial > 0) {
+            outbox.push_raw(first, false);
+            outbox.headless = true;
+            rest = others;
+        }
+        while let Ok(Some((header, payload))) = split(rest) {
+            let Some((message, others)) = rest.split_at_checked(HEADER_LEN + payload.len()) else { break };
+            outbox.push(message, header.kind == MsgType::WATCH_EVENT);
+            rest = others;
+        }
+        outbox
+    }
+
+    /// How many bytes of a message are left that was sent in part.
+    pub(super) fn rest_of_first(&self) -> usize {
+        let first = self.messages.front().filter(|_| self.headless || self.partial > 0);
+        first.map_or(0, |(len, _)| len - self.partial)
     }
 
     /// The unsent bytes.
@@ -59,6 +88,7 @@ impl Outbox {
             }
             self.replies -= usize::from(!event);
             self.messages.pop_front();
+            self.headless = false;
             start += len;
             done -= len;
         }
@@ -91,6 +121,24 @@ mod tests {
         let mut message = vec![0; HEADER_LEN];
         message.extend_from_slice(payload.as_bytes());
         message
+    }
+
+    #[test]
+    fn a_queue_goes_on_elsewhere_in_the_middle_of_a_message() {
+        let mut outbox = Outbox::default();
+        for kind in [MsgType::READ, MsgType::WATCH_EVENT, MsgType::WRITE] {
+            let mut message = Vec::new();
+            crate::wire::put(&mut message, kind, 1, 2, &[b"payload"]).unwrap();
+            outbox.push(&message, kind == MsgType::WATCH_EVENT);
+        }
+        for sent in [0, 1, 22, 1, 22, 1] {
+            outbox.advance(sent);
+            let mut resumed = Outbox::resumed(outbox.bytes().to_vec(), outbox.rest_of_first());
+            assert_eq!(resumed.bytes(), outbox.bytes());
+            assert_eq!(resumed.rest_of_first(), outbox.rest_of_first());
+            resumed.advance(resumed.len());
+            assert_eq!((resumed.len(), resumed.replies(), resumed.messages.len()), (0, 0, 0));
+        }
     }
 
     #[test]

@@ -221,6 +221,7 @@ impl Server {
                 }
                 self.store.disconnect(conn);
                 self.drop_link(conn);
+                self.update_dropped(conn);
                 self.trace.object(false, conn);
             }
             None => {}

@@ -70,10 +70,6 @@ impl Trace {
         Ok(())
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        self.file.is_some()
-    }
-
     pub(super) fn close(&mut self) {
         self.file = None;
     }

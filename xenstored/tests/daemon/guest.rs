@@ -126,6 +126,11 @@ impl Guest {
         let len = u32::try_from(payload.len()).unwrap();
         let header: Vec<u8> = [kind, 7, 0, len].iter().flat_map(|word| word.to_le_bytes()).collect();
         self.send(&[&header, payload].concat());
+        self.reply()
+    }
+
+    /// Type and payload of the next reply.
+    pub fn reply(&mut self) -> (u32, Vec<u8>) {
         loop {
             let (kind, payload) = self.message();
             if kind != WATCH_EVENT {

@@ -28,7 +28,7 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
         command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", folder.path());
-        command.args(["-N", "--log", "error", "--ready-fd", "1"]);
+        command.args(["-N", "--no-counters", "--log", "error", "--ready-fd", "1"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

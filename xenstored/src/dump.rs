@@ -1,0 +1,270 @@
+//! The store's state as records, for a live update and for the disk, and back.
+
+use std::collections::HashMap;
+
+use crate::DomId;
+use crate::domain::DOMID_FIRST_RESERVED;
+use crate::migration::{ConnSpec, NodePerm, Record, Stream};
+use crate::out::Out;
+use crate::path::{Name, Path};
+use crate::perms::{DOMID_ANY, Entry, Life, Perm, Perms};
+use crate::quota::Limit;
+use crate::store::{ConnId, Store};
+use crate::transaction::Transaction;
+use crate::tree::Node;
+use crate::wire::{Errno, Header, MsgType};
+
+impl Store {
+    /// Writes limits, domains and nodes: what outlives all connections.
+    pub(crate) fn dump(&self, stream: &mut Stream) {
+        stream.put(&Record::GlobalQuota(self.quotas(None)));
+        for domid in self.domains.all() {
+            stream.put(&self.domain_record(domid));
+        }
+        let mut rest = vec![(Path::root(), self.tree.root())];
+        while let Some((path, node)) = rest.pop() {
+            stream.put(&self.node_record(&path, node));
+            let mut children: Vec<_> = node.children().collect();
+            children.sort_unstable_by_key(|child| std::cmp::Reverse(child.id));
+            rest.extend(children.into_iter().map(|child| (path.join(child.name()), child)));
+        }
+        for (name, perms) in &self.special {
+            stream.put(&self.record(name, b"", perms));
+        }
+    }
+
+    /// Writes the watches and transactions of a connection, which the stream knows by `id`.
+    pub(crate) fn dump_conn(&self, conn: ConnId, id: u32, stream: &mut Stream) {
+        let Some(state) = self.conns.get(&conn) else { return };
+        for (name, token) in &state.watches {
+            let Some(watch) = self.watches.find(name, conn, token) else { continue };
+            let path = name.get(watch.relative..).unwrap_or_default().as_bytes();
+            let depth = watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX - 1));
+            stream.put(&Record::Watch { conn: id, path, token, depth });
+        }
+        for &tx in state.transactions.keys() {
+            stream.put(&Record::Transaction { conn: id, id: tx });
+        }
+    }
+
+    /// Whether a connection has transactions open.
+    pub(crate) fn in_transaction(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|state| !state.transactions.is_empty())
+    }
+
+    /// The connections that have transactions open, and how many.
+    pub(crate) fn open_transactions(&self) -> impl Iterator<Item = (ConnId, DomId, usize)> {
+        let open = |(&conn, state): (&ConnId, &crate::store::Conn)| {
+            (conn, state.caller.domid, state.transactions.len())
+        };
+        self.conns.iter().map(open).filter(|(.., open)| *open > 0)
+    }
+
+    /// The domain whose rights a domain has.
+    pub(crate) fn target(&self, domid: DomId) -> Option<DomId> {
+        self.domains.get(domid)?.target
+    }
+
+    /// Whether a domain has shut down and was not resumed.
+    pub(crate) fn is_shut_down(&self, domid: DomId) -> bool {
+        self.domains.get(domid).is_some_and(|domain| domain.shutdown)
+    }
+
+    /// The domain that speaks on a connection.
+    pub(crate) fn domain_of(&self, conn: ConnId) -> Option<DomId> {
+        self.conns.get(&conn).map(|state| state.caller.domid)
+    }
+
+    /// What a domain is offered in its ring page.
+    pub(crate) fn features(&self, domid: DomId) -> u32 {
+        self.domains.features(domid)
+    }
+
+    pub(crate) fn domain_record(&self, domid: DomId) -> Record<'static> {
+        Record::Domain { domid, features: self.domains.features(domid), quotas: self.quotas(Some(domid)) }
+    }
+
+    fn quotas(&self, domid: Option<DomId>) -> Vec<(&'static [u8], u32)> {
+        let own = Limit::ALL.iter().filter(|&&limit| self.quota.is_set(domid, limit));
+        own.map(|&limit| (limit.name().as_bytes(), self.quota.value(domid, limit))).collect()
+    }
+
+    pub(crate) fn node_record<'a>(&self, path: &'a Path, node: &'a Node) -> Record<'a> {
+        self.record(path, &node.value, &node.perms)
+    }
+
+    pub(crate) fn record<'a>(&self, path: &'a str, value: &'a [u8], perms: &Perms) -> Record<'a> {
+        let perm = |entry: &Entry| NodePerm {
+            letter: u8::try_from(entry.perm.access.letter()).unwrap_or(b'n'),
+            stale: entry.perm.domid != DOMID_ANY && self.domains.life(entry.perm.domid) != Some(entry.life),
+            domid: entry.perm.domid,
+        };
+        let perms = perms.entries().iter().map(perm).collect();
+        Record::Node { conn: 0, tx: 0, access: 0, perms, path: path.as_bytes(), value }
+    }
+}
+
+/// Builds a store out of records.
+#[derive(Debug)]
+pub(crate) struct Import {
+    store: Store,
+    /// Connections by their ids in the stream.
+    conns: HashMap<u32, ConnId>,
+    targets: Vec<(DomId, DomId)>,
+    transactions: Vec<(ConnId, u32)>,
+    quotas: Vec<(Option<DomId>, Limit, u32)>,
+}
+
+impl Import {
+    pub(crate) fn new() -> Self {
+        let store = Store::new();
+        Self {
+            store,
+            conns: HashMap::new(),
+            targets: Vec::new(),
+            transactions: Vec::new(),
+            quotas: Vec::new(),
+        }
+    }
+
+    /// The connection with this id in the stream.
+    pub(crate) fn conn(&self, id: u32) -> Option<ConnId> {
+        self.conns.get(&id).copied()
+    }
+
+    /// Takes one record in; those that are not the store's are passed over. None for one that makes no sense.
+    pub(crate) fn take(&mut self, record: &Record<'_>) -> Option<()> {
+        match record {
+            Record::Conn { id, spec, .. } => self.add_conn(*id, spec),
+            Record::Ring { conn, shutdown: true, .. } => {
+                let conn = self.conn(*conn)?;
+                let domid = self.store.conns.get(&conn)?.caller.domid;
+                self.store.domains.get_mut(domid)?.shutdown = true;
+                Some(())
+            }
+            Record::Watch { conn, path, token, depth } => self.watch(self.conn(*conn)?, path, token, *depth),
+            Record::Transaction { conn, id } => {
+                self.transactions.push((self.conn(*conn)?, *id));
+                Some(())
+            }
+            // A node of a transaction: the transaction will begin again.
+            Record::Node { conn: 1.., .. } => Some(()),
+            Record::Node { perms, path, value, .. } => self.node(perms, path, value),
+            Record::GlobalQuota(quotas) => {
+                self.limits(None, quotas);
+                Some(())
+            }
+            Record::Domain { domid, features, quotas } => {
+                if *domid != 0 {
+                    self.store.domains.ensure(*domid);
+                    self.store.domains.set_features(*domid, *features);
+                }
+                self.limits(Some(*domid), quotas);
+                Some(())
+            }
+            Record::Removed { path } => {
+                let path = Path::parse(path, 0, None).ok()?;
+                self.store.remove_node(None, &path, &mut Out::default());
+                Some(())
+            }
+            Record::DomainGone { domid } => {
+                self.store.domains.end(*domid);
+                self.store.quota.forget(*domid);
+                Some(())
+            }
+            _ => Some(()),
+        }
+    }
+
+    /// The store, with what has to come after everything else.
+    pub(crate) fn finish(mut self) -> Store {
+        for (domid, target) in std::mem::take(&mut self.targets) {
+            self.store.set_target(domid, target);
+        }
+        for (conn, id) in std::mem::take(&mut self.transactions) {
+            let mut tx = Transaction::new(&self.store.tree);
+            // It is tried again, as after any conflict.
+            tx.failed = Some(Errno::EAGAIN);
+            if let Some(state) = self.store.conns.get_mut(&conn) {
+                state.last_transaction = state.last_transaction.max(id);
+                state.transactions.insert(id, tx);
+            }
+        }
+        for (domid, limit, value) in std::mem::take(&mut self.quotas) {
+            self.store.quota.set(domid, limit, value);
+        }
+        while self.store.tidy(1024) {}
+        self.store
+    }
+
+    fn add_conn(&mut self, id: u32, spec: &ConnSpec) -> Option<()> {
+        let conn = match *spec {
+            ConnSpec::Socket { .. } => self.store.connect(),
+            ConnSpec::Ring { domid: 0, .. } => return None,
+            ConnSpec::Ring { domid, target, .. } => {
+                self.store.domains.ensure(domid);
+                let conn = self.store.add_conn(self.store.domains.caller(domid));
+                self.store.domains.get_mut(domid)?.conn = Some(conn);
+                self.targets.extend(target.map(|target| (domid, target)));
+                conn
+            }
+        };
+        self.conns.insert(id, conn).is_none().then_some(())
+    }
+
+    /// As a request, whose reply and event are for nobody.
+    fn watch(&mut self, conn: ConnId, path: &[u8], token: &[u8], depth: Option<u16>) -> Option<()> {
+        let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
+        let payload = [path, b"\0", token, b"\0", depth.as_bytes()].concat();
+        let len = u32::try_from(payload.len()).ok()?;
+        let header = Header { kind: MsgType::WATCH, req_id: 0, tx_id: 0, len };
+        let mut out = Out::default();
+        self.store.handle(conn, header, &payload, false, &mut out);
+        let refused =
+            out.messages().any(|(_, message, _)| message.starts_with(&MsgType::ERROR.0.to_le_bytes()));
+        (!refused).then_some(())
+    }
+
+    fn node(&mut self, perms: &[NodePerm], path: &[u8], value: &[u8]) -> Option<()> {
+        let perms = self.perms(perms)?;
+        let path = match Name::parse(path, 0, None).ok()? {
+            Name::Node(path) => path,
+            Name::Special(name) => {
+                *self.store.special.get_mut(&*name)? = perms;
+                return Some(());
+            }
+        };
+        if self.store.tree.get(&path).is_some() {
+            self.store.tree.write(&path, value);
+            self.store.replace_perms(&path, perms);
+            return Some(());
+        }
+        self.store.tree.get(&path.parent()?)?;
+        self.store.insert(&path, perms, value);
+        Some(())
+    }
+
+    /// An entry that is not stale names a domain that exists.
+    fn perms(&mut self, perms: &[NodePerm]) -> Option<Perms> {
+        let entry = |perm: &NodePerm| {
+            let text = [&[perm.letter][..], perm.domid.to_string().as_bytes()].concat();
+            let life = if perm.stale || perm.domid >= DOMID_FIRST_RESERVED {
+                Life::NEVER
+            } else if perm.domid == 0 {
+                Life(0)
+            } else {
+                self.store.domains.ensure(perm.domid).life
+            };
+            Some(Entry { perm: Perm::parse(&text).ok()?, life })
+        };
+        Perms::new(perms.iter().map(entry).collect::<Option<Vec<_>>>()?)
+    }
+
+    fn limits(&mut self, domid: Option<DomId>, quotas: &[(&[u8], u32)]) {
+        let known = quotas.iter().filter_map(|(name, value)| Some((Limit::from_name(name)?, *value)));
+        self.quotas.extend(known.map(|(limit, value)| (domid, limit, value)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

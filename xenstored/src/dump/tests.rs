@@ -1,0 +1,116 @@
+use super::*;
+
+use crate::migration::Reader;
+
+/// Sends a request as the connection; answers the payloads of all that comes of it.
+fn ask(store: &mut Store, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8]) -> Vec<String> {
+    let mut out = Out::default();
+    let header = Header { kind, req_id: 0, tx_id, len: 0 };
+    store.handle(conn, header, payload, true, &mut out);
+    out.messages().map(|(_, message, _)| String::from_utf8_lossy(&message[16..]).into_owned()).collect()
+}
+
+fn through_records(store: &Store, conns: &[(ConnId, ConnSpec)]) -> (Store, Vec<ConnId>) {
+    let mut stream = Stream::new();
+    for (id, (conn, spec)) in (1..).zip(conns) {
+        stream.put(&Record::Conn { id, spec: *spec, input: b"", output: b"", partial: 0 });
+        store.dump_conn(*conn, id, &mut stream);
+    }
+    store.dump(&mut stream);
+    let bytes = stream.finish();
+    let mut reader = Reader::new(&bytes).unwrap();
+    let mut import = Import::new();
+    while let Some(record) = reader.next().unwrap() {
+        import.take(&record).unwrap_or_else(|| panic!("{record:?}"));
+    }
+    let conns = (1..).take(conns.len()).map(|id| import.conn(id).unwrap()).collect();
+    (import.finish(), conns)
+}
+
+#[test]
+fn a_store_survives_as_records() {
+    let mut store = Store::new();
+    let host = store.connect();
+    for line in ["/b\x001", "/a\x002", "/a/z\x003", "/local/domain/5/x\x004"] {
+        ask(&mut store, host, MsgType::WRITE, 0, line.as_bytes());
+    }
+    // An entry for a domain that is no more, one that will be, one for all.
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"9\x001\x002\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r5\0r7\0r32756\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5\0n5\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5/x\0n5\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"@releaseDomain\0n0\0r5\0");
+    ask(&mut store, host, MsgType::RELEASE, 0, b"7\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    ask(&mut store, host, MsgType::SET_QUOTA, 0, b"5\0nodes\x003\0");
+    ask(&mut store, host, MsgType::SET_QUOTA, 0, b"watches\x007\0");
+    ask(&mut store, host, MsgType::SET_TARGET, 0, b"9\x005\0");
+    let guest = |store: &Store, domid| store.domains.get(domid).and_then(|domain| domain.conn).unwrap();
+    let [five, seven, nine] = [5, 7, 9].map(|domid| guest(&store, domid));
+    ask(&mut store, five, MsgType::WATCH, 0, b"x\0t\x001\0");
+    let tx = ask(&mut store, host, MsgType::TRANSACTION_START, 0, b"\0").remove(0);
+    let tx: u32 = tx.trim_end_matches('\0').parse().unwrap();
+
+    let ring = |domid, target| ConnSpec::Ring { domid, target, evtchn: 1 };
+    let socket = ConnSpec::Socket { fd: 3 };
+    let conns = [(host, socket), (five, ring(5, None)), (seven, ring(7, None)), (nine, ring(9, Some(5)))];
+    let (mut store, conns) = through_records(&store, &conns);
+    let [host, five, seven, nine] = conns[..] else { panic!("{conns:?}") };
+    assert_eq!(store.check(), Ok(()));
+    assert_eq!(ask(&mut store, host, MsgType::DIRECTORY, 0, b"/\0"), ["tool\0b\0a\0local\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::READ, 0, b"/a/z\0"), ["3"]);
+    assert_eq!(ask(&mut store, host, MsgType::GET_PERMS, 0, b"/a\0"), ["n0\0r5\0r7\0r32756\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::GET_PERMS, 0, b"@releaseDomain\0"), ["n0\0r5\0"]);
+    assert_eq!(ask(&mut store, five, MsgType::READ, 0, b"/a\0"), ["2"]);
+    // The right was given to the domain before.
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r7\0");
+    assert_eq!(ask(&mut store, seven, MsgType::READ, 0, b"/a\0"), ["2"]);
+    assert_eq!(ask(&mut store, nine, MsgType::READ, 0, b"/local/domain/5/x\0"), ["4"]);
+    assert_eq!(ask(&mut store, five, MsgType::MKDIR, 0, b"y\0"), ["OK\0"]);
+    assert_eq!(ask(&mut store, five, MsgType::MKDIR, 0, b"w\0"), ["ENOSPC\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::GET_QUOTA, 0, b"watches\0"), ["7\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::WRITE, 0, b"/local/domain/5/x/y/z\0"), ["OK\0"]);
+    let mut told = ask(&mut store, host, MsgType::WRITE, 0, b"/local/domain/5/x/y\0");
+    told.sort();
+    assert_eq!(told, ["OK\0", "x/y\0t\0"]);
+    // It is still known, and tried again.
+    assert_eq!(ask(&mut store, host, MsgType::WRITE, tx, b"/a\0lost"), ["OK\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::TRANSACTION_END, tx, b"T\0"), ["EAGAIN\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::READ, 0, b"/a\0"), ["2"]);
+}
+
+#[test]
+fn a323_rights_of_a_dead_domain_stay_dead() {
+    let mut store = Store::new();
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r7\0");
+    ask(&mut store, host, MsgType::RELEASE, 0, b"7\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    let guest = store.domains.get(7).and_then(|domain| domain.conn).unwrap();
+    let spec = ConnSpec::Ring { domid: 7, target: None, evtchn: 1 };
+    let (mut store, conns) = through_records(&store, &[(guest, spec)]);
+    assert_eq!(ask(&mut store, conns[0], MsgType::READ, 0, b"/a\0"), ["EACCES\0"]);
+}
+
+#[test]
+fn records_that_make_no_sense_are_refused() {
+    let perms = vec![NodePerm { letter: b'n', stale: false, domid: 0 }];
+    let node = |path, perms| Record::Node { conn: 0, tx: 0, access: 0, perms, path, value: b"" };
+    let bad_perm = vec![NodePerm { letter: b'x', stale: false, domid: 0 }];
+    let ring = ConnSpec::Ring { domid: 0, target: None, evtchn: 1 };
+    for record in [
+        node(b"/a/b", perms.clone()),
+        node(b"a", bad_perm),
+        node(b"/a", Vec::new()),
+        node(b"/a/", perms),
+        Record::Watch { conn: 3, path: b"/a", token: b"", depth: None },
+        Record::Transaction { conn: 3, id: 1 },
+        Record::Conn { id: 1, spec: ring, input: b"", output: b"", partial: 0 },
+    ] {
+        assert_eq!(Import::new().take(&record), None, "{record:?}");
+    }
+}

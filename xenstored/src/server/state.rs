@@ -1,0 +1,210 @@
+//! The daemon's state as a migration stream, and a daemon made of one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use super::fds::{RingSet, adopt};
+use super::link::{Carrier, DomainRing, Link};
+use super::listener::Socket;
+use super::outbox::Outbox;
+use super::poll::Token;
+use super::{Server, Setup};
+use crate::dump::Import;
+use crate::migration::{ConnSpec, Reader, Record, Stream};
+use crate::store::{ConnId, Store};
+use crate::wire::MsgType;
+
+/// A state that was read: what [`Server::resume`] makes a daemon of.
+#[derive(Debug)]
+pub struct State {
+    store: Store,
+    socket: RawFd,
+    lock: Option<(RawFd, PathBuf)>,
+    conns: Vec<Resumed>,
+}
+
+/// A connection that goes on, with descriptors by number.
+#[derive(Debug)]
+struct Resumed {
+    conn: ConnId,
+    numbers: Vec<RawFd>,
+    faulty: bool,
+    ring: bool,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    partial: usize,
+}
+
+impl State {
+    /// Reads a stream, and touches nothing.
+    ///
+    /// # Errors
+    /// If it is no stream or says impossible things.
+    pub fn read(bytes: &[u8]) -> io::Result<Self> {
+        let invalid =
+            |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+        let mut reader = Reader::new(bytes).map_err(|error| invalid(&error))?;
+        let mut import = Import::new();
+        let (mut socket, mut lock, mut conns) = (-1, None, Vec::new());
+        while let Some(record) = reader.next().map_err(|error| invalid(&error))? {
+            import.take(&record).ok_or_else(|| invalid(&format_args!("impossible: {record:?}")))?;
+            match record {
+                Record::Global { socket: fd, .. } => socket = fd,
+                Record::Lock { fd, path } => {
+                    use std::os::unix::ffi::OsStrExt;
+                    lock = Some((fd, PathBuf::from(std::ffi::OsStr::from_bytes(path))));
+                }
+                Record::Conn { id, spec, input, output, partial } => {
+                    let conn = import.conn(id).ok_or_else(|| invalid(&"connection without a number"))?;
+                    let (ring, numbers) = match spec {
+                        ConnSpec::Socket { fd } => (false, vec![fd]),
+                        ConnSpec::Ring { .. } => (true, Vec::new()),
+                    };
+                    let (input, output, partial) = (input.to_vec(), output.to_vec(), partial.into());
+                    conns.push(Resumed { conn, numbers, faulty: false, ring, input, output, partial });
+                }
+                Record::Ring { conn, page, kick, notify, lifeline, faulty, .. } => {
+                    let conn = import.conn(conn);
+                    if let Some(resumed) = conns.iter_mut().rev().find(|resumed| Some(resumed.conn) == conn) {
+                        // Of a client they are those that came with half an INTRODUCE.
+                        resumed.numbers.extend([page, kick, notify, lifeline].iter().filter(|&&fd| fd >= 0));
+                        resumed.faulty = faulty;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { store: import.finish(), socket, lock, conns })
+    }
+
+    /// Takes the listening socket over, with its lock.
+    ///
+    /// # Errors
+    /// If it was not inherited.
+    pub fn take_socket(&mut self) -> io::Result<Socket> {
+        let listener = adopt_one(self.socket)?;
+        let own = self.lock.take().map(|(fd, path)| io::Result::Ok((path, adopt_one(fd)?))).transpose()?;
+        Socket::inherited(listener, own)
+    }
+}
+
+fn adopt_one(number: RawFd) -> io::Result<OwnedFd> {
+    adopt(&[number])?.pop().ok_or_else(|| io::Error::other("descriptor did not come over"))
+}
+
+impl Link {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
+        match &self.carrier {
+            Carrier::Socket(fd) => fds.push(fd.as_fd()),
+            Carrier::Ring(domain) => {
+                fds.extend([domain.ring.as_fd(), domain.kick.as_fd(), domain.notify.as_fd()]);
+                fds.extend(domain.lifeline.as_ref().map(AsFd::as_fd));
+            }
+        }
+        fds
+    }
+}
+
+impl Server {
+    /// The whole state as a stream. Descriptors are in it by number.
+    pub(super) fn dump(&self) -> Vec<u8> {
+        let mut stream = Stream::new();
+        stream.put(&Record::Global { socket: self.socket.as_fd().as_raw_fd(), evtchn: -1 });
+        if let Some((path, fd)) = self.socket.own() {
+            use std::os::unix::ffi::OsStrExt;
+            stream.put(&Record::Lock { fd: fd.as_raw_fd(), path: path.as_os_str().as_bytes() });
+        }
+        let mut conns: Vec<_> = self.links.iter().collect();
+        conns.sort_by_key(|(conn, _)| conn.0);
+        for (id, (&conn, link)) in (1..).zip(conns) {
+            let (input, output) = (&*link.inbox, link.outbox.bytes());
+            let partial = u16::try_from(link.outbox.rest_of_first()).unwrap_or(u16::MAX);
+            let spec = match &link.carrier {
+                Carrier::Socket(fd) => ConnSpec::Socket { fd: fd.as_raw_fd() },
+                Carrier::Ring(domain) => {
+                    let target = self.store.target(domain.domid);
+                    ConnSpec::Ring { domid: domain.domid, target, evtchn: 0 }
+                }
+            };
+            stream.put(&Record::Conn { id, spec, input, output, partial });
+            if !link.fds.is_empty() {
+                let number = |at: usize| link.fds.get(at).map_or(-1, AsRawFd::as_raw_fd);
+                let [page, kick, notify, lifeline] = [0, 1, 2, 3].map(number);
+                let (faulty, shutdown) = (false, false);
+                stream.put(&Record::Ring { conn: id, page, kick, notify, lifeline, faulty, shutdown });
+            }
+            if let Carrier::Ring(domain) = &link.carrier {
+                stream.put(&Record::Ring {
+                    conn: id,
+                    page: domain.ring.as_fd().as_raw_fd(),
+                    kick: domain.kick.as_raw_fd(),
+                    notify: domain.notify.as_raw_fd(),
+                    lifeline: domain.lifeline.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                    faulty: domain.faulty,
+                    shutdown: self.store.is_shut_down(domain.domid),
+                });
+            }
+            self.store.dump_conn(conn, id, &mut stream);
+        }
+        self.store.dump(&mut stream);
+        stream.finish()
+    }
+
+    /// Every descriptor that [`Server::dump`] names.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let lock = self.socket.own().map(|(_, fd)| fd);
+        self.links.values().flat_map(Link::descriptors).chain([self.socket.as_fd()]).chain(lock)
+    }
+
+    /// Goes on where another process, or this one with another binary, was.
+    ///
+    /// # Errors
+    /// If the loop cannot be set up.
+    pub(super) fn resume(setup: Setup, state: State) -> io::Result<Self> {
+        let State { store, conns, .. } = state;
+        let mut server = Self::new(setup, store)?;
+        for resumed in conns {
+            let conn = resumed.conn;
+            if let Err(error) = server.resume_conn(resumed) {
+                tracing::warn!("a connection did not survive: {error}");
+                server.store.disconnect(conn);
+            }
+        }
+        // Counts begin anew.
+        for name in ["connection", "domain", "total"] {
+            server.request(MsgType::RM, format!("/tool/xenstored/{name}\0").as_bytes());
+        }
+        Ok(server)
+    }
+
+    fn resume_conn(&mut self, resumed: Resumed) -> io::Result<()> {
+        let Resumed { conn, numbers, faulty, ring, input, output, partial } = resumed;
+        let mut fds = VecDeque::from(adopt(&numbers)?);
+        let carrier = if ring {
+            let RingSet { ring, kick, notify, lifeline } = RingSet::new(std::mem::take(&mut fds))?;
+            let domid = self.store.domain_of(conn).ok_or_else(|| io::Error::other("no domain"))?;
+            let features = self.store.features(domid);
+            Carrier::Ring(DomainRing { domid, ring, kick, notify, lifeline, features, faulty })
+        } else {
+            Carrier::Socket(fds.pop_front().ok_or_else(|| io::Error::other("no socket"))?)
+        };
+        let mut link = Link::new(carrier);
+        link.fds = fds;
+        link.inbox = input;
+        link.outbox = Outbox::resumed(output, partial);
+        if let Carrier::Socket(fd) = &link.carrier {
+            self.poller.add(fd, Token::Client(conn))?;
+            self.links.insert(conn, link);
+            self.enqueue(conn);
+        } else {
+            // Whoever waits for room in the ring, or for something in it, looks again.
+            link.notify = true;
+            self.add_ring(conn, link);
+        }
+        self.mark_written(conn);
+        Ok(())
+    }
+}
