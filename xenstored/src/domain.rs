@@ -39,6 +39,7 @@ pub struct Domain {
 pub struct Domains {
     known: BTreeMap<DomId, Domain>,
     lives: u32,
+    changes: u64,
     /// Features withheld from a domain by SET_FEATURE, before its introduction.
     features: BTreeMap<DomId, u32>,
 }
@@ -58,6 +59,12 @@ impl Domains {
     /// All domains that exist, in order.
     pub fn all(&self) -> impl Iterator<Item = DomId> {
         self.known.keys().copied()
+    }
+
+    /// Changes when a domain comes or goes, or its features do.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The introduced domains.
@@ -107,6 +114,7 @@ impl Domains {
 
     /// The domain's life ends.
     pub fn end(&mut self, domid: DomId) -> Option<Domain> {
+        self.changes += 1;
         self.features.remove(&domid);
         self.known.remove(&domid)
     }
@@ -119,11 +127,13 @@ impl Domains {
 
     /// Limits the features a domain will be offered.
     pub fn set_features(&mut self, domid: DomId, features: u32) {
+        self.changes += 1;
         self.features.insert(domid, features & FEATURES);
     }
 
     fn begin(&mut self, domid: DomId) {
         // Life::NEVER stays out of reach.
+        self.changes += 1;
         self.lives = (self.lives + 1) % Life::NEVER.0;
         self.known.insert(domid, Domain::new(Life(self.lives)));
     }

@@ -11,33 +11,45 @@ use crate::perms::{DOMID_ANY, Entry, Life, Perm, Perms};
 use crate::quota::Limit;
 use crate::store::{ConnId, Store};
 use crate::transaction::Transaction;
-use crate::tree::Node;
+use crate::tree::{Node, Tree};
 use crate::wire::{Errno, Header, MsgType};
 
 impl Store {
     /// Writes limits, domains and nodes: what outlives all connections.
     pub(crate) fn dump(&self, stream: &mut Stream) {
-        stream.put(&Record::GlobalQuota(self.quotas(None)));
-        for domid in self.domains.all() {
-            stream.put(&self.domain_record(domid));
-        }
-        let mut rest = vec![(Path::root(), self.tree.root())];
-        while let Some((path, node)) = rest.pop() {
-            stream.put(&self.node_record(&path, node));
-            let mut children: Vec<_> = node.children().collect();
-            children.sort_unstable_by_key(|child| std::cmp::Reverse(child.id));
-            rest.extend(children.into_iter().map(|child| (path.join(child.name()), child)));
-        }
+        self.dump_settings(|record| stream.put(record));
+        dump_nodes(&self.tree, |domid| self.domains.life(domid), |record| stream.put(record));
         for (name, perms) in &self.special {
-            stream.put(&self.record(name, b"", perms));
+            stream.put(&record(|domid| self.domains.life(domid), name, b"", perms));
+        }
+    }
+
+    /// Limits, and the domains that exist.
+    pub(crate) fn dump_settings(&self, mut put: impl FnMut(&Record<'_>)) {
+        put(&Record::GlobalQuota(self.quotas(None)));
+        self.domains.all().for_each(|domid| put(&self.domain_record(domid)));
+    }
+
+    /// Something that differs whenever [`Store::dump_settings`] says something else.
+    pub(crate) fn settings_version(&self) -> (u64, u64) {
+        (self.domains.changes(), self.quota.changes())
+    }
+
+    /// No domain is there any more: the host was booted anew.
+    pub(crate) fn release_all(&mut self) {
+        for domid in self.domains.all().collect::<Vec<_>>() {
+            self.release(domid, &mut Out::default());
         }
     }
 
     /// Writes the watches and transactions of a connection, which the stream knows by `id`.
     pub(crate) fn dump_conn(&self, conn: ConnId, id: u32, stream: &mut Stream) {
         let Some(state) = self.conns.get(&conn) else { return };
-        for (name, token) in &state.watches {
-            let Some(watch) = self.watches.find(name, conn, token) else { continue };
+        // Oldest first, as they are told.
+        let mut watches: Vec<_> = state.watches.iter().collect();
+        watches.sort_unstable_by_key(|(_, number)| **number);
+        for ((name, token), number) in watches {
+            let Some(watch) = self.watches.get(name, *number) else { continue };
             let path = name.get(watch.relative..).unwrap_or_default().as_bytes();
             let depth = watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX - 1));
             stream.put(&Record::Watch { conn: id, path, token, depth });
@@ -88,20 +100,44 @@ impl Store {
         let own = Limit::ALL.iter().filter(|&&limit| self.quota.is_set(domid, limit));
         own.map(|&limit| (limit.name().as_bytes(), self.quota.value(domid, limit))).collect()
     }
+}
 
-    pub(crate) fn node_record<'a>(&self, path: &'a Path, node: &'a Node) -> Record<'a> {
-        self.record(path, &node.value, &node.perms)
+/// Every node as a record, parents first, siblings in the order of their creation. `life`: the present life of a domid.
+pub(crate) fn dump_nodes(
+    tree: &Tree,
+    life: impl Fn(DomId) -> Option<Life> + Copy,
+    mut put: impl FnMut(&Record<'_>),
+) {
+    let mut rest = vec![(Path::root(), tree.root())];
+    while let Some((path, node)) = rest.pop() {
+        put(&node_record(life, &path, node));
+        let children = node.children_by_age();
+        rest.extend(children.into_iter().rev().map(|child| (path.join(child.name()), child)));
     }
+}
 
-    pub(crate) fn record<'a>(&self, path: &'a str, value: &'a [u8], perms: &Perms) -> Record<'a> {
-        let perm = |entry: &Entry| NodePerm {
-            letter: u8::try_from(entry.perm.access.letter()).unwrap_or(b'n'),
-            stale: entry.perm.domid != DOMID_ANY && self.domains.life(entry.perm.domid) != Some(entry.life),
-            domid: entry.perm.domid,
-        };
-        let perms = perms.entries().iter().map(perm).collect();
-        Record::Node { conn: 0, tx: 0, access: 0, perms, path: path.as_bytes(), value }
-    }
+pub(crate) fn node_record<'a>(
+    life: impl Fn(DomId) -> Option<Life>,
+    path: &'a Path,
+    node: &'a Node,
+) -> Record<'a> {
+    record(life, path, node.value(), &node.perms)
+}
+
+/// A node, or a special name, as a record.
+pub(crate) fn record<'a>(
+    life: impl Fn(DomId) -> Option<Life>,
+    path: &'a str,
+    value: &'a [u8],
+    perms: &Perms,
+) -> Record<'a> {
+    let perm = |entry: &Entry| NodePerm {
+        letter: u8::try_from(entry.perm.access.letter()).unwrap_or(b'n'),
+        stale: entry.perm.domid != DOMID_ANY && life(entry.perm.domid) != Some(entry.life),
+        domid: entry.perm.domid,
+    };
+    let perms = perms.entries().iter().map(perm).collect();
+    Record::Node { conn: 0, tx: 0, access: 0, perms, path: path.as_bytes(), value }
 }
 
 /// Builds a store out of records.
@@ -163,7 +199,10 @@ impl Import {
                 Some(())
             }
             Record::Removed { path } => {
-                let path = Path::parse(path, 0, None).ok()?;
+                let path = match Name::parse(path, 0, None).ok()? {
+                    Name::Node(path) => path,
+                    Name::Special(name) => return self.store.special.remove(&*name).map(drop),
+                };
                 self.store.remove_node(None, &path, &mut Out::default());
                 Some(())
             }
@@ -182,12 +221,12 @@ impl Import {
             self.store.set_target(domid, target);
         }
         for (conn, id) in std::mem::take(&mut self.transactions) {
-            let mut tx = Transaction::new(&self.store.tree);
             // It is tried again, as after any conflict.
+            let mut tx = Transaction::default();
             tx.failed = Some(Errno::EAGAIN);
             if let Some(state) = self.store.conns.get_mut(&conn) {
                 state.last_transaction = state.last_transaction.max(id);
-                state.transactions.insert(id, tx);
+                self.store.open += usize::from(state.transactions.insert(id, tx).is_none());
             }
         }
         for (domid, limit, value) in std::mem::take(&mut self.quotas) {
@@ -230,17 +269,14 @@ impl Import {
         let path = match Name::parse(path, 0, None).ok()? {
             Name::Node(path) => path,
             Name::Special(name) => {
-                *self.store.special.get_mut(&*name)? = perms;
+                self.store.special.insert(name.to_string(), perms);
                 return Some(());
             }
         };
-        if self.store.tree.get(&path).is_some() {
-            self.store.tree.write(&path, value);
-            self.store.replace_perms(&path, perms);
-            return Some(());
+        if let Some(parent) = path.parent() {
+            self.store.tree.get(&parent)?;
         }
-        self.store.tree.get(&path.parent()?)?;
-        self.store.insert(&path, perms, value);
+        self.store.put(&path, value, perms);
         Some(())
     }
 

@@ -18,6 +18,7 @@ pub mod out;
 mod pace;
 pub mod path;
 pub mod perms;
+pub mod persist;
 pub mod quota;
 pub mod ring;
 pub mod server;

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xenstored::server::{ACCEPTED, Setup, Socket, State, Trace, run, state_file};
+use xenstored::persist::{Disk, Fsync};
+use xenstored::server::{ACCEPTED, Begin, Setup, Socket, State, Trace, run, state_file};
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
 #[derive(Parser)]
@@ -39,6 +40,12 @@ struct Args {
     /// What is traced: +SWITCH or -SWITCH of obj, io, wrl, acc, tdb; may be given more than once
     #[arg(long, value_name = "SWITCH", allow_hyphen_values = true)]
     trace_control: Vec<String>,
+    /// Keep the tree in this folder, and begin with the one that is there
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// When what is kept reaches the disk: always (before replies), interval (within a second), never (as the system likes)
+    #[arg(long, value_name = "WHEN", default_value = "interval", requires = "state_dir")]
+    fsync: Fsync,
     /// Keep no nodes about connections and domains under /tool/xenstored
     #[arg(long)]
     no_counters: bool,
@@ -68,14 +75,15 @@ fn main() -> Result<()> {
     raise_descriptor_limit();
     let path = args.socket.clone().unwrap_or_else(|| args.rundir.join("socket"));
     let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
-    let setup = Setup { socket, trace: trace(&args)?, counters: !args.no_counters };
+    let resumed = state.is_some();
+    let (disk, begin) = begin(&args, state)?;
+    let setup = Setup { socket, trace: trace(&args)?, disk, counters: !args.no_counters };
     let pid_file = args.pid_file.as_deref();
     if let Some(file) = pid_file {
         fs::write(file, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write pid file {}", file.display()))?;
     }
-    let resumed = state.is_some();
-    let result = run(setup, state, || {
+    let result = run(setup, begin, || {
         tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, path.display());
         // After a live update the number may be anything's.
         if let Err(error) = announce(args.ready_fd.filter(|_| !resumed)) {
@@ -98,6 +106,22 @@ fn listen(path: &Path, state: Option<&mut State>) -> io::Result<Socket> {
         Ok(None) => Socket::bind(path),
         Err(error) => Err(io::Error::new(error.kind(), format!("socket activation: {error}"))),
     }
+}
+
+/// What there is before the first request, and where it is kept.
+fn begin(args: &Args, state: Option<State>) -> Result<(Option<Disk>, Begin)> {
+    let Some(folder) = &args.state_dir else {
+        let empty = || Begin::Store(Box::default());
+        return Ok((None, state.map_or_else(empty, |state| Begin::State(Box::new(state)))));
+    };
+    let disk = match state {
+        Some(state) => Disk::replace(folder, args.fsync, state.store())
+            .map(|disk| (Some(disk), Begin::State(Box::new(state)))),
+        None => {
+            Disk::open(folder, args.fsync).map(|(disk, store)| (Some(disk), Begin::Store(Box::new(store))))
+        }
+    };
+    disk.with_context(|| format!("state folder {}", folder.display()))
 }
 
 fn trace(args: &Args) -> Result<Trace> {

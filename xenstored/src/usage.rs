@@ -1,6 +1,6 @@
 //! How much of what is limited domains use, and the most they have used: `xenstore control quota`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::DomId;
@@ -29,6 +29,8 @@ pub(crate) struct Usage {
     unread: BTreeMap<DomId, Unread>,
     most: BTreeMap<DomId, Amounts>,
     most_of_all: Amounts,
+    /// Those that are above the soft limit.
+    warned: BTreeSet<DomId>,
     /// Bytes from which on a domain is warned of; 0 for never.
     pub(crate) soft_memory: u32,
 }
@@ -39,6 +41,7 @@ impl Default for Usage {
             unread: BTreeMap::new(),
             most: BTreeMap::new(),
             most_of_all: Amounts::default(),
+            warned: BTreeSet::new(),
             soft_memory: 2 * 1024 * 1024,
         }
     }
@@ -64,6 +67,7 @@ impl Usage {
     pub(crate) fn forget(&mut self, domid: DomId) {
         self.unread.remove(&domid);
         self.most.remove(&domid);
+        self.warned.remove(&domid);
     }
 }
 
@@ -78,7 +82,7 @@ impl Store {
             state.map_or(0, |state| state.watches.len()),
             state.map_or(0, |state| state.transactions.len()),
             unread.replies,
-            unread.bytes,
+            unread.bytes + conn.map_or(0, |conn| self.memory(conn)),
         ]
     }
 
@@ -91,13 +95,17 @@ impl Store {
         };
         let limit = usize::try_from(self.usage.soft_memory).unwrap_or(usize::MAX);
         let above = |bytes: usize| limit > 0 && bytes > limit;
-        let before = self.usage.unread.insert(domid, unread).unwrap_or_default();
+        self.usage.unread.insert(domid, unread);
         let now = self.used(domid);
+        let bytes = now.last().copied().unwrap_or(0);
         let usage = &mut self.usage;
         let own = usage.most.entry(domid).or_default();
         for ((own, all), now) in own.iter_mut().zip(&mut usage.most_of_all).zip(now) {
             (*own, *all) = ((*own).max(now), (*all).max(now));
         }
-        above(unread.bytes) && !above(before.bytes)
+        if !above(bytes) {
+            usage.warned.remove(&domid);
+        }
+        above(bytes) && usage.warned.insert(domid)
     }
 }

@@ -77,10 +77,10 @@ impl Watches {
         self.on.get(name).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The watch of a connection with this token.
+    /// The watch of a number.
     #[must_use]
-    pub fn find(&self, name: &str, conn: ConnId, token: &[u8]) -> Option<&Watch> {
-        self.0.get(name)?.iter().find(|watch| watch.conn == conn && *watch.token == *token)
+    pub fn get(&self, name: &str, number: u64) -> Option<&Watch> {
+        self.on.get(name)?.get(&number)
     }
 
     /// Calls `tell` with the event path of every watch that a change concerns and that may know of it.

@@ -47,6 +47,11 @@ impl Stream {
         append(&mut self.0, record);
     }
 
+    /// Records that [`append`] made.
+    pub(crate) fn put_all(&mut self, records: &[u8]) {
+        self.0.extend_from_slice(records);
+    }
+
     /// The whole stream, with its END.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.0.extend_from_slice(&[0; 8]);
@@ -112,6 +117,21 @@ impl<'a> Reader<'a> {
             }
         }
     }
+}
+
+/// The records of bytes that [`append`] made, up to the first that makes no sense.
+pub(crate) fn records(bytes: &[u8]) -> impl Iterator<Item = Result<Record<'_>, Malformed>> {
+    let mut rest = Fields::new(bytes);
+    std::iter::from_fn(move || {
+        if rest.rest().is_empty() {
+            return None;
+        }
+        let Some((kind, body)) = rest.record() else {
+            rest = Fields::new(&[]);
+            return Some(Err(Malformed::Short));
+        };
+        Some(Record::decode(kind, body).ok_or(Malformed::Record(kind)))
+    })
 }
 
 #[cfg(test)]

@@ -116,8 +116,8 @@ impl Store {
             self.domains.introduced().count(),
             self.watches.count(),
         );
-        for (owner, nodes) in self.accounts.all() {
-            let _ = writeln!(text, "owner {owner} nodes {nodes}");
+        for (owner, (nodes, bytes)) in self.accounts.all() {
+            let _ = writeln!(text, "owner {owner} nodes {nodes} bytes {bytes}");
         }
         text
     }

@@ -18,7 +18,7 @@ mod state;
 mod trace;
 mod update;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -40,6 +40,7 @@ use update::Update;
 pub use update::{ACCEPTED, state_file};
 
 use crate::out::{Action, Out};
+use crate::persist::Disk;
 use crate::store::{ConnId, Store};
 use crate::wire::{Header, MsgType};
 
@@ -73,6 +74,8 @@ pub struct Setup {
     pub socket: Socket,
     /// Where messages are traced.
     pub trace: Trace,
+    /// What was there before, and where what changes is kept.
+    pub disk: Option<Disk>,
     /// Whether nodes under /tool/xenstored show what every connection did.
     pub counters: bool,
 }
@@ -92,12 +95,17 @@ pub(crate) struct Server {
     socket: Socket,
     signals: SignalFd,
     paused: Option<Pause>,
+    /// What the store's time is counted from.
+    began: Instant,
+    /// Connections whose next request has to wait, and until when.
+    waiting: BTreeSet<(Duration, ConnId)>,
     descriptor_limit: usize,
     /// The store's own connection, for the nodes it keeps about itself.
     own: ConnId,
     /// Whether it keeps any.
     counters: bool,
     update: Option<Update>,
+    disk: Option<Disk>,
     published: BTreeMap<String, String>,
     /// Counts of connections that are gone.
     closed: Counters,
@@ -111,15 +119,23 @@ pub(crate) struct Server {
     log: LogLimit,
 }
 
-/// Serves a socket until SIGTERM or SIGINT, from the beginning or from a state; `ready` is called once, when clients can
-/// connect.
+/// What a daemon begins with.
+#[derive(Debug)]
+pub enum Begin {
+    /// The store of a state folder, or an empty one.
+    Store(Box<Store>),
+    /// All that the daemon before had.
+    State(Box<State>),
+}
+
+/// Serves a socket until SIGTERM or SIGINT; `ready` is called once, when clients can connect.
 ///
 /// # Errors
 /// If the event loop fails; nothing that a client or guest does.
-pub fn run(setup: Setup, state: Option<State>, ready: impl FnOnce()) -> io::Result<()> {
-    let mut server = match state {
-        Some(state) => Server::resume(setup, state)?,
-        None => Server::new(setup, Store::new())?,
+pub fn run(setup: Setup, begin: Begin, ready: impl FnOnce()) -> io::Result<()> {
+    let mut server = match begin {
+        Begin::State(state) => Server::resume(setup, *state)?,
+        Begin::Store(store) => Server::new(setup, *store)?,
     };
     ready();
     server.run()
@@ -127,7 +143,7 @@ pub fn run(setup: Setup, state: Option<State>, ready: impl FnOnce()) -> io::Resu
 
 impl Server {
     fn new(setup: Setup, mut store: Store) -> io::Result<Self> {
-        let Setup { socket, trace, counters } = setup;
+        let Setup { socket, trace, disk, counters } = setup;
         let poller = Poller::new()?;
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         mask.thread_block()?;
@@ -146,10 +162,13 @@ impl Server {
             socket,
             signals,
             paused: None,
+            began: Instant::now(),
+            waiting: BTreeSet::new(),
             descriptor_limit: descriptor_limit(),
             own,
             counters,
             update: None,
+            disk,
             published: BTreeMap::new(),
             closed: Counters::default(),
             trace,
@@ -170,6 +189,9 @@ impl Server {
             }
             self.turn();
             self.update_step();
+            if let Some(disk) = &mut self.disk {
+                disk.step();
+            }
             self.resume_listening();
         }
         Ok(())
@@ -184,7 +206,11 @@ impl Server {
             Some(Pause::Until(then)) => Some(then),
             _ => None,
         };
-        let first = [paused, self.update_deadline()].into_iter().flatten().min()?;
+        let waiting = self.waiting.first().map(|(until, _)| self.began + *until);
+        let first = [paused, waiting, self.update_deadline(), self.disk.as_ref().and_then(Disk::deadline)]
+            .into_iter()
+            .flatten()
+            .min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
@@ -254,7 +280,7 @@ impl Server {
         for action in std::mem::take(&mut self.out.actions) {
             match action {
                 Action::Drop(conn) => self.drop_link(conn),
-                Action::Wake(conn) => self.enqueue(conn),
+                Action::Wake(conn) => self.release_held(conn),
                 Action::Serve { conn, domid, features, again } => {
                     if let Some(ring) = ring.take() {
                         self.serve_ring(conn, domid, features, again, ring);

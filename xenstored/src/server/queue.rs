@@ -8,7 +8,7 @@ use super::{CHUNK, Server, TIDY};
 use crate::quota::Limit;
 use crate::store::ConnId;
 use crate::usage::Unread;
-use crate::wire::{self, HEADER_LEN};
+use crate::wire::{self, HEADER_LEN, Header};
 
 /// Messages of one connection handled before the next one has its turn.
 const SLICE: usize = 64;
@@ -30,6 +30,12 @@ impl Server {
 
     /// Gives every connection in the queue a slice, and the left-over work one.
     pub(super) fn turn(&mut self) {
+        let now = self.began.elapsed();
+        self.store.advance(now);
+        while let Some((until, conn)) = self.waiting.first().copied().filter(|(until, _)| *until <= now) {
+            self.waiting.remove(&(until, conn));
+            self.release_held(conn);
+        }
         for _ in 0..self.queue.len() {
             let Some(conn) = self.queue.pop_front() else { break };
             if let Some(link) = self.links.get_mut(&conn) {
@@ -38,8 +44,12 @@ impl Server {
             if let Err(broken) = self.serve(conn) {
                 self.broken(conn, &broken);
             }
-            self.flush_written();
+            // With a state folder all that a turn changed is written at once, before the replies go out.
+            if self.disk.is_none() {
+                self.flush_written();
+            }
         }
+        self.flush_written();
         self.untidy = self.store.tidy(TIDY);
     }
 
@@ -51,7 +61,7 @@ impl Server {
         }
         let ring = self.links.get(&conn).is_some_and(Link::is_ring);
         let mut busy = true;
-        for _ in 0..if ring { ROUNDS } else { 1 } {
+        for _ in 0..if ring && self.disk.is_none() { ROUNDS } else { 1 } {
             self.flush(conn)?;
             busy = !self.congested(conn) && self.take_in(conn)?;
             if !busy {
@@ -133,6 +143,30 @@ impl Server {
         Ok(at)
     }
 
+    /// Whether a request has to wait, and all that follow on its connection.
+    fn holds(&mut self, conn: ConnId, header: &Header) -> bool {
+        let until = self.store.must_wait(conn, header);
+        if until.is_none() && !self.waits_for_update(conn, header) {
+            return false;
+        }
+        self.waiting.extend(until.map(|until| (until, conn)));
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.held = true;
+        }
+        // A socket is not read from before that is over.
+        self.mark_written(conn);
+        true
+    }
+
+    /// Its request is tried again.
+    pub(super) fn release_held(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn).filter(|link| link.held) {
+            link.held = false;
+            self.mark_written(conn);
+            self.enqueue(conn);
+        }
+    }
+
     /// Puts a message into a connection's outbox.
     pub(super) fn post(&mut self, conn: ConnId, message: &[u8], event: bool) {
         let Some(link) = self.links.get_mut(&conn) else { return };
@@ -178,6 +212,9 @@ impl Server {
             return Err(Broken::Overflow);
         }
         let before = link.outbox.len();
+        if let Some(disk) = self.disk.as_mut().filter(|_| before > 0) {
+            disk.commit(&self.store);
+        }
         link.flush()?;
         let relieved = before > link.outbox.len() && !link.inbox.is_empty();
         let congested = self.congested(conn);

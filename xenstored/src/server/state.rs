@@ -79,6 +79,12 @@ impl State {
         Ok(Self { store: import.finish(), socket, lock, conns })
     }
 
+    /// The store alone.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Takes the listening socket over, with its lock.
     ///
     /// # Errors

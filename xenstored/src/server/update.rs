@@ -187,17 +187,11 @@ impl Server {
         Some(started.trial.as_ref().map_or(started.deadline, |trial| trial.deadline))
     }
 
-    /// Whether a request has to wait: a new transaction of somebody who has none open.
-    pub(super) fn holds(&mut self, conn: ConnId, header: &Header) -> bool {
-        let pending = self.update.as_ref().is_some_and(|update| update.started.is_some());
-        if pending && header.kind == MsgType::TRANSACTION_START && !self.store.in_transaction(conn) {
-            if let Some(link) = self.links.get_mut(&conn) {
-                link.held = true;
-            }
-            // A socket is not read from before that is over.
-            self.mark_written(conn);
-        }
-        self.links.get(&conn).is_some_and(|link| link.held)
+    /// Whether a request waits for an update: a new transaction of somebody who has none open.
+    pub(super) fn waits_for_update(&self, conn: ConnId, header: &Header) -> bool {
+        header.kind == MsgType::TRANSACTION_START
+            && self.update.as_ref().is_some_and(|update| update.started.is_some())
+            && !self.store.in_transaction(conn)
     }
 
     /// This process goes on, the requester is told why, and whoever waited goes on too.
@@ -211,13 +205,7 @@ impl Server {
             self.answer(update.conn, &started.header, why);
         }
         let held: Vec<_> = self.links.iter().filter(|(_, link)| link.held).map(|(conn, _)| *conn).collect();
-        for conn in held {
-            if let Some(link) = self.links.get_mut(&conn) {
-                link.held = false;
-            }
-            self.mark_written(conn);
-            self.enqueue(conn);
-        }
+        held.into_iter().for_each(|conn| self.release_held(conn));
         self.flush_written();
     }
 

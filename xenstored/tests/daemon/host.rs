@@ -12,21 +12,28 @@ use xenstored::client::Client;
 pub struct Daemon {
     folder: TempDir,
     child: Child,
+    args: Vec<String>,
 }
 
 impl Daemon {
     pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more arguments.
+    pub fn with(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let child = spawn(&folder);
-        Self { folder, child }
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let child = spawn(&folder, &args);
+        Self { folder, child, args }
     }
 
     pub fn restart(&mut self) {
-        self.child = spawn(&self.folder);
+        self.child = spawn(&self.folder, &self.args);
     }
 
     pub fn command(&self) -> Command {
-        command(&self.folder)
+        command(&self.folder, &self.args)
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -65,15 +72,15 @@ impl Drop for Daemon {
     }
 }
 
-fn command(folder: &TempDir) -> Command {
+fn command(folder: &TempDir, args: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", folder.path());
-    command.args(["-N", "--log", "error", "--ready-fd", "1", "-F"]).arg(folder.path().join("pid"));
+    command.args(["-N", "--log", "error", "--ready-fd", "1", "-F"]).arg(folder.path().join("pid")).args(args);
     command
 }
 
-fn spawn(folder: &TempDir) -> Child {
-    let mut child = command(folder).stdout(Stdio::piped()).spawn().unwrap();
+fn spawn(folder: &TempDir, args: &[String]) -> Child {
+    let mut child = command(folder, args).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");

@@ -3,6 +3,7 @@
 
 mod guest;
 mod host;
+mod persist;
 mod update;
 
 use std::time::Duration;

@@ -1,0 +1,395 @@
+//! The tree on disk, for daemons that are given a folder: it survives their crash.
+//!
+//! A folder has snapshots and logs, each with a number. `snapshot.N` is a migration stream; `log.N` has what changed
+//! since, in frames. Before a reply goes out, what its request changed is in the log; how soon the log is on the disk
+//! itself is the [`Fsync`] policy. So a daemon that is killed loses nothing that it acknowledged, whatever the policy; a
+//! host that crashes loses nothing with `always`, at most a second with `interval`. When a log has grown, the next
+//! snapshot is written beside the daemon's work, and what it makes superfluous is removed.
+//!
+//! What changed is not noted when it changes: the tree as it was last written is a snapshot that costs one reference,
+//! and comparing two trees visits only what differs.
+
+mod diff;
+mod frame;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path as FilePath, PathBuf};
+use std::str::FromStr;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::DomId;
+use crate::dump::{Import, dump_nodes, record};
+use crate::migration::{Reader, Record, Stream, append};
+use crate::perms::{Life, Perms};
+use crate::store::Store;
+use crate::tree::Tree;
+
+/// Bytes of a log from which on the next snapshot is written; more if the last snapshot is bigger.
+const LOG: u64 = 4 * 1024 * 1024;
+/// How long what is written stays in the system's memory with [`Fsync::Interval`].
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// When what is written is made to reach the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before the replies go out.
+    Always,
+    /// Within a second.
+    #[default]
+    Interval,
+    /// When the system likes.
+    Never,
+}
+
+impl FromStr for Fsync {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "interval" => Ok(Self::Interval),
+            "never" => Ok(Self::Never),
+            _ => Err("not always, interval or never".into()),
+        }
+    }
+}
+
+/// What of a store was written last.
+#[derive(Debug, Default)]
+struct Written {
+    tree: Tree,
+    special: BTreeMap<String, Perms>,
+    lives: BTreeMap<DomId, Life>,
+    settings: (u64, u64),
+}
+
+/// An open folder.
+#[derive(Debug)]
+pub struct Disk {
+    folder: PathBuf,
+    fsync: Fsync,
+    number: u64,
+    log: File,
+    log_len: u64,
+    snapshot_len: u64,
+    written: Written,
+    /// The log has what may not have reached the disk.
+    unsynced: Option<Instant>,
+    syncing: Option<JoinHandle<io::Result<()>>>,
+    snapshot: Option<JoinHandle<io::Result<u64>>>,
+    /// When the disk last refused, as long as it does.
+    failed: Option<Instant>,
+    _lock: nix::fcntl::Flock<File>,
+}
+
+impl Disk {
+    /// Opens a folder, or makes one, and answers the store that it has: an empty one for a new folder. A log that ends
+    /// in the middle of a frame, because the host crashed there, is taken up to that.
+    ///
+    /// # Errors
+    /// What the file system says; `AddrInUse` if another daemon has the folder; `InvalidData` for a snapshot that makes
+    /// no sense.
+    pub fn open(folder: &FilePath, fsync: Fsync) -> io::Result<(Self, Store)> {
+        let lock = lock(folder)?;
+        let (store, number) = load(folder)?;
+        let disk = Self::begin(folder, fsync, number + 1, &store, lock)?;
+        Ok((disk, store))
+    }
+
+    /// Opens a folder for a store that is there already, after a live update; what the folder has is replaced.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn replace(folder: &FilePath, fsync: Fsync, store: &Store) -> io::Result<Self> {
+        let lock = lock(folder)?;
+        let number = numbers(folder, "snapshot.")?.into_iter().chain(numbers(folder, "log.")?).max();
+        Self::begin(folder, fsync, number.unwrap_or(0) + 1, store, lock)
+    }
+
+    fn begin(
+        folder: &FilePath,
+        fsync: Fsync,
+        number: u64,
+        store: &Store,
+        lock: nix::fcntl::Flock<File>,
+    ) -> io::Result<Self> {
+        let snapshot_len = write_snapshot(folder, number, &Source::of(store).stream())?;
+        let log = create_log(folder, number)?;
+        remove_before(folder, number);
+        Ok(Self {
+            folder: folder.to_owned(),
+            fsync,
+            number,
+            log,
+            log_len: 0,
+            snapshot_len,
+            written: Written::of(store),
+            unsynced: None,
+            syncing: None,
+            snapshot: None,
+            failed: None,
+            _lock: lock,
+        })
+    }
+
+    /// Writes what changed. Called before replies go out. If the disk refuses, the store goes on without, says so, and
+    /// begins a new snapshot as soon as one can be written.
+    pub(crate) fn commit(&mut self, store: &Store) {
+        let done = match self.failed {
+            None => self.append(store),
+            Some(since) if since.elapsed() < INTERVAL => return,
+            Some(_) => self.begin_anew(store),
+        };
+        self.failed = done.err().map(|error| {
+            tracing::error!("state folder: {error}: what changes now may be lost");
+            Instant::now()
+        });
+    }
+
+    fn begin_anew(&mut self, store: &Store) -> io::Result<()> {
+        let number = self.number + 1;
+        self.snapshot_len = write_snapshot(&self.folder, number, &Source::of(store).stream())?;
+        self.log = create_log(&self.folder, number)?;
+        (self.number, self.log_len, self.written) = (number, 0, Written::of(store));
+        tracing::info!("state folder: written again");
+        Ok(())
+    }
+
+    fn append(&mut self, store: &Store) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        self.written.catch_up(store, &mut bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let frame = frame::seal(&bytes);
+        self.log.write_all(&frame)?;
+        self.log_len += frame.len() as u64;
+        match self.fsync {
+            Fsync::Always => self.log.sync_data()?,
+            Fsync::Interval => self.unsynced = self.unsynced.or_else(|| Some(Instant::now())),
+            Fsync::Never => {}
+        }
+        if self.log_len > LOG.max(self.snapshot_len) && self.snapshot.is_none() {
+            self.next_snapshot(store)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on in a new log, and has the snapshot it begins at written elsewhere.
+    fn next_snapshot(&mut self, store: &Store) -> io::Result<()> {
+        let number = self.number + 1;
+        self.log.sync_data()?;
+        self.log = create_log(&self.folder, number)?;
+        (self.number, self.log_len) = (number, 0);
+        let (folder, source) = (self.folder.clone(), Source::of(store));
+        self.snapshot = Some(std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+            let len = write_snapshot(&folder, number, &source.stream())?;
+            remove_before(&folder, number);
+            Ok(len)
+        })?);
+        Ok(())
+    }
+
+    /// When [`Disk::step`] has something to do; none if nothing.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.unsynced.map(|since| since + INTERVAL)
+    }
+
+    /// Has what is due reach the disk, in a thread of its own, and looks what became of what was begun.
+    pub(crate) fn step(&mut self) {
+        if let Some(done) = self.snapshot.take_if(|thread| thread.is_finished()) {
+            match done.join() {
+                Ok(Ok(len)) => self.snapshot_len = len,
+                Ok(Err(error)) => tracing::error!("state folder: snapshot: {error}"),
+                Err(_) => tracing::error!("state folder: snapshot: the thread failed"),
+            }
+        }
+        if let Some(done) = self.syncing.take_if(|thread| thread.is_finished())
+            && !matches!(done.join(), Ok(Ok(())))
+        {
+            tracing::error!("state folder: the log does not reach the disk");
+        }
+        if self.syncing.is_none() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+            self.unsynced = None;
+            let synced = self.log.try_clone().and_then(|log| {
+                std::thread::Builder::new().name("fsync".into()).spawn(move || log.sync_data())
+            });
+            match synced {
+                Ok(thread) => self.syncing = Some(thread),
+                Err(error) => tracing::error!("state folder: {error}"),
+            }
+        }
+    }
+}
+
+impl Written {
+    fn of(store: &Store) -> Self {
+        Self {
+            tree: store.tree.clone(),
+            special: special(store),
+            lives: lives(store),
+            settings: store.settings_version(),
+        }
+    }
+
+    /// Appends the records that lead from what was written to what is, and is up to date then.
+    fn catch_up(&mut self, store: &Store, bytes: &mut Vec<u8>) {
+        let settings = store.settings_version();
+        if settings != self.settings {
+            let lives = lives(store);
+            for (domid, life) in &self.lives {
+                if lives.get(domid) != Some(life) {
+                    append(bytes, &Record::DomainGone { domid: *domid });
+                }
+            }
+            store.dump_settings(|record| append(bytes, record));
+            (self.lives, self.settings) = (lives, settings);
+        }
+        if !std::sync::Arc::ptr_eq(self.tree.root(), store.tree.root()) {
+            diff::append(&self.tree, store, bytes);
+            self.tree = store.tree.clone();
+        }
+        let special = special(store);
+        if special != self.special {
+            for name in self.special.keys().filter(|name| !special.contains_key(*name)) {
+                append(bytes, &Record::Removed { path: name.as_bytes() });
+            }
+            for (name, perms) in &special {
+                append(bytes, &record(|domid| store.domains.life(domid), name, b"", perms));
+            }
+            self.special = special;
+        }
+    }
+}
+
+fn special(store: &Store) -> BTreeMap<String, Perms> {
+    store.special.clone()
+}
+
+fn lives(store: &Store) -> BTreeMap<DomId, Life> {
+    store.domains.all().filter_map(|domid| Some((domid, store.domains.life(domid)?))).collect()
+}
+
+/// What a snapshot is made of, wherever that is done: a reference to the tree, and all that is small.
+struct Source {
+    tree: Tree,
+    lives: BTreeMap<DomId, Life>,
+    small: Vec<u8>,
+}
+
+impl Source {
+    fn of(store: &Store) -> Self {
+        let mut small = Vec::new();
+        append(&mut small, &Record::Lives { generation: 0, boot: boot().as_bytes() });
+        store.dump_settings(|record| append(&mut small, record));
+        for (name, perms) in &store.special {
+            append(&mut small, &record(|domid| store.domains.life(domid), name, b"", perms));
+        }
+        Self { tree: store.tree.clone(), lives: lives(store), small }
+    }
+
+    fn stream(&self) -> Vec<u8> {
+        let mut stream = Stream::new();
+        stream.put_all(&self.small);
+        let life = |domid| if domid == 0 { Some(Life(0)) } else { self.lives.get(&domid).copied() };
+        dump_nodes(&self.tree, life, |record| stream.put(record));
+        stream.finish()
+    }
+}
+
+/// What is different after every boot of the host. Domains do not survive one.
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Reads the newest snapshot that is whole, and every log from there on.
+fn load(folder: &FilePath) -> io::Result<(Store, u64)> {
+    let mut import = Import::new();
+    let mut same_boot = true;
+    let snapshot = numbers(folder, "snapshot.")?.into_iter().max();
+    if let Some(number) = snapshot {
+        let invalid = |why: &dyn std::fmt::Display| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("snapshot.{number}: {why}"))
+        };
+        let bytes = fs::read(folder.join(format!("snapshot.{number}")))?;
+        let mut reader = Reader::new(&bytes).map_err(|error| invalid(&error))?;
+        while let Some(record) = reader.next().map_err(|error| invalid(&error))? {
+            if let Record::Lives { boot: then, .. } = record {
+                same_boot = then == boot().as_bytes();
+            }
+            import.take(&record).ok_or_else(|| invalid(&format_args!("impossible: {record:?}")))?;
+        }
+    }
+    let mut logs = numbers(folder, "log.")?;
+    logs.sort_unstable();
+    let newest = logs.iter().copied().chain(snapshot).max().unwrap_or(0);
+    for number in logs.into_iter().filter(|&number| snapshot.is_none_or(|snapshot| number >= snapshot)) {
+        let mut bytes = Vec::new();
+        File::open(folder.join(format!("log.{number}")))?.read_to_end(&mut bytes)?;
+        let rest = frame::open(&bytes, |record| import.take(record));
+        if rest > 0 {
+            tracing::warn!("log.{number}: {rest} bytes at the end are torn");
+            break;
+        }
+    }
+    let mut store = import.finish();
+    if !same_boot {
+        store.release_all();
+    }
+    Ok((store, newest))
+}
+
+/// The numbers of the files that are named so.
+fn numbers(folder: &FilePath, prefix: &str) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Nobody sees half a snapshot: it has its name when it is on the disk.
+fn write_snapshot(folder: &FilePath, number: u64, bytes: &[u8]) -> io::Result<u64> {
+    let half = folder.join("snapshot.new");
+    let mut file = options().truncate(true).open(&half)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&half, folder.join(format!("snapshot.{number}")))?;
+    File::open(folder)?.sync_all()?;
+    Ok(bytes.len() as u64)
+}
+
+fn create_log(folder: &FilePath, number: u64) -> io::Result<File> {
+    let log = options().truncate(true).open(folder.join(format!("log.{number}")))?;
+    File::open(folder)?.sync_all()?;
+    Ok(log)
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).mode(0o600);
+    options
+}
+
+/// Removes what a snapshot has made superfluous. What stays is in nobody's way.
+fn remove_before(folder: &FilePath, number: u64) {
+    for prefix in ["snapshot.", "log."] {
+        for old in numbers(folder, prefix).unwrap_or_default().into_iter().filter(|&old| old < number) {
+            let _ = fs::remove_file(folder.join(format!("{prefix}{old}")));
+        }
+    }
+}
+
+fn lock(folder: &FilePath) -> io::Result<nix::fcntl::Flock<File>> {
+    fs::create_dir_all(folder)?;
+    let file = options().truncate(false).open(folder.join("lock"))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| io::Error::new(io::ErrorKind::AddrInUse, "another daemon has this state folder"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use super::*;
+
+use proptest::prelude::*;
+use tempfile::{TempDir, tempdir};
+
+use crate::out::Out;
+use crate::store::ConnId;
+use crate::wire::{Header, MsgType};
+
+fn ask(store: &mut Store, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8]) {
+    let header = Header { kind, req_id: 0, tx_id, len: 0 };
+    store.handle(conn, header, payload, true, &mut Out::default());
+}
+
+/// All that a state folder keeps, comparable.
+fn content(store: &Store) -> Vec<u8> {
+    let mut stream = Stream::new();
+    store.dump(&mut stream);
+    stream.finish()
+}
+
+fn open(folder: &TempDir) -> (Disk, Store) {
+    Disk::open(folder.path(), Fsync::Never).unwrap()
+}
+
+#[test]
+fn what_was_committed_is_there_again() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    let write = |store: &mut Store, line: &str| ask(store, host, MsgType::WRITE, 0, line.as_bytes());
+    write(&mut store, "/b/c\x001");
+    write(&mut store, "/local/domain/5/x\x001");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5\0n5\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    write(&mut store, "/a\x00a");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r7\0r5\0");
+    ask(&mut store, host, MsgType::SET_QUOTA, 0, b"5\0nodes\x0017\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"@releaseDomain\0n0\0r5\0");
+    disk.commit(&store);
+    // The second life of 7, to which /a says nothing; a node that comes again as another.
+    ask(&mut store, host, MsgType::RELEASE, 0, b"7\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
+    ask(&mut store, host, MsgType::RM, 0, b"/b\0");
+    write(&mut store, "/b\0new");
+    disk.commit(&store);
+    disk.commit(&store);
+    let want = content(&store);
+    drop(disk);
+    assert!(Disk::open(folder.path(), Fsync::Never).is_ok(), "twice");
+    let (_disk, mut again) = open(&folder);
+    assert_eq!(content(&again), want);
+    assert_eq!(again.check(), Ok(()));
+    assert!(Disk::open(folder.path(), Fsync::Never).is_err(), "one daemon per folder");
+    // Nobody is introduced, and whoever comes finds what is theirs.
+    assert!(!again.domains.is_introduced(5) && again.domains.life(5).is_some());
+    let host = again.connect();
+    ask(&mut again, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    assert!(again.domains.is_introduced(5));
+    assert_eq!(content(&again), want);
+}
+
+#[test]
+fn domains_do_not_survive_a_boot_of_the_host() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::WRITE, 0, b"/local/domain/5/x\x001");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5\0n5\0");
+    ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
+    disk.commit(&store);
+    drop(disk);
+    let snapshot = folder.path().join("snapshot.1");
+    let bytes = fs::read(&snapshot).unwrap();
+    let boot = boot();
+    let at = bytes.windows(boot.len()).position(|part| part == boot.as_bytes()).unwrap();
+    let other = [&bytes[..at], &vec![b'0'; boot.len()], &bytes[at + boot.len()..]].concat();
+    fs::write(&snapshot, other).unwrap();
+    let (_disk, store) = open(&folder);
+    let there = |path: &[u8]| store.tree.get(&crate::path::Path::parse(path, 0, None).unwrap()).is_some();
+    assert!(there(b"/a") && there(b"/local/domain") && !there(b"/local/domain/5"));
+}
+
+/// Wherever the log ends, what its whole frames say is there, and nothing else.
+#[test]
+fn a_torn_log_is_taken_up_to_the_tear() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    let mut states = vec![(0, content(&store))];
+    for n in 0..5 {
+        ask(&mut store, host, MsgType::WRITE, 0, format!("/n{n}/x\0{n}").as_bytes());
+        disk.commit(&store);
+        states.push((disk.log_len, content(&store)));
+    }
+    let log = fs::read(folder.path().join("log.1")).unwrap();
+    let snapshot = fs::read(folder.path().join("snapshot.1")).unwrap();
+    for end in (0..=log.len()).step_by(7).chain([log.len()]) {
+        let copy = tempdir().unwrap();
+        fs::write(copy.path().join("snapshot.1"), &snapshot).unwrap();
+        let mut torn = log[..end].to_vec();
+        // What the disk had there before.
+        torn.extend_from_slice(&[0xa5; 40]);
+        fs::write(copy.path().join("log.1"), torn).unwrap();
+        let (_disk, again) = open(&copy);
+        let (_, want) = states.iter().rev().find(|(len, _)| *len <= end as u64).unwrap();
+        assert!(content(&again) == *want, "{end} bytes");
+    }
+}
+
+#[test]
+fn logs_are_replaced_by_snapshots() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    let value = "v".repeat(4000);
+    while disk.number == 1 {
+        ask(&mut store, host, MsgType::WRITE, 0, format!("/a\0{value}").as_bytes());
+        disk.commit(&store);
+    }
+    ask(&mut store, host, MsgType::WRITE, 0, b"/b\0after");
+    disk.commit(&store);
+    while disk.snapshot.is_some() {
+        disk.step();
+        std::thread::yield_now();
+    }
+    let mut names: Vec<_> = numbers(folder.path(), "log.").unwrap();
+    names.extend(numbers(folder.path(), "snapshot.").unwrap());
+    assert_eq!(names, [2, 2]);
+    let want = content(&store);
+    drop(disk);
+    assert_eq!(content(&open(&folder).1), want);
+    // A snapshot that was being written when the daemon died.
+    fs::write(folder.path().join("snapshot.new"), b"xenst").unwrap();
+    assert_eq!(content(&open(&folder).1), want);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Random requests, commits between some of them, and the folder read again at the end.
+    #[test]
+    fn the_folder_has_what_the_store_has(
+        ops in prop::collection::vec((0..7u8, 0..4u8, 0..4u8, any::<bool>()), 1..80)
+    ) {
+        let folder = tempdir().unwrap();
+        let (mut disk, mut store) = open(&folder);
+        let host = store.connect();
+        let mut tx = 0;
+        for (op, a, b, commit) in ops {
+            let path = format!("/{a}/{b}");
+            let domid = 5 + b % 2;
+            let (kind, id, payload) = match op {
+                0 => (MsgType::WRITE, tx, format!("{path}\0{a}{b}")),
+                1 => (MsgType::RM, tx, format!("/{a}\0")),
+                2 => (MsgType::RM, 0, format!("{path}\0")),
+                3 => (MsgType::SET_PERMS, 0, format!("{path}\0n{domid}\0r5\0")),
+                4 => (MsgType::INTRODUCE, 0, format!("{domid}\x001\x002\0")),
+                5 => (MsgType::RELEASE, 0, format!("{domid}\0")),
+                _ if tx == 0 => {
+                    tx = 1;
+                    (MsgType::TRANSACTION_START, 0, "\0".into())
+                }
+                _ => (MsgType::TRANSACTION_END, tx, "T\0".into()),
+            };
+            if kind == MsgType::TRANSACTION_START {
+                let mut out = Out::default();
+                let header = Header { kind, req_id: 0, tx_id: 0, len: 0 };
+                store.handle(host, header, b"\0", false, &mut out);
+                let reply = out.messages().next().map(|(_, message, _)| message[16..].to_vec()).unwrap();
+                tx = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
+            } else {
+                ask(&mut store, host, kind, id, payload.as_bytes());
+            }
+            if kind == MsgType::TRANSACTION_END {
+                tx = 0;
+            }
+            if commit {
+                disk.commit(&store);
+            }
+        }
+        disk.commit(&store);
+        let want = content(&store);
+        drop(disk);
+        let (_disk, mut again) = open(&folder);
+        prop_assert_eq!(again.check(), Ok(()));
+        prop_assert!(content(&again) == want);
+    }
+}

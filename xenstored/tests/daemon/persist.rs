@@ -1,0 +1,77 @@
+//! A state folder, and a daemon that is killed.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use xenstored::client::Client;
+
+use crate::LONG;
+use crate::guest::Guest;
+use crate::host::Daemon;
+
+#[test]
+fn what_was_acknowledged_is_there_after_kill_9_under_load() {
+    for fsync in ["always", "interval", "never"] {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_str().unwrap();
+        let mut daemon = Daemon::with(&["--state-dir", state, "--fsync", fsync]);
+        let mut host = daemon.client();
+        host.mkdir("/local/domain/5").unwrap();
+        host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+        let mut guest = Guest::new();
+        host.introduce(5, 1, 2, guest.fds()).unwrap();
+        assert_eq!(guest.request(11, b"device/x\0kept").0, 11);
+        for _ in 0..3 {
+            let acknowledged: Vec<AtomicU32> = (0..4).map(|_| AtomicU32::new(0)).collect();
+            thread::scope(|scope| {
+                for (n, count) in acknowledged.iter().enumerate() {
+                    let mut client = daemon.client();
+                    // Until the daemon is gone.
+                    scope.spawn(move || while count_up(&mut client, n, count) {});
+                }
+                while acknowledged.iter().any(|count| count.load(Ordering::Relaxed) < 20) {
+                    thread::yield_now();
+                }
+                daemon.kill();
+            });
+            daemon.restart();
+            let mut host = daemon.client();
+            for (n, count) in acknowledged.iter().enumerate() {
+                let there: u32 = host.read_string(&format!("/load/{n}")).unwrap().parse().unwrap();
+                let acknowledged = count.load(Ordering::Relaxed);
+                assert!(there >= acknowledged, "{fsync}: {there} of {acknowledged}");
+            }
+            assert_eq!(host.control(&["check"]).unwrap(), "OK");
+        }
+        // The domain attaches again and has what it had.
+        let mut host = daemon.client();
+        assert!(!host.is_introduced(5).unwrap());
+        host.introduce(5, 1, 2, guest.fds()).unwrap();
+        guest.reconnect();
+        assert_eq!(guest.request(2, b"device/x\0"), (2, b"kept".to_vec()));
+        assert_eq!(guest.request(11, b"device/x\0again").0, 11);
+        // A live update goes on in the same folder.
+        let binary = env!("CARGO_BIN_EXE_xenstored");
+        assert_eq!(host.control(&["live-update", "-f", binary]).unwrap(), "OK");
+        assert_eq!(host.control(&["live-update", "-s"]).unwrap(), "OK");
+        host.write("/last", "1").unwrap();
+        daemon.kill();
+        daemon.restart();
+        let mut host = daemon.client();
+        assert_eq!(host.read("/local/domain/5/device/x").unwrap(), b"again");
+        assert_eq!(host.read("/last").unwrap(), b"1");
+        assert!(daemon.terminate().success());
+        daemon.restart();
+        assert_eq!(daemon.client().read("/last").unwrap(), b"1");
+    }
+}
+
+fn count_up(client: &mut Client, n: usize, count: &AtomicU32) -> bool {
+    client.set_timeout(LONG);
+    let next = count.load(Ordering::Relaxed) + 1;
+    let written = client.write(&format!("/load/{n}"), next.to_string()).is_ok();
+    if written {
+        count.store(next, Ordering::Relaxed);
+    }
+    written
+}
