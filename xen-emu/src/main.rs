@@ -188,12 +188,14 @@ fn connect(
 fn devices(launch: &Launch, built: &Built) -> anyhow::Result<Bus> {
     let guest = &built.guest;
     let facts = kinds::Facts { domid: launch.domid, vcpus: launch.config.max_vcpus };
+    let whose = launch.clone();
     let wiring = bus::Wiring {
         domid: launch.domid,
         memory: guest.memory.clone(),
         grants: Arc::new(guest::lock(&guest.domain).pins(guest.memory.clone())),
         channels: Arc::new(GuestChannels(guest.clone())),
-        open: Box::new(move |config| kinds::open(config, facts)),
+        open: Arc::new(move |config| kinds::open(config, facts)),
+        connect: Arc::new(move || xenbus_setup::connect(&whose)),
     };
     let bus = Bus::start(xenbus_setup::connect(launch).context("xenstored")?, wiring).context("devices")?;
     launch.config.devices.iter().try_for_each(|device| bus.attach(device)).map_err(anyhow::Error::msg)?;

@@ -35,8 +35,7 @@ pub fn resolve(target: &str) -> PathBuf {
 pub fn check(disk: &DiskConfig) -> Result<Option<String>, String> {
     let what = format!("Disk vdev={}", disk.vdev);
     if let Some(script) = &disk.script {
-        let instead = "make it a block device of this host and give that one as target";
-        return Err(format!("{what}: script {script}: scripts for disks are not run: {instead}"));
+        return check_script(script).map(|()| None).map_err(|error| format!("{what}: {error}"));
     }
     let Some(path) = &disk.target else { return Ok(None) };
     let shown = path.display();

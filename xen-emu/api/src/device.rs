@@ -25,6 +25,15 @@ impl Device {
         }
     }
 
+    /// Its hotplug script.
+    pub fn script(&self) -> Option<&str> {
+        match self {
+            Device::Disk(disk) => disk.script.as_deref(),
+            Device::Vif(vif) => vif.script.as_deref(),
+            Device::Channel(_) => None,
+        }
+    }
+
     /// Its number among those of its kind.
     pub fn devid(&self) -> u32 {
         match self {

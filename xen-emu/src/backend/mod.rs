@@ -10,3 +10,4 @@ pub mod evtchn;
 pub mod kinds;
 #[allow(dead_code, reason = "counters and accessors that nothing shows yet")]
 pub mod net;
+pub mod script;

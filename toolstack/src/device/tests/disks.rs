@@ -197,9 +197,9 @@ fn the_host_is_asked_for_images() {
     let script = disk_of(&["drbd:res0,xvdk,w".into(), "script=/nowhere/block".into()]);
     assert_eq!(script.unwrap_err().message, "disk: `script` is given twice");
     let drbd = disk_of(&["drbd:res0,xvdk,w".into()]).unwrap().device;
-    assert!(
-        check_host(&drbd).unwrap_err().starts_with("Disk vdev=xvdk: script block-drbd: scripts for disks")
-    );
+    let missing =
+        "Disk vdev=xvdk: script /etc/xen/scripts/block-drbd: No such file or directory (os error 2)";
+    assert_eq!(check_host(&drbd), Err(missing.into()));
     let device = vif_of(&["script=/nowhere/vif".into()], &[]).unwrap().device;
     let missing = "script /nowhere/vif: No such file or directory (os error 2)";
     assert_eq!(check_host(&device), Err(missing.into()));

@@ -1,12 +1,13 @@
 //! What becomes of a device by what happens to it.
 
 use super::Command;
-use super::entry::{Entry, Nothing};
+use super::coming::Opened;
+use super::entry::Entry;
 use super::nodes::{self, Place};
 use super::requests::PATIENCE;
 use super::serve::Server;
 use super::watch::Watched;
-use crate::backend::device::{self, Connection, DeviceError, Nodes};
+use crate::backend::device::{Connection, DeviceError, Nodes};
 use crate::guest::lock;
 use crate::log::limited;
 use std::sync::Arc;
@@ -155,23 +156,8 @@ impl Server {
         }
     }
 
-    /// The device is gone for good.
-    fn remove(&mut self, place: &Place) {
-        let Some(mut entry) = self.entries.remove(place) else { return };
-        entry.device.disconnect();
-        let Entry { config, device, .. } = &mut entry;
-        lock(&self.configs).retain(|one| one != config);
-        // The image is free, and the host's end gone, when others see the nodes go.
-        *device = Box::new(Nothing);
-        let listens = entry.listens;
-        self.forget(place, listens);
-        tracing::info!("{place}: detached");
-        entry.answer(&Reply::Ok);
-        entry.next.take().into_iter().for_each(|(config, answer)| self.attach(config, answer));
-    }
-
     /// Removes the nodes and watches of a device.
-    fn forget(&mut self, place: &Place, listens: &'static [&'static str]) {
+    pub(super) fn forget(&mut self, place: &Place, listens: &'static [&'static str]) {
         self.tell(place, |store| {
             for watched in Watched::all(listens) {
                 // A watch that was never made is none to end.
@@ -189,24 +175,28 @@ impl Server {
         &mut self,
         place: Place,
         config: Device,
-        device: Box<dyn device::Device>,
+        opened: Opened,
     ) -> Result<(), DeviceError> {
-        let (made, listens) = (nodes::made(&place, &config, &*device), device.listens());
+        let (made, listens) = (nodes::made(&place, &config, &*opened.device), opened.device.listens());
+        // What a script has written stays.
+        let scripted = config.script().is_some();
         let taken = self.talk(|store| {
             store.transaction(|store| {
-                nodes::remove(store, &place)?;
+                if !scripted {
+                    nodes::remove(store, &place)?;
+                }
                 store.run(&made)
             })?;
             Watched::all(listens)
                 .try_for_each(|watched| store.watch(&watched.path(&place), &watched.token(&place)))
         });
         if let Err(e) = taken {
-            drop(device);
+            drop(opened);
             self.forget(&place, listens);
             return Err(e);
         }
         lock(&self.configs).push(config.clone());
-        self.entries.insert(place.clone(), Entry::new(config, device));
+        self.entries.insert(place.clone(), Entry::new(config, opened));
         self.on(&place, Event::Start);
         Ok(())
     }

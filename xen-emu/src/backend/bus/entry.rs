@@ -1,7 +1,9 @@
 //! One device as the bus has it.
 
 use super::Answer;
+use super::coming::Opened;
 use crate::backend::device::{self, Connection, DeviceError, Disc, Frontend, Nodes};
+use crate::backend::script::Hotplug;
 use std::time::Instant;
 use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::Backend;
@@ -12,6 +14,8 @@ use xen_emu_api::device::Device;
 pub(super) struct Entry {
     pub config: Device,
     pub device: Box<dyn device::Device>,
+    /// What made that it stands on; goes after it.
+    pub script: Option<Hotplug>,
     pub backend: Backend,
     pub listens: &'static [&'static str],
     /// The frontend's state, as seen last.
@@ -36,11 +40,12 @@ pub(super) struct Entry {
 
 impl Entry {
     /// One that is not offered yet.
-    pub fn new(config: Device, device: Box<dyn device::Device>) -> Entry {
+    pub fn new(config: Device, Opened { device, script }: Opened) -> Entry {
         Entry {
             config,
             listens: device.listens(),
             device,
+            script,
             backend: Backend::default(),
             state: XenbusState::INITIALISING,
             front: None,

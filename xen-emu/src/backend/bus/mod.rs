@@ -1,16 +1,18 @@
 //! The bus: the xenbus life cycle of all PV devices of a domain, on one thread with a store connection of its own.
 //!
-//! Whatever blocks is done here and not on the main thread: opening images, waiting for a guest to let go, talking to
-//! the store. Devices have their own threads for their rings; the bus only connects and disconnects them.
+//! Waiting for a guest to let go and talking to the store are done here and not on the main thread, opening and closing
+//! images on threads of their own. Devices have their own threads for their rings; the bus only connects and disconnects them.
 
 mod act;
+mod coming;
 mod entry;
 mod nodes;
 mod requests;
 mod serve;
 mod watch;
 
-use super::device::{self, Channels, DeviceError, GuestRam};
+use super::device::{self, Channels, DeviceError, Disc, GuestRam};
+use coming::Opened;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 pub use nodes::Place;
 use std::io;
@@ -24,6 +26,8 @@ use xenstored::client::Client;
 
 /// Makes the backend of a configured device of this domain; on an error nothing is left.
 pub type Open = dyn Fn(&Device) -> Result<Box<dyn device::Device>, DeviceError> + Send + Sync;
+/// Makes a further connection to the store.
+pub type Connect = dyn Fn() -> Result<Client, xenstored::client::Error> + Send + Sync;
 
 /// What the machine gives the bus.
 pub struct Wiring {
@@ -36,7 +40,9 @@ pub struct Wiring {
     /// Its event channels.
     pub channels: Arc<dyn Channels>,
     /// The kinds of devices.
-    pub open: Box<Open>,
+    pub open: Arc<Open>,
+    /// The store.
+    pub connect: Arc<Connect>,
 }
 
 /// Told the answer to a request, from the bus's thread.
@@ -46,6 +52,12 @@ enum Command {
     Ask(Request, Answer),
     /// A device that was connected for the so-manieth time cannot go on.
     Failed(Place, u64, DeviceError),
+    /// A device has been opened, or cannot be.
+    Opened(Place, Result<Opened, DeviceError>),
+    /// The host's end of a device is gone.
+    Closed(Place),
+    /// A disc has been opened, or cannot be.
+    Tried(Place, Option<Disc>, Answer, Result<(), DeviceError>),
     Close,
 }
 

@@ -166,7 +166,6 @@ fn layout(config: &Device, path: Option<String>) -> Layout {
 pub fn made(place: &Place, config: &Device, device: &dyn device::Device) -> Batch {
     let Layout { front, told, back } = layout(config, device.path());
     let (f, b, copy) = (place.front(), place.back(), place.copy());
-    let domid = place.domid.to_string();
     let mut made = Batch::default();
     let mut write = |path: &str, value: &str, rights: Rights| {
         made.write(path, value);
@@ -187,14 +186,36 @@ pub fn made(place: &Place, config: &Device, device: &dyn device::Device) -> Batc
     for (name, value) in told.chain(more) {
         write(&format!("{f}/{name}"), value, Rights::GuestReads);
     }
-    let all = [("frontend", f.as_str()), ("frontend-id", &domid), ("online", "1"), ("state", "1")];
-    let back = back.iter().map(|(name, value)| (*name, value.as_str()));
     write(&format!("{copy}/backend"), &b, Rights::Inherited);
-    for (name, value) in all.into_iter().chain(back) {
-        write(&format!("{b}/{name}"), value, Rights::Inherited);
-        write(&format!("{copy}/{name}"), value, Rights::Inherited);
+    for (name, value) in behind(place, back) {
+        write(&format!("{b}/{name}"), &value, Rights::Inherited);
+        write(&format!("{copy}/{name}"), &value, Rights::Inherited);
     }
     write(&format!("{b}/hotplug-status"), "connected", Rights::Inherited);
+    made
+}
+
+/// What all backends have, and what this one has besides.
+fn behind(place: &Place, back: Table) -> impl Iterator<Item = (&'static str, String)> {
+    let all = [
+        ("frontend", place.front()),
+        ("frontend-id", place.domid.to_string()),
+        ("online", "1".into()),
+        ("state", "1".into()),
+    ];
+    all.into_iter().chain(back)
+}
+
+/// What a hotplug script finds: the backend's directory alone.
+pub fn prepared(place: &Place, config: &Device) -> Batch {
+    let (dir, mut made) = (place.back(), Batch::default());
+    made.write(&dir, "");
+    if let Some(perms) = Rights::GuestReads.perms(place.domid) {
+        made.set_perms(&dir, &perms);
+    }
+    for (name, value) in behind(place, layout(config, None).back) {
+        made.write(&format!("{dir}/{name}"), value);
+    }
     made
 }
 

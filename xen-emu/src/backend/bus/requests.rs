@@ -5,7 +5,6 @@ use super::entry::Entry;
 use super::nodes::Place;
 use super::serve::Server;
 use crate::backend::device::{DeviceError, Disc};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen_domain::xenbus::Event;
 use xen_emu_api::control::{DeviceStatus, Reply, Request};
@@ -35,7 +34,10 @@ impl Server {
                 Ok(Reply::Devices { devices: self.present().map(|(_, entry)| status(entry)).collect() })
             }
             Request::Resize { devid, bytes } => self.resize(devid, bytes),
-            Request::Media { devid, target, format } => self.insert(devid, target, format),
+            Request::Media { devid, target, format } => {
+                let disc = target.map(|target| Disc { target, format });
+                return self.change(devid, disc, answer);
+            }
             Request::Describe { path } => Ok(Reply::Text { text: self.describe(&path) }),
             _ => Err(DeviceError("this is no request about devices".into())),
         };
@@ -52,35 +54,12 @@ impl Server {
         entries.map(|(place, entry)| described(place, entry)).collect()
     }
 
-    /// Attaches a device now, or when the guest has noticed that the one in its place was taken away by force.
-    pub(super) fn attach(&mut self, config: Device, answer: Answer) {
-        let (place, name) = (Place::of(self.wiring.domid, &config), label(&config));
-        let attached = match self.entries.get_mut(&place) {
-            Some(entry) if entry.abandoned.is_some() && entry.next.is_none() => {
-                entry.next = Some((config, answer));
-                return;
-            }
-            Some(entry) if entry.backend.online => Err(DeviceError(format!("{name} exists already"))),
-            Some(_) => Err(DeviceError(format!("{name} is still being detached"))),
-            None => (self.wiring.open)(&config)
-                .and_then(|device| self.take_up(place, config, device))
-                .map_err(|e| named(e, &name)),
-        };
-        answer(match attached {
-            Ok(()) => {
-                tracing::info!("{name}: attached");
-                Reply::Ok
-            }
-            Err(e) => Reply::Error { message: e.0 },
-        });
-    }
-
     /// Those that nobody has taken away by force.
     fn present(&self) -> impl Iterator<Item = (&Place, &Entry)> {
         self.entries.iter().filter(|(_, entry)| entry.abandoned.is_none())
     }
 
-    fn find(&self, kind: &str, devid: u32) -> Result<Place, DeviceError> {
+    pub(super) fn find(&self, kind: &str, devid: u32) -> Result<Place, DeviceError> {
         let meant = |place: &&Place| place.kind == kind && place.devid == devid;
         let found = self.present().map(|(place, _)| place).find(meant);
         found.cloned().ok_or_else(|| DeviceError(format!("the domain has no {kind} {devid}")))
@@ -118,32 +97,29 @@ impl Server {
         Ok(Reply::Ok)
     }
 
-    fn insert(
-        &mut self,
-        devid: u32,
-        target: Option<PathBuf>,
-        format: DiskFormat,
-    ) -> Result<Reply, DeviceError> {
-        let place = self.find("vbd", devid)?;
-        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
-        entry.disc = target.clone().map(|target| Disc { target, format });
-        self.on(&place, Event::Reconfigure);
-        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
+    pub(super) fn insert(&mut self, place: &Place, disc: Option<Disc>) -> Result<(), DeviceError> {
+        let Some(entry) = self.entries.get_mut(place) else {
+            return Err(DeviceError("the drive is gone".into()));
+        };
+        entry.disc.clone_from(&disc);
+        self.on(place, Event::Reconfigure);
+        let Some(entry) = self.entries.get_mut(place) else { return Ok(()) };
         if let Some(e) = entry.error.take() {
-            return Err(named(e, &label(&entry.config)));
+            return Err(e);
         }
         let mut config = entry.config.clone();
         if let Device::Disk(disk) = &mut config {
-            (disk.target, disk.format) = (target, format);
+            disk.format = disc.as_ref().map_or(DiskFormat::Raw, |disc| disc.format);
+            disk.target = disc.map(|disc| disc.target);
         }
-        self.update(&place, super::nodes::params(&config));
-        self.record(&place, config);
-        Ok(Reply::Ok)
+        self.update(place, super::nodes::params(&config));
+        self.record(place, config);
+        Ok(())
     }
 }
 
 /// An error says which device it is about.
-fn named(e: DeviceError, label: &str) -> DeviceError {
+pub(super) fn named(e: DeviceError, label: &str) -> DeviceError {
     // Some say it themselves, more or less.
     let said = e.0.split_once(": ").filter(|(who, _)| label.contains(who));
     DeviceError(format!("{label}: {}", said.map_or(e.0.as_str(), |(_, rest)| rest)))

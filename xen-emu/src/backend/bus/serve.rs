@@ -1,7 +1,9 @@
 //! The bus's thread: commands, the store's connection, and sleeping between.
 
+use super::coming::Coming;
 use super::entry::Entry;
 use super::nodes::Place;
+use super::requests::PATIENCE;
 use super::{Command, Line, Wiring};
 use crate::backend::device::DeviceError;
 use crate::log::limited;
@@ -23,6 +25,9 @@ pub(super) struct Server {
     pub line: Line,
     commands: Receiver<Command>,
     pub entries: BTreeMap<Place, Entry>,
+    /// Devices that are being opened, and those whose host's end is going.
+    pub coming: BTreeMap<Place, Coming>,
+    pub going: BTreeMap<Place, Entry>,
     pub configs: Arc<Mutex<Vec<Device>>>,
     closing: bool,
 }
@@ -34,8 +39,9 @@ impl Server {
         (line, commands): (Line, Receiver<Command>),
         configs: Arc<Mutex<Vec<Device>>>,
     ) -> Server {
-        let entries = BTreeMap::new();
-        Server { store: Some(store), wiring, line, commands, entries, configs, closing: false }
+        let (entries, coming, going) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let store = Some(store);
+        Server { store, wiring, line, commands, entries, coming, going, configs, closing: false }
     }
 
     /// Until told to close; all devices are closed then.
@@ -57,12 +63,26 @@ impl Server {
                 self.wait();
             }
         }
+        let gone = Reply::Error { message: "the domain is being destroyed".into() };
         for (place, mut entry) in std::mem::take(&mut self.entries) {
             entry.device.disconnect();
             tracing::debug!("{place}: closed with the domain");
-            let gone = Reply::Error { message: "the domain is being destroyed".into() };
             entry.answer(&gone);
             entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
+        }
+        std::mem::take(&mut self.coming).into_values().for_each(|coming| coming.refuse(&gone));
+        self.await_going();
+    }
+
+    /// Images that others close are free, and scripts done, when the domain is gone: if the host does not take too long.
+    fn await_going(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.going.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.commands.recv_timeout(left) {
+                Ok(command) => self.command(command),
+                Err(_) => return,
+            }
         }
     }
 
@@ -78,6 +98,10 @@ impl Server {
                     self.on(&place, Event::Failed);
                 }
             }
+            Command::Opened(place, opened) => self.opened(&place, opened),
+            Command::Closed(place) => self.closed(&place),
+            Command::Tried(_, _, answer, _) if self.closing => answer(gone()),
+            Command::Tried(place, disc, answer, tried) => self.changed(&place, disc, answer, tried),
             Command::Close => self.closing = true,
         }
     }

@@ -1,0 +1,66 @@
+# modules.sh IMAGE: the frontends' modules are unloaded and loaded again, a device is told to close as libxl does it, and one is taken away by force
+# from processes that use it: they get errors and nothing hangs.
+. /lab/tests/lib-devices.sh
+take_disk "$1"
+folder=${disk%/*}
+truncate -s 32M "$folder/a.img" "$folder/b.img"
+lan
+guest g 6.12-cloud shell "disk = [\"$folder/a.img,raw,xvda,rw\"]" 'vif = ["bridge=xenbr0,mac=00:16:3e:00:77:01"]'
+power_on g
+expect 60 'powers it off'
+sleep 1
+say 'exec sh'
+say 'stty -echo; PS1='
+must 60 true
+id=$(xlr domid g)
+back=/local/domain/0/backend
+state() { [ "$(xenstore read "$back/$1/state")" = "$2" ]; }
+is() { until_true 20 state "$1" "$2" || fail "the backend of $1 is in state $(xenstore read "$back/$1/state"), not $2"; }
+card_works() {
+    must 30 "until [ -d /sys/class/net/eth0 ]; do sleep 0.2; done; ip addr add $lan.50/24 dev eth0; ip link set eth0 up"
+    must 60 "ping -c 3 $lan.1"
+    want said ' 0% packet loss'
+}
+ports() { xlr describe g evtchn | head -n 1; xlr describe g gnttab | grep -c gref; }
+
+must 30 'until [ -b /dev/xvda ]; do sleep 0.2; done; dd if=/dev/urandom of=/dev/xvda bs=64k count=64 conv=fsync 2>/dev/null; sha256sum </dev/xvda'
+sha256sum <"$folder/a.img" >seen
+cmp said seen || fail 'the image has not what the guest has written'
+card_works
+for round in 1 2 3; do
+    # A bound driver holds its module.
+    must 60 'echo vbd-51712 >/sys/bus/xen/drivers/vbd/unbind; echo vif-0 >/sys/bus/xen/drivers/vif/unbind; rmmod xen_blkfront; rmmod xen_netfront; ls -d /sys/block/xvda /sys/class/net/eth0 2>/dev/null; true'
+    [ ! -s said ] || { cat said; fail 'devices are left without their modules'; }
+    ports >idle
+    [ "$round" = 1 ] && cp idle idle-first
+    cmp -s idle idle-first || { cat idle-first idle; fail 'each round leaves ports or pins'; }
+    must 60 'insmod /modules/xen-blkfront.ko; insmod /modules/xen-netfront.ko; until [ -b /dev/xvda ]; do sleep 0.2; done; sha256sum </dev/xvda'
+    cmp said seen || fail 'after the module came again the disk has other contents'
+    is "vbd/$id/51712" 4
+    card_works
+done
+
+# As libxl does it: online=0 and Closing.
+xlr block-attach g "$folder/b.img,raw,xvdb,rw" || fail "block-attach ended with status $?"
+must 30 'until [ -b /dev/xvdb ]; do sleep 0.2; done'
+xenstore write "$back/vbd/$id/51728/online" 0 "$back/vbd/$id/51728/state" 5
+must 30 'while [ -b /dev/xvdb ]; do sleep 0.2; done'
+gone_node() { ! xenstore read "$back/vbd/$id/51728/online" >/dev/null 2>&1; }
+until_true 20 gone_node || fail 'nodes are left after online=0'
+ls -l /proc/"$(pidof xen-emu)"/fd | grep b.img && fail 'the image is still open after online=0'
+
+# By force, from a reader, a writer and a file system.
+for round in 1 2 3; do
+    xlr block-attach g "$folder/b.img,raw,xvdb,rw" || fail "block-attach ended with status $?"
+    must 30 'until [ -b /dev/xvdb ]; do sleep 0.2; done'
+    must 30 'while dd if=/dev/xvdb of=/dev/null bs=64k 2>/dev/null; do :; done & echo $! >/tmp/pids; while dd if=/dev/zero of=/dev/xvdb bs=64k oflag=direct 2>/tmp/why || grep -q space /tmp/why; do :; done & echo $! >>/tmp/pids; sleep 1'
+    xlr block-detach --force g xvdb || fail "block-detach --force ended with status $?"
+    xlr block-list g | grep -q 51728 && fail 'the disk is still listed'
+    ls -l /proc/"$(pidof xen-emu)"/fd | grep b.img && fail 'the image is still open'
+    must 60 'wait $(cat /tmp/pids); while [ -b /dev/xvdb ]; do sleep 0.2; done; ps -o stat,comm | grep "^D"; true'
+    [ ! -s said ] || { cat said; fail 'processes hang in the guest'; }
+    until_true 20 gone_node || fail 'nodes are left after a detach by force'
+done
+in_guest 30 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU|blocked for more"' && { cat said; fail 'the guest complains'; }
+xlr destroy g || fail "destroy ended with status $?"
+nothing_left "$id"

@@ -1,0 +1,177 @@
+//! Devices that come and go: opening an image, closing it, or running a script takes as long as the host likes, so a
+//! thread of its own does that and the bus goes on with the others.
+
+use super::entry::{Entry, Nothing};
+use super::nodes::{self, Place};
+use super::requests::{label, named};
+use super::serve::Server;
+use super::{Answer, Command, Connect, Open};
+use crate::backend::device::{self, DeviceError, Disc};
+use crate::backend::script::{self, Hotplug};
+use crate::guest::lock;
+use std::thread;
+use xen_emu_api::control::Reply;
+use xen_emu_api::device::{Device, DiskConfig};
+
+/// A device that was opened, and the script that made what it stands on, which goes last.
+pub(super) struct Opened {
+    pub device: Box<dyn device::Device>,
+    pub script: Option<Hotplug>,
+}
+
+/// One that is being opened, and who waits for it.
+pub(super) struct Coming {
+    config: Device,
+    answer: Answer,
+}
+
+impl Coming {
+    /// It does not come any more.
+    pub fn refuse(self, why: &Reply) {
+        (self.answer)(why.clone());
+    }
+}
+
+/// Carries something out beside the bus.
+fn beside(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), DeviceError> {
+    let started = thread::Builder::new().name(name.into()).spawn(body);
+    started.map(drop).map_err(|e| DeviceError(format!("no thread: {e}")))
+}
+
+impl Server {
+    /// Attaches a device, now or when the one in its place that was taken away by force is gone. The answer comes when its backend waits for the guest, or has failed.
+    pub(super) fn attach(&mut self, config: Device, answer: Answer) {
+        let (place, name) = (Place::of(self.wiring.domid, &config), label(&config));
+        let leaves = self.entries.get_mut(&place).filter(|entry| entry.abandoned.is_some());
+        if let Some(entry) = leaves.or(self.going.get_mut(&place)).filter(|entry| entry.next.is_none()) {
+            entry.next = Some((config, answer));
+            return;
+        }
+        let what = match self.entries.get(&place).or(self.going.get(&place)) {
+            Some(entry) if entry.backend.online => "exists already",
+            Some(_) => "is still being detached",
+            None if self.coming.contains_key(&place) => "is being attached already",
+            None => {
+                self.coming.insert(place.clone(), Coming { config: config.clone(), answer });
+                if let Err(e) = self.open(&place, config) {
+                    self.opened(&place, Err(e));
+                }
+                return;
+            }
+        };
+        answer(Reply::Error { message: format!("{name} {what}") });
+    }
+
+    fn open(&mut self, place: &Place, config: Device) -> Result<(), DeviceError> {
+        if config.script().is_some() {
+            self.prepare(place, &config)?;
+        }
+        let (open, connect) = (self.wiring.open.clone(), self.wiring.connect.clone());
+        let (line, place) = (self.line.clone(), place.clone());
+        beside("opening", move || {
+            let opened = opened(&*open, &*connect, &place, &config);
+            line.send(Command::Opened(place, opened));
+        })
+    }
+
+    /// Scripts read and write the backend's nodes; the guest sees nothing of them before the device is there.
+    fn prepare(&mut self, place: &Place, config: &Device) -> Result<(), DeviceError> {
+        let made = nodes::prepared(place, config);
+        self.talk(|store| {
+            store.transaction(|store| {
+                nodes::remove(store, place)?;
+                store.run(&made)
+            })
+        })
+    }
+
+    /// A device has been opened, or not.
+    pub(super) fn opened(&mut self, place: &Place, opened: Result<Opened, DeviceError>) {
+        let Some(Coming { config, answer }) = self.coming.remove(place) else { return };
+        let (name, scripted) = (label(&config), config.script().is_some());
+        let taken = opened.and_then(|opened| self.take_up(place.clone(), config, opened));
+        answer(match taken {
+            Ok(()) => {
+                tracing::info!("{name}: attached");
+                Reply::Ok
+            }
+            Err(e) => {
+                if scripted {
+                    self.tell(place, |store| store.transaction(|store| nodes::remove(store, place)));
+                }
+                Reply::Error { message: named(e, &name).0 }
+            }
+        });
+    }
+
+    /// The device is gone for good; its nodes go when the host's end is gone.
+    pub(super) fn remove(&mut self, place: &Place) {
+        let Some(mut entry) = self.entries.remove(place) else { return };
+        entry.device.disconnect();
+        lock(&self.configs).retain(|one| *one != entry.config);
+        let device = std::mem::replace(&mut entry.device, Box::new(Nothing));
+        let opened = Opened { device, script: entry.script.take() };
+        self.going.insert(place.clone(), entry);
+        let (line, whose) = (self.line.clone(), place.clone());
+        let closing = move || {
+            drop(opened);
+            line.send(Command::Closed(whose));
+        };
+        if beside("closing", closing).is_err() {
+            self.closed(place);
+        }
+    }
+
+    /// The image is free and the host's end gone when others see the nodes go.
+    pub(super) fn closed(&mut self, place: &Place) {
+        let Some(mut entry) = self.going.remove(place) else { return };
+        self.forget(place, entry.listens);
+        tracing::info!("{place}: detached");
+        entry.answer(&Reply::Ok);
+        entry.next.take().into_iter().for_each(|(config, answer)| self.attach(config, answer));
+    }
+
+    /// Another disc: it is opened once beside the bus, so that what takes its time is over when the drive opens it.
+    pub(super) fn change(&mut self, devid: u32, disc: Option<Disc>, answer: Answer) {
+        let place = match self.find("vbd", devid) {
+            Ok(place) => place,
+            Err(e) => return answer(Reply::Error { message: e.0 }),
+        };
+        let Some(Entry { config: Device::Disk(drive), .. }) = self.entries.get(&place) else { return };
+        let Some(Disc { target, format }) = disc.clone().filter(|_| drive.cdrom) else {
+            return self.changed(&place, disc, answer, Ok(()));
+        };
+        let tried = DiskConfig { target: Some(target), format, script: None, ..drive.clone() };
+        let (open, line) = (self.wiring.open.clone(), self.line.clone());
+        let trying = move || {
+            let tried = open(&Device::Disk(tried)).map(drop);
+            line.send(Command::Tried(place, disc, answer, tried));
+        };
+        if let Err(e) = beside("opening", trying) {
+            tracing::warn!("a disc: {e}");
+        }
+    }
+
+    /// The disc can be opened, or not.
+    pub(super) fn changed(
+        &mut self,
+        place: &Place,
+        disc: Option<Disc>,
+        answer: Answer,
+        tried: Result<(), DeviceError>,
+    ) {
+        let inserted = tried.and_then(|()| self.insert(place, disc));
+        let name = self.entries.get(place).map(|entry| label(&entry.config)).unwrap_or_default();
+        answer(match inserted {
+            Ok(()) => Reply::Ok,
+            Err(e) => Reply::Error { message: named(e, &name).0 },
+        });
+    }
+}
+
+fn opened(open: &Open, connect: &Connect, place: &Place, config: &Device) -> Result<Opened, DeviceError> {
+    let Some(disk) = script::of(config) else { return Ok(Opened { device: open(config)?, script: None }) };
+    let mut store = connect().map_err(|e| DeviceError(format!("store: {e}")))?;
+    let (script, made) = Hotplug::add(place, disk, &mut store)?;
+    Ok(Opened { device: open(&made)?, script: Some(script) })
+}
