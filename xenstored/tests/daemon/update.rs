@@ -258,7 +258,8 @@ fn nothing_is_lost_in_live_updates_under_load() {
         }
         stop.store(true, Ordering::Relaxed);
         for (n, count) in counts.into_iter().enumerate() {
-            assert_eq!(host.read_string(&format!("/count/{n}")).unwrap(), count.join().unwrap().to_string());
+            let count = count.join().unwrap().to_string();
+            assert_eq!(host.read_string(&format!("/count/{n}")).unwrap(), count);
         }
         let (count, _guest) = guest.join().unwrap();
         assert_eq!(host.read_string("/local/domain/5/n").unwrap(), count.to_string());
