@@ -90,7 +90,10 @@ impl Store {
         }
     }
 
-    /// Sets the value of an existing node.
+    /// Sets the value of a node that the caller may write.
+    ///
+    /// # Errors
+    /// As [`Store::fetch`], and what exceeds a limit.
     pub(crate) fn write_node(
         &mut self,
         call: &mut Call<'_>,
@@ -98,10 +101,10 @@ impl Store {
         value: &[u8],
         out: &mut Out,
     ) -> Result<(), Errno> {
-        let Some(node) = self.find(call, path) else { return Err(Errno::ENOENT) };
-        let (id, perms, old) = (node.id, node.perms.clone(), node.value.len());
+        let node = self.fetch(call, path, Access::write)?;
+        let (id, perms) = (node.id, node.perms.clone());
         self.check_size(call, &perms, node.listing_len, value.len())?;
-        self.check_memory(call, value.len().saturating_sub(old))?;
+        self.check_memory(call, value.len().saturating_sub(node.value.len()))?;
         match &mut call.tx {
             Some(tx) => tx.set(path, id, value, &perms, self.tree.next_generation()),
             None => self.replace_value(path, value),
@@ -163,7 +166,7 @@ impl Store {
     pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &Path, out: &mut Out) {
         let Some(call) = call else {
             if let Some(node) = self.take(path) {
-                let perms = [Some(node.perms.clone()), None, self.perms_above(None, path)];
+                let perms = [Some(node.perms.clone()), None];
                 self.fire(&Change { path: path.clone(), removed: Some(node), perms }, out);
             }
             return;
@@ -257,7 +260,7 @@ impl Store {
         let owner = perms.owner();
         let (nearest, depth) = self.tree.nearest(path);
         let above = nearest.perms.owner();
-        if let Some(id) = self.tree.create(path, perms, value) {
+        if let Some(id) = self.tree.create(path, depth, perms, value) {
             let names = path.components().skip(depth);
             let (nodes, bytes) = names
                 .fold((0, value.len()), |(n, sum), name| (n + 1, sum + node_bytes(perms, name.len(), 0)));
@@ -272,32 +275,21 @@ impl Store {
     }
 
     fn replace_value(&mut self, path: &Path, value: &[u8]) {
-        let Some(node) = self.tree.get(path) else { return };
-        let (owner, before) = (node.perms.owner(), node.value().len());
-        if owner != 0 {
-            self.accounts.resize(owner, before, value.len());
+        if let Some((owner, grown)) = self.tree.write(path, value) {
+            self.accounts.resize(owner, grown);
         }
-        self.tree.write(path, value);
     }
 
     pub(crate) fn replace_perms(&mut self, path: &Path, perms: Perms) {
-        let Some(node) = self.tree.get(path) else { return };
-        let old = (node.perms.owner(), node.bytes());
+        let Some(old) = self.tree.set_perms(path, perms) else { return };
         let above = parent(path).filter(|_| !path.is_root()).and_then(|above| self.tree.get(above));
         let above = above.map_or(0, |node| node.perms.owner());
-        self.tree.set_perms(path, perms);
-        match self.tree.get(path) {
-            Some(node) if node.perms.owner() == old.0 => self.accounts.resize(old.0, old.1, node.bytes()),
-            Some(node) => self.accounts.owner_changed(node, path, old, above),
-            None => {}
-        }
-    }
-
-    fn perms_above(&self, call: Option<&Call<'_>>, path: &Path) -> Option<Perms> {
-        let above = parent(path).filter(|_| !path.is_root())?;
-        match call {
-            Some(call) => self.find(call, above).map(|node| node.perms.clone()),
-            None => self.tree.get(above).map(|node| node.perms.clone()),
+        let Some(node) = self.tree.get(path) else { return };
+        let before = node_bytes(&old, node.name().len(), node.value().len());
+        if node.perms.owner() == old.owner() {
+            self.accounts.resize(old.owner(), node.bytes().wrapping_sub(before).cast_signed());
+        } else {
+            self.accounts.owner_changed(node, path, (old.owner(), before), above);
         }
     }
 
@@ -307,10 +299,9 @@ impl Store {
         call: &mut Call<'_>,
         path: &Path,
         removed: Option<Arc<Node>>,
-        [before, after]: [Option<Perms>; 2],
+        perms: [Option<Perms>; 2],
         out: &mut Out,
     ) {
-        let perms = [before, after, self.perms_above(Some(call), path)];
         let change = Change { path: path.clone(), removed, perms };
         match &mut call.tx {
             Some(tx) => tx.event(change),

@@ -176,10 +176,12 @@ impl Accounts {
         }
     }
 
-    /// A node of `owner` grew or shrank.
-    pub fn resize(&mut self, owner: DomId, before: usize, after: usize) {
-        if let Some(account) = self.0.get_mut(&owner) {
-            account.bytes = (account.bytes + after).saturating_sub(before);
+    /// A node of `owner` grew by so many bytes, or shrank.
+    pub fn resize(&mut self, owner: DomId, grown: isize) {
+        if owner != 0
+            && let Some(account) = self.0.get_mut(&owner)
+        {
+            account.bytes = account.bytes.saturating_add_signed(grown);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::domain::Domains;
 use crate::ops;
 use crate::out::{Action, Out};
 use crate::pace::{Cause, Pace};
-use crate::path::Path;
+use crate::path::{Path, parent};
 use crate::perms::{Caller, Perms};
 use crate::quota::{Accounts, Limit, Quota};
 use crate::transaction::Transaction;
@@ -95,7 +95,7 @@ impl Store {
     #[must_use]
     pub fn new() -> Self {
         let mut tree = Tree::default();
-        tree.create(&Path::root().join("tool").join("xenstored"), &Perms::private(), b"");
+        tree.create(&Path::root().join("tool").join("xenstored"), 0, &Perms::private(), b"");
         let special = [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN];
         let special = special.map(|name| (name.to_owned(), Perms::private()));
         Self {
@@ -296,8 +296,13 @@ impl Store {
 
     /// Tells the watches of a change.
     pub(crate) fn fire(&self, change: &Change, out: &mut Out) {
+        if self.watches.count() == 0 {
+            return;
+        }
+        let above = parent(&change.path).filter(|_| !change.path.is_root());
+        let above = above.and_then(|above| self.tree.get(above)).map(|node| &node.perms);
         let caller = |conn| self.conns.get(&conn).map(|state| state.caller);
-        self.watches.fire(change, caller, |watch, path| out.event(watch.conn, path, &watch.token));
+        self.watches.fire(change, above, caller, |watch, path| out.event(watch.conn, path, &watch.token));
     }
 
     /// Tells the watches of a special event.

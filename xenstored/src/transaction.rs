@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::path::{Path, ancestors};
+use crate::path::{Path, ancestors, parent};
 use crate::perms::Perms;
 use crate::tree::{Node, Tree};
 use crate::watch::Change;
@@ -272,9 +272,9 @@ impl Transaction {
         match self.events.get_mut(index) {
             None => self.events.push(change),
             Some(first) => {
-                let [_, after, above] = change.perms;
-                let [before, ..] = first.perms.clone();
-                first.perms = [before, after, above];
+                let [_, after] = change.perms;
+                let [before, _] = first.perms.clone();
+                first.perms = [before, after];
             }
         }
     }
@@ -309,14 +309,28 @@ impl Transaction {
                 removes.push((path.clone(), seen.event));
             }
             if let Now::Own(own) = seen.now {
-                puts.push((own.id, path, own.value, own.perms));
+                let new = seen.base.is_none() || seen.covered;
+                puts.push((own, path, new));
             }
         }
         // From the top down, so that a removal takes all with it; and in the order of creation.
         removes.sort_unstable();
-        puts.sort_unstable_by_key(|(id, ..)| *id);
+        puts.sort_unstable_by_key(|(own, ..)| own.id);
+        // Missing parents come with their children.
+        let mut children = puts.iter().skip(1);
+        let comes: Vec<bool> = puts
+            .iter()
+            .map(|(own, path, new)| {
+                let by = |(child, below, _): &(Own, Path, bool)| {
+                    own.id + 1 == child.id && parent(below) == Some(&**path)
+                };
+                let plain = |child: &Own| own.value.is_empty() && own.perms == child.perms;
+                *new && children.next().is_some_and(|next| by(next) && plain(&next.0))
+            })
+            .collect();
         let removes = removes.into_iter().map(|(path, event)| Step::Remove(path, event));
-        let puts = puts.into_iter().map(|(_, path, value, perms)| Step::Put(path, value, perms));
+        let puts = puts.into_iter().zip(comes).filter(|(_, comes)| !comes);
+        let puts = puts.map(|((own, path, _), _)| Step::Put(path, own.value, own.perms));
         (removes.chain(puts).collect(), self.events)
     }
 

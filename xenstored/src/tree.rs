@@ -5,9 +5,11 @@
 //! directory copies one chunk and the references to the others. Every change has a number, the generation, from one
 //! counter. Nothing here recurses: paths may be 1500 levels deep.
 
+use std::cmp::Ordering;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock, OnceLock};
 
+use crate::DomId;
 use crate::path::{Path, parent};
 use crate::perms::Perms;
 use crate::quota::node_bytes;
@@ -65,15 +67,13 @@ impl Node {
     /// A child by name.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Arc<Self>> {
-        let dir = self.dir.as_ref()?;
-        let (chunk, slot) = dir.find(hash(name), name);
-        dir.chunks.get(chunk)?.slots.get(slot.ok()?).map(|slot| &slot.node)
+        self.dir.as_ref()?.slots.get(hash(name), name)
     }
 
     /// All children, in no order.
     pub fn children(&self) -> impl Iterator<Item = &Arc<Self>> {
-        let chunks = self.dir.iter().flat_map(|dir| dir.chunks.iter());
-        chunks.flat_map(|chunk| chunk.slots.iter().map(|slot| &slot.node))
+        let lists = self.dir.iter().flat_map(|dir| dir.slots.lists());
+        lists.flat_map(|slots| slots.iter().map(|slot| &slot.node))
     }
 
     /// All children, oldest first.
@@ -124,23 +124,32 @@ impl Node {
     }
 
     fn child_mut(&mut self, name: &str) -> Option<&mut Self> {
-        let dir = self.dir.as_mut()?;
-        let (chunk, slot) = dir.find(hash(name), name);
-        let slots = Arc::make_mut(&mut dir.chunks.get_mut(chunk)?.slots);
-        slots.get_mut(slot.ok()?).map(|slot| Arc::make_mut(&mut slot.node))
+        self.dir.as_mut()?.slots.get_mut(hash(name), name)
     }
 
     fn insert(&mut self, node: Self) {
-        let listed = node.id;
+        let (listed, len) = (node.id, usize::from(node.name_len) + 1);
         let dir = self.dir.get_or_insert_default();
-        dir.listed = listed;
-        dir.insert(node);
+        if dir.slots.insert(Slot { hash: hash(node.name()), node: Arc::new(node) }) {
+            dir.listed = listed;
+            dir.listing_len += len;
+            dir.listing = OnceLock::new();
+        }
     }
 
-    /// Takes the children of a node apart that nobody else has, for whoever has to visit them all.
+    fn remove(&mut self, name: &str, generation: u64) -> Option<Arc<Self>> {
+        let dir = self.dir.as_mut()?;
+        let node = dir.slots.remove(hash(name), name)?;
+        dir.listed = generation;
+        dir.listing_len -= usize::from(node.name_len) + 1;
+        dir.listing = OnceLock::new();
+        Some(node)
+    }
+
+    /// Takes the children of a removed node apart, for whoever has to visit them all.
     pub(crate) fn take_children(&mut self) -> impl Iterator<Item = Arc<Self>> + use<> {
-        let chunks = self.dir.take().map(|mut dir| std::mem::take(&mut dir.chunks)).unwrap_or_default();
-        chunks.into_iter().flat_map(|chunk| Arc::unwrap_or_clone(chunk.slots)).map(|slot| slot.node)
+        let slots = self.dir.take().map(|dir| dir.slots.into_slots()).unwrap_or_default();
+        slots.into_iter().flatten().map(|slot| slot.node)
     }
 }
 
@@ -149,7 +158,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let mut rest: Vec<Box<Dir>> = self.dir.take().into_iter().collect();
         while let Some(dir) = rest.pop() {
-            for slot in dir.chunks.into_iter().filter_map(|chunk| Arc::into_inner(chunk.slots)).flatten() {
+            for slot in dir.slots.into_slots().into_iter().flatten() {
                 rest.extend(Arc::into_inner(slot.node).and_then(|mut node| node.dir.take()));
             }
         }
@@ -160,11 +169,18 @@ impl Drop for Node {
 struct Dir {
     listed: u64,
     listing_len: usize,
-    chunks: Vec<Chunk>,
+    slots: Slots,
     listing: OnceLock<Arc<[u8]>>,
 }
 
-/// Some children that follow each other by hash.
+/// Children in the order of their hashes and names: few in one list, many in chunks.
+#[derive(Clone, Debug)]
+enum Slots {
+    Few(Vec<Slot>),
+    Many(Vec<Chunk>),
+}
+
+/// Some children that follow each other; never empty.
 #[derive(Clone, Debug)]
 struct Chunk {
     /// Hash of the first of them.
@@ -178,65 +194,118 @@ struct Slot {
     node: Arc<Node>,
 }
 
-impl Clone for Dir {
-    fn clone(&self) -> Self {
-        let (listing, chunks) = (self.listing.clone(), self.chunks.clone());
-        Self { listed: self.listed, listing_len: self.listing_len, chunks, listing }
+impl Slot {
+    fn cmp(&self, hash: u32, name: &str) -> Ordering {
+        self.hash.cmp(&hash).then_with(|| self.node.name_bytes().cmp(name.as_bytes()))
     }
 }
 
-impl Dir {
-    /// The chunk that has or would have the name, and the slot in it or where it would go.
-    fn find(&self, hash: u32, name: &str) -> (usize, Result<usize, usize>) {
-        let above = self.chunks.partition_point(|chunk| match chunk.first.cmp(&hash) {
-            std::cmp::Ordering::Equal => {
-                chunk.slots.first().is_some_and(|slot| slot.node.name_bytes() <= name.as_bytes())
-            }
+impl Default for Slots {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Slots {
+    fn lists(&self) -> impl Iterator<Item = &[Slot]> {
+        let (few, many): (&[Slot], &[Chunk]) = match self {
+            Self::Few(slots) => (slots, &[]),
+            Self::Many(chunks) => (&[], chunks),
+        };
+        [few].into_iter().chain(many.iter().map(|chunk| chunk.slots.as_slice()))
+    }
+
+    fn into_slots(self) -> Vec<Vec<Slot>> {
+        match self {
+            Self::Few(slots) => vec![slots],
+            Self::Many(chunks) => chunks.into_iter().map(|chunk| Arc::unwrap_or_clone(chunk.slots)).collect(),
+        }
+    }
+
+    /// Which of many chunks has or would have the name.
+    fn chunk(chunks: &[Chunk], hash: u32, name: &str) -> usize {
+        let above = chunks.partition_point(|chunk| match chunk.first.cmp(&hash) {
+            Ordering::Equal => chunk.slots.first().is_some_and(|slot| slot.cmp(hash, name).is_le()),
             order => order.is_lt(),
         });
-        let index = above.saturating_sub(1);
-        let slot = self.chunks.get(index).map_or(Err(0), |chunk| {
-            let by_name = |node: &Node| node.name_bytes().cmp(name.as_bytes());
-            chunk.slots.binary_search_by(|slot| slot.hash.cmp(&hash).then_with(|| by_name(&slot.node)))
-        });
-        (index, slot)
+        above.saturating_sub(1)
     }
 
-    fn insert(&mut self, node: Node) {
-        let hash = hash(node.name());
-        let (index, slot) = self.find(hash, node.name());
-        let Err(slot) = slot else { return };
-        self.listing_len += usize::from(node.name_len) + 1;
-        self.listing = OnceLock::new();
-        let new = Slot { hash, node: Arc::new(node) };
-        let Some(chunk) = self.chunks.get_mut(index) else {
-            self.chunks.reserve_exact(1);
-            self.chunks.push(Chunk { first: hash, slots: Arc::new(vec![new]) });
-            return;
+    fn get(&self, hash: u32, name: &str) -> Option<&Arc<Node>> {
+        let slots = match self {
+            Self::Few(slots) => slots,
+            Self::Many(chunks) => &*chunks.get(Self::chunk(chunks, hash, name))?.slots,
         };
-        let slots = Arc::make_mut(&mut chunk.slots);
-        slots.insert(slot, new);
-        chunk.first = chunk.first.min(hash);
-        if slots.len() > CHUNK {
-            let upper = slots.split_off(CHUNK / 2);
-            let first = upper.first().map_or(hash, |slot| slot.hash);
-            self.chunks.insert(index + 1, Chunk { first, slots: Arc::new(upper) });
+        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
+        slots.get(slot).map(|slot| &slot.node)
+    }
+
+    /// The list that has or would have the name, as one that nobody else has, and its number if there are many.
+    fn list_mut(&mut self, hash: u32, name: &str) -> Option<(&mut Vec<Slot>, usize)> {
+        match self {
+            Self::Few(slots) => Some((slots, 0)),
+            Self::Many(chunks) => {
+                let index = Self::chunk(chunks, hash, name);
+                Some((Arc::make_mut(&mut chunks.get_mut(index)?.slots), index))
+            }
         }
     }
 
-    fn remove(&mut self, name: &str) -> Option<Arc<Node>> {
-        let (index, slot) = self.find(hash(name), name);
-        let chunk = self.chunks.get_mut(index)?;
-        let slot = slot.ok()?;
-        let slots = Arc::make_mut(&mut chunk.slots);
-        let node = slots.remove(slot).node;
-        match slots.first() {
-            Some(first) => chunk.first = first.hash,
-            None => drop(self.chunks.remove(index)),
+    fn get_mut(&mut self, hash: u32, name: &str) -> Option<&mut Node> {
+        let (slots, _) = self.list_mut(hash, name)?;
+        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
+        slots.get_mut(slot).map(|slot| Arc::make_mut(&mut slot.node))
+    }
+
+    /// `false` if the name is there already.
+    fn insert(&mut self, new: Slot) -> bool {
+        let Some((slots, index)) = self.list_mut(new.hash, new.node.name()) else { return false };
+        let Err(slot) = slots.binary_search_by(|slot| slot.cmp(new.hash, new.node.name())) else {
+            return false;
+        };
+        slots.insert(slot, new);
+        let upper = (slots.len() > CHUNK).then(|| slots.split_off(CHUNK / 2));
+        if let (Self::Few(slots), Some(_)) = (&mut *self, &upper) {
+            *self = Self::Many(vec![Chunk::new(std::mem::take(slots))]);
         }
-        self.listing_len -= usize::from(node.name_len) + 1;
-        self.listing = OnceLock::new();
+        if let Self::Many(chunks) = self {
+            chunks.get_mut(index).into_iter().for_each(Chunk::renew);
+            upper.into_iter().for_each(|upper| chunks.insert(index + 1, Chunk::new(upper)));
+        }
+        true
+    }
+
+    fn remove(&mut self, hash: u32, name: &str) -> Option<Arc<Node>> {
+        let (slots, index) = self.list_mut(hash, name)?;
+        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
+        let node = slots.remove(slot).node;
+        let empty = slots.is_empty();
+        match self {
+            Self::Many(chunks) if empty && chunks.len() == 1 => *self = Self::default(),
+            Self::Many(chunks) if empty => drop(chunks.remove(index)),
+            Self::Many(chunks) => chunks.get_mut(index).into_iter().for_each(Chunk::renew),
+            Self::Few(_) => {}
+        }
         Some(node)
+    }
+}
+
+impl Chunk {
+    fn new(slots: Vec<Slot>) -> Self {
+        let mut chunk = Self { first: 0, slots: Arc::new(slots) };
+        chunk.renew();
+        chunk
+    }
+
+    fn renew(&mut self) {
+        self.first = self.slots.first().map_or(0, |slot| slot.hash);
+    }
+}
+
+impl Clone for Dir {
+    fn clone(&self) -> Self {
+        let (listing, slots) = (self.listing.clone(), self.slots.clone());
+        Self { listed: self.listed, listing_len: self.listing_len, slots, listing }
     }
 }
 
@@ -290,20 +359,23 @@ impl Tree {
         self.generation
     }
 
-    /// Replaces the value of an existing node; `false` if there is none.
-    pub fn write(&mut self, path: &Path, value: &[u8]) -> bool {
-        self.change(path, |node| node.set_value(value))
+    /// Replaces the value of an existing node. Answers its owner, and by how many bytes it grew.
+    pub fn write(&mut self, path: &Path, value: &[u8]) -> Option<(DomId, isize)> {
+        self.change(path, |node| {
+            let grown = value.len().wrapping_sub(node.value().len()).cast_signed();
+            node.set_value(value);
+            (node.perms.owner(), grown)
+        })
     }
 
-    /// Replaces the permissions of an existing node; `false` if there is none.
-    pub fn set_perms(&mut self, path: &Path, perms: Perms) -> bool {
-        self.change(path, |node| node.perms = perms)
+    /// Replaces the permissions of an existing node. Answers the old ones.
+    pub fn set_perms(&mut self, path: &Path, perms: Perms) -> Option<Perms> {
+        self.change(path, |node| std::mem::replace(&mut node.perms, perms))
     }
 
-    /// Adds a node and its missing parents, which have no value. Answers the id of the topmost new node; `None` if the
-    /// node exists.
-    pub fn create(&mut self, path: &Path, perms: &Perms, value: &[u8]) -> Option<u64> {
-        let (_, depth) = self.nearest(path);
+    /// Adds a node and its missing parents, which have no value, below the first `depth` names of its path, which exist.
+    /// Answers the id of the topmost new node; `None` if nothing is missing.
+    pub fn create(&mut self, path: &Path, depth: usize, perms: &Perms, value: &[u8]) -> Option<u64> {
         let missing: Vec<&str> = path.components().skip(depth).collect();
         let top = self.generation + 1;
         let (last, parents) = missing.split_last()?;
@@ -329,24 +401,18 @@ impl Tree {
             return None;
         }
         let generation = self.next_generation();
-        let dir = self.node_mut(above)?.dir.as_mut()?;
-        dir.listed = generation;
-        dir.remove(path.name())
+        self.node_mut(above)?.remove(path.name(), generation)
     }
 
-    fn change(&mut self, path: &Path, edit: impl FnOnce(&mut Node)) -> bool {
-        if self.get(path).is_none() {
-            return false;
-        }
+    /// Changes an existing node; answers what `edit` says.
+    fn change<T>(&mut self, path: &Path, edit: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let generation = self.next_generation();
-        self.node_mut(path).is_some_and(|node| {
-            edit(node);
-            node.changed = generation;
-            true
-        })
+        let node = self.node_mut(path)?;
+        node.changed = generation;
+        Some(edit(node))
     }
 
-    /// Copies what snapshots share on the way down. Callers look first whether the node exists.
+    /// Copies what snapshots share on the way down.
     fn node_mut(&mut self, path: &str) -> Option<&mut Node> {
         names(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
     }
@@ -370,24 +436,24 @@ mod tests {
     #[test]
     fn snapshots_stay_and_unshared_nodes_are_changed_in_place() {
         let mut tree = Tree::default();
-        tree.create(&path("/a"), &Perms::private(), b"1").unwrap();
+        tree.create(&path("/a"), 0, &Perms::private(), b"1").unwrap();
         let before = Arc::as_ptr(tree.get(&path("/a")).unwrap());
-        assert!(tree.write(&path("/a"), b"2"));
+        assert_eq!(tree.write(&path("/a"), b"2"), Some((0, 0)));
         assert_eq!(Arc::as_ptr(tree.get(&path("/a")).unwrap()), before);
         let snapshot = tree.clone();
-        assert!(tree.write(&path("/a"), b"3"));
+        assert_eq!(tree.write(&path("/a"), b"333"), Some((0, 2)));
         assert_eq!(snapshot.get(&path("/a")).unwrap().value(), b"2");
-        assert_eq!(tree.get(&path("/a")).unwrap().value(), b"3");
+        assert_eq!(tree.get(&path("/a")).unwrap().value(), b"333");
     }
 
     #[test]
     fn s6_listing_is_oldest_first() {
         let mut tree = Tree::default();
         for name in ["/b", "/a", "/c10", "/c2"] {
-            tree.create(&path(name), &Perms::private(), b"").unwrap();
+            tree.create(&path(name), 0, &Perms::private(), b"").unwrap();
         }
         tree.remove(&path("/a"));
-        tree.create(&path("/a"), &Perms::private(), b"").unwrap();
+        tree.create(&path("/a"), 0, &Perms::private(), b"").unwrap();
         assert_eq!(*tree.root().listing(), *b"b\0c10\0c2\0a\0");
         assert_eq!(tree.root().listing_len(), 11);
     }
@@ -398,10 +464,10 @@ mod tests {
         let small = std::thread::Builder::new().stack_size(64 * 1024);
         let done = small.spawn(move || {
             let mut tree = Tree::default();
-            assert_eq!(tree.create(&deep, &Perms::private(), b"1"), Some(1));
-            assert_eq!(tree.create(&deep, &Perms::private(), b"1"), None);
+            assert_eq!(tree.create(&deep, 0, &Perms::private(), b"1"), Some(1));
+            assert_eq!(tree.create(&deep, 1500, &Perms::private(), b"1"), None);
             let snapshot = tree.clone();
-            assert!(tree.write(&deep, b"2"));
+            assert_eq!(tree.write(&deep, b"2"), Some((0, 0)));
             assert_eq!(tree.get(&deep).unwrap().value(), b"2");
             drop(tree.remove(&path("/a")));
             assert_eq!(snapshot.get(&deep).unwrap().value(), b"1");
@@ -420,7 +486,8 @@ mod tests {
                     0 => prop_assert_eq!(tree.remove(&node).is_some(), model.remove(&node).is_some()),
                     1 if snapshots.len() < 4 => snapshots.push((tree.clone(), model.clone())),
                     _ => {
-                        let new = tree.create(&node, &Perms::private(), b"").is_some();
+                        let new = tree.get(&node).is_none();
+                        tree.create(&node, tree.nearest(&node).1, &Perms::private(), b"");
                         prop_assert_eq!(new, model.insert(node, ()).is_none());
                     }
                 }

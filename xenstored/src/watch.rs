@@ -32,14 +32,8 @@ pub struct Change {
     pub path: Path,
     /// If it was removed: the node as it was. Watches below are told too, those exactly on a removed node.
     pub removed: Option<Arc<Node>>,
-    /// Permissions of the node before and after the change, and of its parent: who may read by one of them may know.
-    pub perms: [Option<Perms>; 3],
-}
-
-impl Change {
-    fn known_to(&self, caller: &Caller) -> bool {
-        self.perms.iter().flatten().any(|perms| perms.access(caller).read())
-    }
+    /// Permissions of the node before and after the change: who may read by one of them may know.
+    pub perms: [Option<Perms>; 2],
 }
 
 /// All watches, by watched name.
@@ -83,17 +77,19 @@ impl Watches {
         self.on.get(name)?.get(&number)
     }
 
-    /// Calls `tell` with the event path of every watch that a change concerns and that may know of it.
+    /// Calls `tell` with the event path of every watch that a change concerns and that may know of it. `above`: the
+    /// permissions of the node above; who may read that may know too.
     pub fn fire(
         &self,
         change: &Change,
+        above: Option<&Perms>,
         caller: impl Fn(ConnId) -> Option<Caller>,
         mut tell: impl FnMut(&Watch, &str),
     ) {
-        if self.count == 0 {
-            return;
-        }
-        let may_know = |watch: &Watch| caller(watch.conn).is_some_and(|caller| change.known_to(&caller));
+        let perms = || change.perms.iter().flatten().chain(above);
+        let may_know = |watch: &Watch| {
+            caller(watch.conn).is_some_and(|caller| perms().any(|perms| perms.access(&caller).read()))
+        };
         let (mut name, mut distance) = (Some(&*change.path), 0);
         while let Some(above) = name {
             for watch in self.on(above) {

@@ -47,8 +47,8 @@ pub(super) fn write(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
     let (path, value) = first_arg(call.payload)?;
     let path = store.path(call, path)?;
     store.note(call, &path, Aspect::Content)?;
-    match store.fetch(call, &path, Access::write).map(drop) {
-        Ok(()) => store.write_node(call, &path, value, out)?,
+    match store.write_node(call, &path, value, out) {
+        Ok(()) => {}
         Err(Errno::ENOENT) => store.create_node(call, &path, value, out)?,
         Err(errno) => return Err(errno),
     }
