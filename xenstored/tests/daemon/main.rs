@@ -4,6 +4,9 @@
 mod guest;
 mod host;
 mod persist;
+mod rings;
+mod service;
+mod torture;
 mod update;
 
 use std::time::Duration;

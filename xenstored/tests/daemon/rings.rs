@@ -1,0 +1,243 @@
+//! The rules of the ring, one test per row, against the daemon.
+
+use xenstored::client::{Client, RingFds};
+use xenstored::wire::{Errno, MsgType};
+
+use crate::event;
+use crate::guest::Guest;
+use crate::host::Daemon;
+
+const REQ_CONS: u64 = 2048;
+const REQ_PROD: u64 = 2052;
+const RSP_CONS: u64 = 2056;
+const RSP_PROD: u64 = 2060;
+const FEATURES: u64 = 2064;
+
+const READ: u32 = 2;
+const WATCH: u32 = 4;
+const START: u32 = 6;
+const WRITE: u32 = 11;
+const ERROR: u32 = 16;
+
+/// A domain with a home of its own.
+fn introduced(host: &mut Client, domid: u16) -> Guest {
+    let home = format!("/local/domain/{domid}");
+    host.mkdir(&home).unwrap();
+    host.set_perms(&home, &[format!("n{domid}").parse().unwrap()]).unwrap();
+    let guest = Guest::new();
+    host.introduce(domid, 1, 2, guest.fds()).unwrap();
+    guest
+}
+
+fn request(kind: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = [kind, 7, 0, len].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    [&header, payload].concat()
+}
+
+#[test]
+fn r1_indices_begin_anywhere_run_freely_and_wrap() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    for (domid, start) in (5..).zip([0, 1, 1023, 0xffff_fff0, u32::MAX, 0x7fff_ffff]) {
+        let mut guest = Guest::new();
+        guest.set_index(start);
+        host.introduce(domid, 1, 2, guest.fds()).unwrap();
+        assert_eq!(guest.word(REQ_CONS), start, "the first INTRODUCE leaves them as they are");
+        for n in 0..100 {
+            assert_eq!(guest.request(READ, format!("/nope/{n}\0").as_bytes()).0, ERROR);
+        }
+        assert_eq!(guest.word(REQ_CONS), guest.word(REQ_PROD));
+        assert_eq!(guest.word(RSP_CONS), guest.word(RSP_PROD));
+    }
+}
+
+#[test]
+fn r2_an_impossible_index_stops_that_ring_and_nothing_else() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@releaseDomain", "out").unwrap();
+    event(&mut host);
+    let mut good = introduced(&mut host, 5);
+    for (at, value) in
+        [(REQ_PROD, 1025), (REQ_CONS, 1), (REQ_PROD, u32::MAX), (RSP_PROD, 1025), (RSP_CONS, 1)]
+    {
+        let mut bad = introduced(&mut host, 6);
+        assert_eq!(bad.request(WATCH, b"/local\0t\0").0, WATCH);
+        assert_eq!(bad.event(), b"/local\0t\0");
+        bad.set_word(at, bad.word(at).wrapping_add(value));
+        bad.kick();
+        // A response index is looked at when there is something to send.
+        if at == RSP_PROD || at == RSP_CONS {
+            bad.send(&request(READ, b"/nope\0"));
+        }
+        assert_eq!(bad.wait_for_error(), 2, "{at} + {value}");
+        assert_eq!(host.control(&["check"]).unwrap(), "OK", "its watches are gone, and counted off");
+        assert!(host.is_introduced(6).unwrap());
+        assert_eq!(good.request(READ, b"/nope\0").0, ERROR);
+        drop(bad);
+        assert_eq!(event(&mut host).1, "out");
+    }
+}
+
+#[test]
+fn r3_what_is_larger_than_the_ring_streams_and_who_does_not_read_is_not_heard() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let (mut guest, mut other) = (introduced(&mut host, 5), introduced(&mut host, 6));
+    let value = vec![b'v'; 1900];
+    assert_eq!(guest.request(WRITE, &[b"big\0", &value[..]].concat()).0, WRITE);
+    assert_eq!(guest.request(READ, b"big\0"), (READ, value.clone()));
+    // A hundred requests, and no reply is read: the store stops reading them, but for those it has taken in.
+    let mut sent = 0;
+    let read = request(READ, b"big\0");
+    let mut quiet = 0;
+    while quiet < 50 && sent < 1000 {
+        let room = 1024 - guest.word(REQ_PROD).wrapping_sub(guest.word(REQ_CONS)) as usize;
+        if room >= read.len() {
+            guest.send(&read);
+            (sent, quiet) = (sent + 1, 0);
+        } else {
+            quiet += 1;
+            assert_eq!(other.request(READ, b"/nope\0").0, ERROR, "others are served");
+        }
+    }
+    assert!(sent < 200, "{sent} requests were taken");
+    for n in 0..sent {
+        assert_eq!(guest.reply(), (READ, value.clone()), "reply {n} of {sent}");
+    }
+    // Events that it does not read are bounded too.
+    assert_eq!(guest.request(WATCH, b"e\0t\0").0, WATCH);
+    for n in 0..20_000 {
+        host.write(&format!("/local/domain/5/e/{}/{n}", "x".repeat(200)), "").unwrap();
+        if n % 100 == 99 {
+            host.rm("/local/domain/5/e").unwrap();
+        }
+    }
+    let report = host.control(&["memreport"]).unwrap();
+    let buffers = report.lines().find_map(|line| line.strip_prefix("buffers ")).unwrap();
+    assert!(buffers.parse::<usize>().unwrap() < 3 << 20, "{report}");
+}
+
+#[test]
+fn r4_features_are_offered_and_never_taken_back() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let guest = Guest::new();
+    guest.set_word(FEATURES, 0x100);
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    assert_eq!(guest.word(FEATURES), 0x10f);
+    // Fewer for a domain of which that was said before.
+    host.request(MsgType::SET_FEATURE, "7", &[b"7\x006\0"], &[]).unwrap();
+    let fewer = Guest::new();
+    host.introduce(7, 1, 2, fewer.fds()).unwrap();
+    assert_eq!(fewer.word(FEATURES), 6);
+    let late = host.request(MsgType::SET_FEATURE, "7", &[b"7\x002\0"], &[]);
+    assert!(late.is_err());
+}
+
+#[test]
+fn r5_a_reconnection_begins_anew() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = introduced(&mut host, 5);
+    assert_eq!(guest.request(WATCH, b"x\0t\0").0, WATCH);
+    assert_eq!(guest.event(), b"x\0t\0");
+    assert_eq!(guest.request(START, b"\0").0, START);
+    // Half a request, and a reply that was not read.
+    guest.send(&request(READ, b"/nope\0"));
+    guest.send(&request(READ, b"/half/a/request\0")[..20]);
+    guest.reconnect();
+    let indices = [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD].map(|at| guest.word(at));
+    assert_eq!(indices, [0; 4]);
+    host.write("/local/domain/5/x", "1").unwrap();
+    assert_eq!(guest.request(WATCH, b"x\0t\0").0, WATCH, "the watch was gone");
+    assert_eq!(guest.event(), b"x\0t\0");
+    let report = host.control(&["quota", "5"]).unwrap();
+    assert!(report.contains("transactions    :        0"), "{report}");
+    assert_eq!(host.read("/local/domain/5/x").unwrap(), b"1", "nodes stay");
+}
+
+#[test]
+fn r6_features_and_quotas_by_message() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = introduced(&mut host, 5);
+    assert_eq!(guest.request(23, b""), (23, b"15\0".to_vec()));
+    assert_eq!(guest.request(23, b"5\0"), (ERROR, b"EACCES\0".to_vec()));
+    assert_eq!(guest.request(25, b"nodes\0"), (ERROR, b"EACCES\0".to_vec()));
+    let mut ask = |kind, payload: &[u8]| host.request(kind, "", &[payload], &[]);
+    assert_eq!(ask(MsgType::GET_FEATURE, b"5\0").unwrap(), b"15\0");
+    assert_eq!(ask(MsgType::GET_QUOTA, b"nodes\0").unwrap(), b"1000\0");
+    ask(MsgType::SET_QUOTA, b"5\0nodes\x002\0").unwrap();
+    assert_eq!(ask(MsgType::GET_QUOTA, b"5\0nodes\0").unwrap(), b"2\0");
+    assert_eq!(guest.request(WRITE, b"a\x001"), (WRITE, b"OK\0".to_vec()));
+    assert_eq!(guest.request(WRITE, b"b\x001"), (ERROR, b"ENOSPC\0".to_vec()));
+    ask(MsgType::SET_QUOTA, b"5\0nodes\x000\0").unwrap();
+    assert_eq!(guest.request(WRITE, b"b\x001"), (WRITE, b"OK\0".to_vec()));
+}
+
+#[test]
+fn introduce_takes_its_descriptors_in_order_and_a_second_one_rebinds() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@introduceDomain", "in").unwrap();
+    host.watch("@releaseDomain", "out").unwrap();
+    assert_eq!((event(&mut host).1, event(&mut host).1), ("in".into(), "out".into()));
+    let mut first = introduced(&mut host, 5);
+    assert_eq!(event(&mut host).1, "in");
+    assert_eq!(first.request(WATCH, b"x\0t\0").0, WATCH);
+    assert_eq!(first.event(), b"x\0t\0");
+    // Fewer than three, the wrong kind, the wrong order: refused, and what there was stays.
+    let fds = first.fds();
+    let page = fds.page;
+    for wrong in [RingFds { page: fds.kick, kick: page, ..fds }, RingFds { notify: page, ..fds }] {
+        assert_eq!(host.introduce(5, 1, 3, wrong).unwrap_err().errno(), Some(Errno::EINVAL));
+    }
+    for bare in [&b"5\x001\x002\0"[..], b"5\x001\0", b"5\x001\x000\0", b"x\x001\x002\0"] {
+        let refused = host.request(MsgType::INTRODUCE, "5", &[bare], &[]);
+        assert_eq!(refused.unwrap_err().errno(), Some(Errno::EINVAL));
+    }
+    let two = [fds.page, fds.kick];
+    let refused = host.request(MsgType::INTRODUCE, "5", &[b"5\x001\x002\0"], &two);
+    assert_eq!(refused.unwrap_err().errno(), Some(Errno::EINVAL));
+    assert_eq!(first.request(READ, b"x\0").0, ERROR, "still served");
+
+    // The second time without a life line: rings empty, watches gone, nodes there, no event.
+    assert_eq!(first.request(WRITE, b"kept\x001").0, WRITE);
+    let mut second = Guest::new();
+    second.set_index(123);
+    host.introduce(5, 1, 3, RingFds { lifeline: None, ..second.fds() }).unwrap();
+    let indices = [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD].map(|at| second.word(at));
+    assert_eq!(indices, [0; 4]);
+    assert_eq!(second.request(READ, b"kept\0"), (READ, b"1".to_vec()));
+    host.write("/local/domain/5/x", "").unwrap();
+    assert_eq!(second.request(WATCH, b"x\0t\0").0, WATCH);
+    drop(first);
+    assert!(host.is_introduced(5).unwrap(), "the life line of the first one is not its any more");
+    host.release(5).unwrap();
+    assert_eq!(event(&mut host).1, "out");
+}
+
+#[test]
+fn a_life_line_says_s_once_and_hangs_up() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@releaseDomain", "out").unwrap();
+    event(&mut host);
+    let mut guest = introduced(&mut host, 5);
+    // Other bytes say nothing; s counts wherever it stands.
+    guest.say(b"abc");
+    guest.say(b"xsx");
+    assert_eq!(event(&mut host).1, "out");
+    guest.say(b"sss");
+    host.resume(5).unwrap();
+    guest.say(b"s");
+    assert_eq!(event(&mut host).1, "out");
+    assert!(host.is_introduced(5).unwrap());
+    drop(guest);
+    assert_eq!(event(&mut host).1, "out");
+    assert!(!host.is_introduced(5).unwrap());
+    assert_eq!(host.read_opt("/local/domain/5").unwrap(), None);
+    assert_eq!(host.resume(5).unwrap_err().errno(), Some(Errno::ENOENT));
+}

@@ -1,0 +1,235 @@
+//! The daemon as a service: how it is started, told things and watched, and what it does when descriptors run out.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use xenstored::wire::{Errno, MsgType};
+
+use crate::LONG;
+use crate::guest::Guest;
+use crate::host::Daemon;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_xenstored");
+
+/// Until what the daemon does by itself is done.
+fn until(mut done: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it does not come about");
+}
+
+#[test]
+fn control_says_what_c_xenstored_says() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let help = host.control(&["help"]).unwrap();
+    for name in
+        ["check", "log", "quota", "quota-soft", "help", "live-update", "logfile", "memreport", "print"]
+    {
+        assert!(help.lines().any(|line| line.split(' ').next() == Some(name)), "{help}");
+    }
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+    assert_eq!(host.control(&["print", "a line"]).unwrap(), "OK");
+    let settings = host.control(&["log"]).unwrap();
+    assert!(settings.starts_with("Log switch settings:\n- obj         : on\n"), "{settings}");
+    assert_eq!(host.control(&["log", "+acc"]).unwrap(), "OK");
+    assert!(host.control(&["log"]).unwrap().contains("- acc         : on\n"));
+    assert!(host.control(&["quota"]).unwrap().contains("nodes            :     1000 "));
+    assert_eq!(host.control(&["quota", "set", "nodes", "17"]).unwrap(), "OK");
+    assert!(host.control(&["quota"]).unwrap().contains("nodes            :       17 "));
+    assert!(host.control(&["quota-soft"]).unwrap().starts_with("memory           :  2097152 "));
+    assert_eq!(host.control(&["quota-soft", "set", "memory", "5"]).unwrap(), "OK");
+    assert!(host.control(&["quota-soft"]).unwrap().contains(":        5 "));
+    for wrong in [
+        &["nope"][..],
+        &[],
+        &["check", "x"],
+        &["help", "x"],
+        &["print"],
+        &["print", "a", "b"],
+        &["log", "maybe"],
+        &["log", "+nope"],
+        &["log", "on", "off"],
+        &["logfile"],
+        &["memreport", "a", "b"],
+        &["quota", "set", "nope", "1"],
+        &["quota", "set", "nodes", "x"],
+        &["quota", "x"],
+        &["quota", "max", "-x"],
+        &["quota-soft", "set", "nodes", "1"],
+    ] {
+        assert_eq!(host.control(wrong).unwrap_err().errno(), Some(Errno::EINVAL), "{wrong:?}");
+    }
+    assert_eq!(host.control(&["quota", "5"]).unwrap_err().errno(), Some(Errno::ENOENT));
+}
+
+#[test]
+fn what_domains_used_at_most_is_remembered() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.mkdir("/local/domain/5").unwrap();
+    host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+    let mut guest = Guest::new();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    for n in 0..3 {
+        assert_eq!(guest.request(11, format!("n{n}\0").as_bytes()).0, 11);
+    }
+    assert_eq!(guest.request(13, b"n0\0").0, 13);
+    let line = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let text = host.control(&["quota", "5"]).unwrap();
+    assert!(text.starts_with("Domain 5:\n"), "{text}");
+    assert_eq!(line(&text, "nodes"), "nodes           :        3 (max:        4)");
+    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes           :        4");
+    assert_eq!(line(&host.control(&["quota", "max", "-r"]).unwrap(), "nodes"), "nodes           :        4");
+    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes           :        0");
+}
+
+#[test]
+fn connections_and_domains_are_counted_in_the_report_and_in_nodes() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = Guest::new();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    assert_eq!(guest.request(2, b"/nope\0").0, 16);
+    let node = host.read_string("/tool/xenstored/domain/5").unwrap();
+    // A header and six bytes in; a header, `EACCES` and its NUL out.
+    assert_eq!(node, "requests 1 events 0 in 22 out 23");
+    let mut other = daemon.client();
+    let names = other.directory("/tool/xenstored/connection").unwrap();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(other.read_string("/tool/xenstored/total").unwrap().starts_with("requests "));
+    drop(guest);
+    until(|| host.directory("/tool/xenstored/domain").is_ok_and(|names| names.is_empty()));
+    let report = host.control(&["memreport"]).unwrap();
+    for part in ["connections ", "watches ", "buffers ", "total requests ", "connection "] {
+        assert!(report.contains(part), "{report}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report");
+    assert_eq!(host.control(&["memreport", file.to_str().unwrap()]).unwrap(), "OK");
+    assert!(std::fs::read_to_string(file).unwrap().contains("total requests "));
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
+fn sighup_opens_the_trace_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, moved) = (folder.path().join("trace"), folder.path().join("trace.1"));
+    let daemon = Daemon::with(&["--trace-file", file.to_str().unwrap(), "--trace-control", "-obj"]);
+    let mut host = daemon.client();
+    host.write("/first", "1").unwrap();
+    std::fs::rename(&file, &moved).unwrap();
+    kill(Pid::from_raw(daemon.pid().try_into().unwrap()), Signal::SIGHUP).unwrap();
+    until(|| file.exists());
+    host.write("/second", "1").unwrap();
+    let (old, new) = (std::fs::read_to_string(moved).unwrap(), std::fs::read_to_string(&file).unwrap());
+    assert!(old.contains(" WRITE tx 0 (/first 1)") && old.contains("io: OUT "), "{old}");
+    assert!(!old.contains("obj: "), "{old}");
+    assert!(new.contains(" WRITE tx 0 (/second 1)"), "{new}");
+    // Off, elsewhere, on.
+    assert_eq!(host.control(&["log", "off"]).unwrap(), "OK");
+    host.write("/third", "1").unwrap();
+    let other = folder.path().join("other");
+    assert_eq!(host.control(&["logfile", other.to_str().unwrap()]).unwrap(), "OK");
+    host.write("/fourth", "1").unwrap();
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("/third"));
+    assert!(std::fs::read_to_string(other).unwrap().contains("/fourth"));
+    assert_eq!(host.control(&["logfile", "/nope/nope"]).unwrap_err().errno(), Some(Errno::EIO));
+}
+
+#[test]
+fn a_service_manager_opens_the_socket_and_hears_when_it_is_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, notify) = (folder.path().join("activated"), folder.path().join("notify"));
+    let listener = UnixListener::bind(&path).unwrap();
+    let notified = UnixDatagram::bind(&notify).unwrap();
+    notified.set_read_timeout(LONG).unwrap();
+    // The shell is what a service manager does between fork and exec.
+    let script =
+        format!("exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec {BINARY} -N --log error");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .env("XENSTORED_RUNDIR", folder.path().join("unused"))
+        .env("NOTIFY_SOCKET", &notify)
+        .spawn()
+        .unwrap();
+    let mut text = [0; 64];
+    let len = notified.recv(&mut text).unwrap();
+    assert_eq!(&text[..len], b"READY=1");
+    let mut client = xenstored::client::Client::connect(&path).unwrap();
+    client.write("/a", "1").unwrap();
+    // It goes on after a live update, which passes no sockets of that kind.
+    assert_eq!(client.control(&["live-update", "-f", BINARY]).unwrap(), "OK");
+    assert_eq!(client.control(&["live-update", "-s"]).unwrap(), "OK");
+    assert_eq!(client.read("/a").unwrap(), b"1");
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(path.exists(), "the socket is the service manager's");
+}
+
+/// With few descriptors: clients wait until others leave, domains still come, and nothing spins.
+#[test]
+fn w9_clients_beyond_the_descriptors_wait_and_nothing_spins() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("ulimit -n 128; exec {BINARY} -N --log error --ready-fd 1");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .env("XENSTORED_RUNDIR", folder.path())
+        .env_remove("XENSTORED_PATH")
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let path = folder.path().join("socket");
+    let mut request = Vec::new();
+    xenstored::wire::put(&mut request, MsgType::READ, 0, 0, &[b"/tool\0"]).unwrap();
+    let mut clients: Vec<UnixStream> = (0..150)
+        .map(|_| {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(&request).unwrap();
+            client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            client
+        })
+        .collect();
+    let mut served = |client: &mut UnixStream| match client.read(&mut [0; 64]) {
+        Ok(count) => count > 0,
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+            false
+        }
+    };
+    let mut waiting = clients.split_off(40);
+    assert!(clients.iter_mut().all(&mut served));
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    // One tick is 10 ms: a loop that spins would take a hundred.
+    assert!(ticks() - before < 30, "it spins");
+    drop(clients);
+    let mut rest = 0;
+    while !waiting.is_empty() {
+        let mut client = waiting.remove(0);
+        client.set_read_timeout(LONG).unwrap();
+        assert!(served(&mut client), "{rest} were served");
+        rest += 1;
+    }
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+}
