@@ -7,12 +7,30 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a lock that no process has is waited for: the kernel finishes the requests of one that was killed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Locks an image for as long as the file is open.
 ///
 /// # Errors
 /// [`DiskError::InUse`] with the name of who has it.
 pub fn lock(file: &File, path: &Path, write: bool) -> Result<(), DiskError> {
+    let until = Instant::now() + PATIENCE;
+    while !attempt(file, write).map_err(|e| DiskError::io(path, e))? {
+        let holder = holder(file);
+        if holder.is_some() || Instant::now() > until {
+            let holder = holder.unwrap_or_else(|| "another process".into());
+            return Err(DiskError::InUse { path: path.to_owned(), holder });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// False when somebody else has it.
+fn attempt(file: &File, write: bool) -> io::Result<bool> {
     let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
     let whole = libc::flock {
         l_type: libc::c_short::try_from(kind).unwrap_or_default(),
@@ -22,12 +40,9 @@ pub fn lock(file: &File, path: &Path, write: bool) -> Result<(), DiskError> {
         l_pid: 0,
     };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(()),
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-            let holder = holder(file).unwrap_or_else(|| "another process".into());
-            Err(DiskError::InUse { path: path.to_owned(), holder })
-        }
-        Err(e) => Err(DiskError::io(path, e.into())),
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

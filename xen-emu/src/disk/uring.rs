@@ -13,8 +13,6 @@ use xen_emu_api::device::DiskCache;
 
 /// Submission entries; more requests go in more calls.
 const ENTRIES: u32 = 256;
-/// The image, as it is registered with the ring.
-const FILE: types::Fixed = types::Fixed(0);
 /// `user_data` from here on is an index into the watched descriptors.
 const WATCH: u64 = 1 << 32;
 
@@ -64,9 +62,6 @@ impl Uring {
             ready: Vec::new(),
             calls: 0,
         };
-        if let Some(file) = uring.disk.image.file() {
-            uring.ring.submitter().register_files(&[file.as_raw_fd()])?;
-        }
         (0..uring.watch.len()).try_for_each(|index| uring.poll(index))?;
         Ok(uring)
     }
@@ -94,15 +89,18 @@ impl Uring {
     /// Hands a request, or the rest of one, to the kernel.
     fn begin(&mut self, slot: u32) -> io::Result<()> {
         let Some(Some(io)) = self.slots.get(slot as usize) else { return Ok(()) };
+        // Not registered with the ring: the kernel takes rings apart at leisure, and the image would stay locked.
+        let Some(file) = self.disk.image.file() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let fd = types::Fd(file.as_raw_fd());
         let (iov, count) = io.data.iovecs();
         let count = u32::try_from(count.min(1024)).unwrap_or(0);
         // One piece, as a page is, needs no list to be read.
         let entry = match (io.op, io.data.single()) {
-            (Op::Read, Some((to, len))) => opcode::Read::new(FILE, to, len).offset(io.at).build(),
-            (Op::Read, None) => opcode::Readv::new(FILE, iov, count).offset(io.at).build(),
-            (Op::Write, Some((from, len))) => opcode::Write::new(FILE, from, len).offset(io.at).build(),
-            (Op::Write, None) => opcode::Writev::new(FILE, iov, count).offset(io.at).build(),
-            (Op::Flush, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Op::Read, Some((to, len))) => opcode::Read::new(fd, to, len).offset(io.at).build(),
+            (Op::Read, None) => opcode::Readv::new(fd, iov, count).offset(io.at).build(),
+            (Op::Write, Some((from, len))) => opcode::Write::new(fd, from, len).offset(io.at).build(),
+            (Op::Write, None) => opcode::Writev::new(fd, iov, count).offset(io.at).build(),
+            (Op::Flush, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             (Op::Discard { .. }, _) => return Err(io::ErrorKind::Unsupported.into()),
         };
         self.push(&entry.user_data(u64::from(slot)))
@@ -234,7 +232,7 @@ impl Engine for Uring {
     }
 }
 
-/// Waits until the kernel has let go of every buffer, and of the image.
+/// Waits until the kernel has let go of every buffer.
 impl Drop for Uring {
     fn drop(&mut self) {
         while self.free.len() < self.slots.len() {
@@ -244,8 +242,6 @@ impl Drop for Uring {
                 return;
             }
         }
-        // The kernel takes rings apart later, and would keep the image open, and locked, until then.
-        let _ = self.ring.submitter().unregister_files();
     }
 }
 

@@ -354,4 +354,6 @@ mod bench;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod killed;
+#[cfg(test)]
 mod tests;

@@ -15,9 +15,9 @@ const OK: BlkifRsp = BlkifRsp::OKAY;
 const ERROR: BlkifRsp = BlkifRsp::ERROR;
 const ENGINES: [EngineKind; 2] = [EngineKind::Threads, EngineKind::Uring];
 /// Bytes of the test disks.
-const LEN: usize = 8 << 20;
+pub const LEN: usize = 8 << 20;
 
-fn image(format: DiskFormat) -> tempfile::NamedTempFile {
+pub fn image(format: DiskFormat) -> tempfile::NamedTempFile {
     // Where O_DIRECT is likely to be possible.
     let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
     match format {
