@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::DomId;
 use crate::domain::DOMID_FIRST_RESERVED;
+use crate::dormant::Dormant;
 use crate::migration::{ConnSpec, NodePerm, Record, Stream};
 use crate::out::Out;
 use crate::path::{Name, Path};
@@ -12,12 +13,13 @@ use crate::quota::Limit;
 use crate::store::{ConnId, Store};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
-use crate::wire::{Errno, Header, MsgType};
+use crate::wire::Errno;
 
 impl Store {
     /// Writes limits, domains and nodes: what outlives all connections.
     pub(crate) fn dump(&self, stream: &mut Stream) {
         self.dump_settings(|record| stream.put(record));
+        self.dump_dormant(|record| stream.put(record));
         dump_nodes(&self.tree, |domid| self.domains.life(domid), |record| stream.put(record));
         for (name, perms) in &self.special {
             stream.put(&record(|domid| self.domains.life(domid), name, b"", perms));
@@ -28,6 +30,13 @@ impl Store {
     pub(crate) fn dump_settings(&self, mut put: impl FnMut(&Record<'_>)) {
         put(&Record::GlobalQuota(self.quotas(None)));
         self.domains.all().for_each(|domid| put(&self.domain_record(domid)));
+    }
+
+    /// Watches of domains that are not attached.
+    pub(crate) fn dump_dormant(&self, mut put: impl FnMut(&Record<'_>)) {
+        for (&domid, watches) in &self.dormant {
+            watches.iter().for_each(|watch| put(&watch.record(domid)));
+        }
     }
 
     /// Something that differs whenever [`Store::dump_settings`] says something else.
@@ -45,14 +54,9 @@ impl Store {
     /// Writes the watches and transactions of a connection, which the stream knows by `id`.
     pub(crate) fn dump_conn(&self, conn: ConnId, id: u32, stream: &mut Stream) {
         let Some(state) = self.conns.get(&conn) else { return };
-        // Oldest first, as they are told.
-        let mut watches: Vec<_> = state.watches.iter().collect();
-        watches.sort_unstable_by_key(|(_, number)| **number);
-        for ((name, token), number) in watches {
-            let Some(watch) = self.watches.get(name, *number) else { continue };
-            let path = name.get(watch.relative..).unwrap_or_default().as_bytes();
-            let depth = watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX - 1));
-            stream.put(&Record::Watch { conn: id, path, token, depth });
+        for watch in self.watches_of(conn) {
+            let Dormant { path, token, depth } = &watch;
+            stream.put(&Record::Watch { conn: id, path, token, depth: *depth });
         }
         for &tx in state.transactions.keys() {
             stream.put(&Record::Transaction { conn: id, id: tx });
@@ -178,7 +182,19 @@ impl Import {
                 self.store.domains.get_mut(domid)?.shutdown = true;
                 Some(())
             }
-            Record::Watch { conn, path, token, depth } => self.watch(self.conn(*conn)?, path, token, *depth),
+            Record::Watch { conn, path, token, depth } => {
+                let watch = Dormant { path: (*path).into(), token: (*token).into(), depth: *depth };
+                self.store.rewatch(self.conn(*conn)?, &watch)
+            }
+            Record::Dormant { domid, path, token, depth } => {
+                let watch = Dormant { path: (*path).into(), token: (*token).into(), depth: *depth };
+                self.store.dormant.entry(*domid).or_default().push(watch);
+                Some(())
+            }
+            Record::NoWatches { domid } => {
+                self.store.dormant.remove(domid);
+                Some(())
+            }
             Record::Transaction { conn, id } => {
                 self.transactions.push((self.conn(*conn)?, *id));
                 Some(())
@@ -208,6 +224,7 @@ impl Import {
             }
             Record::DomainGone { domid } => {
                 self.store.domains.end(*domid);
+                self.store.dormant.remove(domid);
                 self.store.quota.forget(*domid);
                 Some(())
             }
@@ -249,19 +266,6 @@ impl Import {
             }
         };
         self.conns.insert(id, conn).is_none().then_some(())
-    }
-
-    /// As a request, whose reply and event are for nobody.
-    fn watch(&mut self, conn: ConnId, path: &[u8], token: &[u8], depth: Option<u16>) -> Option<()> {
-        let depth = depth.map(|depth| format!("{depth}\0")).unwrap_or_default();
-        let payload = [path, b"\0", token, b"\0", depth.as_bytes()].concat();
-        let len = u32::try_from(payload.len()).ok()?;
-        let header = Header { kind: MsgType::WATCH, req_id: 0, tx_id: 0, len };
-        let mut out = Out::default();
-        self.store.handle(conn, header, &payload, false, &mut out);
-        let refused =
-            out.messages().any(|(_, message, _)| message.starts_with(&MsgType::ERROR.0.to_le_bytes()));
-        (!refused).then_some(())
     }
 
     fn node(&mut self, perms: &[NodePerm], path: &[u8], value: &[u8]) -> Option<()> {

@@ -10,6 +10,7 @@
 mod check;
 pub mod client;
 pub mod domain;
+mod dormant;
 mod dump;
 mod migration;
 mod nodes;

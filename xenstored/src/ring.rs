@@ -168,11 +168,12 @@ impl Ring {
         self.page.store(ERROR, error)
     }
 
-    /// Appends what the guest has sent to `bytes` and gives its room back. Answers how much that was.
+    /// Appends what the guest has sent to `bytes`, and leaves it where it is until [`Ring::consume`]. Answers how much
+    /// that was.
     ///
     /// # Errors
     /// [`Fault::Index`], and nothing is taken.
-    pub fn receive(&self, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+    pub fn peek(&self, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
         let (prod, cons) = (self.page.load(REQ_PROD)?, self.page.load(REQ_CONS)?);
         let waiting = queued::<XENSTORE_RING_SIZE>(prod, cons)?;
         if waiting == 0 {
@@ -186,8 +187,26 @@ impl Ring {
         self.page.read(REQ_RING, tail)?;
         bytes.extend_from_slice(head);
         bytes.extend_from_slice(tail);
-        self.page.store(REQ_CONS, cons.wrapping_add(waiting))?;
         Ok(waiting as usize)
+    }
+
+    /// Gives the room of the oldest `count` bytes back, which were peeked at.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn consume(&self, count: usize) -> Result<(), Fault> {
+        let count = u32::try_from(count).unwrap_or(XENSTORE_RING_SIZE);
+        self.page.store(REQ_CONS, self.page.load(REQ_CONS)?.wrapping_add(count))
+    }
+
+    /// [`Ring::peek`] and [`Ring::consume`] at once.
+    ///
+    /// # Errors
+    /// As [`Ring::peek`].
+    pub fn receive(&self, bytes: &mut Vec<u8>) -> Result<usize, Fault> {
+        let count = self.peek(bytes)?;
+        self.consume(count)?;
+        Ok(count)
     }
 
     /// Puts as many of `bytes` into the ring as there is room for. Answers how many.

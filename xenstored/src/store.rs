@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::DomId;
 use crate::domain::Domains;
+use crate::dormant::Dormant;
 use crate::ops;
 use crate::out::{Action, Out};
 use crate::pace::{Cause, Pace};
@@ -71,6 +72,8 @@ pub struct Store {
     pub(crate) domains: Domains,
     pub(crate) quota: Quota,
     pub(crate) usage: Usage,
+    /// Watches of domains that are not attached.
+    pub(crate) dormant: HashMap<DomId, Vec<Dormant>>,
     /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
     pub(crate) special: BTreeMap<String, Perms>,
     pub(crate) conns: HashMap<ConnId, Conn>,
@@ -105,6 +108,7 @@ impl Store {
             domains: Domains::default(),
             quota: Quota::default(),
             usage: Usage::default(),
+            dormant: HashMap::new(),
             special: BTreeMap::from(special),
             conns: HashMap::new(),
             pace: Pace::default(),
@@ -249,6 +253,7 @@ impl Store {
         self.quota.forget(domid);
         self.pace.forget(domid);
         self.usage.forget(domid);
+        self.dormant.remove(&domid);
         self.fire_special(ops::RELEASE_DOMAIN, domid, out);
         for event in [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN] {
             self.special.remove(&format!("{event}/{domid}"));

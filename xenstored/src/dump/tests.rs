@@ -1,6 +1,7 @@
 use super::*;
 
 use crate::migration::Reader;
+use crate::wire::{Header, MsgType};
 
 /// Sends a request as the connection; answers the payloads of all that comes of it.
 fn ask(store: &mut Store, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8]) -> Vec<String> {

@@ -17,6 +17,8 @@ const LOCK: u32 = 0x786c_0002;
 const LIVES: u32 = 0x786c_0003;
 const REMOVED: u32 = 0x786c_0004;
 const DOMAIN_GONE: u32 = 0x786c_0005;
+const DORMANT: u32 = 0x786c_0006;
+const NO_WATCHES: u32 = 0x786c_0007;
 
 /// No target (`DOMID_INVALID`).
 const DOMID_INVALID: DomId = 0x7ff4;
@@ -107,6 +109,17 @@ pub(crate) enum Record<'a> {
     DomainGone {
         domid: DomId,
     },
+    /// A watch of a domain that is not attached.
+    Dormant {
+        domid: DomId,
+        path: &'a [u8],
+        token: &'a [u8],
+        depth: Option<u16>,
+    },
+    /// All watches of a domain are gone; those that follow are its watches.
+    NoWatches {
+        domid: DomId,
+    },
     Unknown(u32),
 }
 
@@ -126,6 +139,8 @@ impl<'a> Record<'a> {
             Self::Lives { .. } => LIVES,
             Self::Removed { .. } => REMOVED,
             Self::DomainGone { .. } => DOMAIN_GONE,
+            Self::Dormant { .. } => DORMANT,
+            Self::NoWatches { .. } => NO_WATCHES,
             Self::Unknown(kind) => *kind,
         }
     }
@@ -200,7 +215,14 @@ impl<'a> Record<'a> {
                 half(to, len16(path) + 1);
                 strings(to, &[path]);
             }
-            Self::DomainGone { domid } => half(to, *domid),
+            Self::DomainGone { domid } | Self::NoWatches { domid } => half(to, *domid),
+            Self::Dormant { domid, path, token, depth } => {
+                let depth = depth.unwrap_or(DEPTH_UNLIMITED);
+                [*domid, depth, len16(path) + 1, len16(token) + 1]
+                    .into_iter()
+                    .for_each(|field| half(to, field));
+                strings(to, &[path, token]);
+            }
             Self::Unknown(_) => {}
         }
     }
@@ -255,6 +277,13 @@ impl<'a> Record<'a> {
                 Self::Removed { path: fields.string(len)? }
             }
             DOMAIN_GONE => Self::DomainGone { domid: fields.u16()? },
+            NO_WATCHES => Self::NoWatches { domid: fields.u16()? },
+            DORMANT => {
+                let (domid, depth, path, token) =
+                    (fields.u16()?, fields.u16()?, fields.u16()?, fields.u16()?);
+                let depth = Some(depth).filter(|&depth| depth != DEPTH_UNLIMITED);
+                Self::Dormant { domid, path: fields.string(path)?, token: fields.string(token)?, depth }
+            }
             kind => Self::Unknown(kind),
         })
     }

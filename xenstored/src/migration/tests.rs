@@ -37,6 +37,9 @@ fn one_of_each() -> Vec<Record<'static>> {
         Record::Lives { generation: u64::MAX, boot: b"boot" },
         Record::Removed { path: b"/a/b" },
         Record::DomainGone { domid: 9 },
+        Record::NoWatches { domid: 9 },
+        Record::Dormant { domid: 9, path: b"x", token: b"t", depth: None },
+        Record::Dormant { domid: 9, path: b"/x", token: b"", depth: Some(0) },
     ]
 }
 

@@ -12,7 +12,7 @@
 mod diff;
 mod frame;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::DomId;
+use crate::dormant::Dormant;
 use crate::dump::{Import, dump_nodes, record};
 use crate::migration::{Reader, Record, Stream, append};
 use crate::perms::{Life, Perms};
@@ -62,6 +63,8 @@ impl FromStr for Fsync {
 struct Written {
     tree: Tree,
     special: BTreeMap<String, Perms>,
+    /// Watches of domains, of those that have any.
+    watches: BTreeMap<DomId, Vec<Dormant>>,
     lives: BTreeMap<DomId, Life>,
     settings: (u64, u64),
 }
@@ -76,6 +79,8 @@ pub struct Disk {
     log_len: u64,
     snapshot_len: u64,
     written: Written,
+    /// Domains whose watches may have changed since.
+    rewatched: BTreeSet<DomId>,
     /// The log has what may not have reached the disk.
     unsynced: Option<Instant>,
     syncing: Option<JoinHandle<io::Result<()>>>,
@@ -127,12 +132,18 @@ impl Disk {
             log_len: 0,
             snapshot_len,
             written: Written::of(store),
+            rewatched: BTreeSet::new(),
             unsynced: None,
             syncing: None,
             snapshot: None,
             failed: None,
             _lock: lock,
         })
+    }
+
+    /// A domain has set or dropped watches, or all of them are gone.
+    pub(crate) fn rewatched(&mut self, domid: DomId) {
+        self.rewatched.insert(domid);
     }
 
     /// Writes what changed. Called before replies go out. If the disk refuses, the store goes on without, says so, and
@@ -161,6 +172,9 @@ impl Disk {
     fn append(&mut self, store: &Store) -> io::Result<()> {
         let mut bytes = Vec::new();
         self.written.catch_up(store, &mut bytes);
+        for domid in std::mem::take(&mut self.rewatched) {
+            self.written.catch_up_watches(domid, store, &mut bytes);
+        }
         if bytes.is_empty() {
             return Ok(());
         }
@@ -230,9 +244,25 @@ impl Written {
         Self {
             tree: store.tree.clone(),
             special: special(store),
+            watches: watches(store),
             lives: lives(store),
             settings: store.settings_version(),
         }
+    }
+
+    /// The watches of a domain may have changed.
+    fn catch_up_watches(&mut self, domid: DomId, store: &Store, bytes: &mut Vec<u8>) {
+        let now = store.watches_of_domain(domid);
+        if self.watches.get(&domid).map_or(&[][..], Vec::as_slice) == now {
+            return;
+        }
+        append(bytes, &Record::NoWatches { domid });
+        now.iter().for_each(|watch| append(bytes, &watch.record(domid)));
+        if now.is_empty() {
+            self.watches.remove(&domid)
+        } else {
+            self.watches.insert(domid, now)
+        };
     }
 
     /// Appends the records that lead from what was written to what is, and is up to date then.
@@ -265,6 +295,12 @@ impl Written {
     }
 }
 
+/// Watches of all domains.
+fn watches(store: &Store) -> BTreeMap<DomId, Vec<Dormant>> {
+    let all = store.domains.all().map(|domid| (domid, store.watches_of_domain(domid)));
+    all.filter(|(_, watches)| !watches.is_empty()).collect()
+}
+
 fn special(store: &Store) -> BTreeMap<String, Perms> {
     store.special.clone()
 }
@@ -285,6 +321,9 @@ impl Source {
         let mut small = Vec::new();
         append(&mut small, &Record::Lives { generation: 0, boot: boot().as_bytes() });
         store.dump_settings(|record| append(&mut small, record));
+        for (domid, watches) in watches(store) {
+            watches.iter().for_each(|watch| append(&mut small, &watch.record(domid)));
+        }
         for (name, perms) in &store.special {
             append(&mut small, &record(|domid| store.domains.life(domid), name, b"", perms));
         }

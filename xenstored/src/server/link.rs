@@ -65,6 +65,9 @@ pub(super) struct Link {
     pub(super) overflowed: bool,
     /// The domain must hear of what was done to its ring.
     pub(super) notify: bool,
+    /// Bytes of the ring that were handled, and whose room is given back when the replies are there: a store that
+    /// dies before finds the requests again.
+    pub(super) handled: usize,
     /// It stands in the server's queue.
     pub(super) queued: bool,
     /// The peer will send nothing more.
@@ -85,6 +88,7 @@ impl Link {
             written: false,
             overflowed: false,
             notify: false,
+            handled: 0,
             queued: false,
             ended: false,
             held: false,
@@ -112,14 +116,11 @@ impl Link {
         split(&self.inbox).map(|message| message.is_some())
     }
 
-    /// Appends what has come to `bytes`, at most one chunk. `Ok(0)`: nothing there now, or nothing any more.
+    /// Appends what has come to `bytes`, at most one chunk. `Ok(0)`: nothing there now, or nothing any more. What comes
+    /// from a ring stays there.
     pub(super) fn receive(&mut self, chunk: &mut [u8], bytes: &mut Vec<u8>) -> Result<usize, Broken> {
         let count = match &self.carrier {
-            Carrier::Ring(domain) => {
-                let count = domain.ring.receive(bytes)?;
-                self.notify |= count > 0;
-                count
-            }
+            Carrier::Ring(domain) => domain.ring.peek(bytes)?,
             Carrier::Socket(fd) => match fds::receive(fd, chunk, &mut self.fds) {
                 Ok(count) => {
                     self.ended = count == 0;
@@ -130,7 +131,9 @@ impl Link {
                 Err(error) => return Err(error.into()),
             },
         };
-        self.counters.received(count);
+        if !self.is_ring() {
+            self.counters.received(count);
+        }
         Ok(count)
     }
 
@@ -145,6 +148,12 @@ impl Link {
                 break;
             }
             self.outbox.advance(sent);
+            self.notify = true;
+        }
+        if let Carrier::Ring(domain) = &self.carrier
+            && self.handled > 0
+        {
+            domain.ring.consume(std::mem::take(&mut self.handled))?;
             self.notify = true;
         }
         Ok(())

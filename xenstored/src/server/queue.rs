@@ -14,6 +14,8 @@ use crate::wire::{self, HEADER_LEN, Header};
 const SLICE: usize = 64;
 /// Times that a ring is looked at anew before the next connection has its turn.
 const ROUNDS: usize = 8;
+/// Bytes of requests that a ring holds.
+const RING: usize = xen_abi::io::xs_wire::XENSTORE_RING_SIZE as usize;
 /// Unsent bytes from which on a client on the socket is not read from.
 const SOCKET_BACKLOG: usize = 256 * 1024;
 /// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
@@ -106,24 +108,37 @@ impl Server {
         if bytes.is_empty() {
             bytes = std::mem::take(&mut self.spare);
         }
+        let before = bytes.len();
         let received = if waiting || link.ended { Ok(0) } else { link.receive(&mut self.chunk, &mut bytes) };
-        if link.notify && !link.written {
-            link.written = true;
-            self.written.push(conn);
-        }
         let result = received.and_then(|count| Ok((self.handle_messages(conn, &bytes)?, count)));
         let (handled, count) = *result.as_ref().unwrap_or(&(0, 0));
+        let mut done = handled > 0 || count > 0;
         if let Some(link) = self.links.get_mut(&conn) {
-            link.inbox = bytes.get(handled..).unwrap_or_default().to_vec();
+            let mut kept = bytes.len();
+            if link.is_ring() {
+                // What was not handled stays in the ring, but for a message that is larger than that.
+                let mut taken = handled.saturating_sub(before);
+                if taken == 0 && count == RING && matches!(wire::split(&bytes), Ok(None)) {
+                    taken = count;
+                }
+                kept = before + taken;
+                link.handled = taken;
+                link.counters.received(taken);
+                done = taken > 0;
+            }
+            link.inbox = bytes.get(handled..kept).unwrap_or_default().to_vec();
             // Descriptors belong to the INTRODUCE they came with.
             if link.inbox.is_empty() {
                 link.fds.clear();
             }
         }
+        if done {
+            self.mark_written(conn);
+        }
         bytes.clear();
         bytes.shrink_to(2 * CHUNK);
         self.spare = bytes;
-        result.map(|_| waiting || count > 0)
+        result.map(|_| waiting || done)
     }
 
     /// Answers how many bytes are done with.
@@ -212,11 +227,11 @@ impl Server {
             return Err(Broken::Overflow);
         }
         let before = link.outbox.len();
-        if let Some(disk) = self.disk.as_mut().filter(|_| before > 0) {
+        if let Some(disk) = self.disk.as_mut().filter(|_| before > 0 || link.handled > 0) {
             disk.commit(&self.store);
         }
         link.flush()?;
-        let relieved = before > link.outbox.len() && !link.inbox.is_empty();
+        let relieved = before > link.outbox.len() && (link.is_ring() || !link.inbox.is_empty());
         let congested = self.congested(conn);
         let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
         if let Carrier::Socket(fd) = &link.carrier {

@@ -46,6 +46,7 @@ impl Server {
         }
         self.rings += 1;
         self.links.insert(conn, link);
+        self.rewatched(conn);
         self.enqueue(conn);
     }
 
@@ -79,8 +80,10 @@ impl Server {
             link.inbox = Vec::new();
             link.outbox.clear();
             link.held = false;
+            link.handled = 0;
             link.notify = true;
             self.store.reset(conn);
+            self.rewatched(conn);
             self.mark_written(conn);
             return Ok(true);
         }
@@ -103,9 +106,11 @@ impl Server {
         let domid = domain.domid;
         link.inbox = Vec::new();
         link.outbox.clear();
+        link.handled = 0;
         link.notify = true;
         link.signal();
         self.store.reset(conn);
+        self.rewatched(conn);
         self.log.warn(format_args!("domain {domid} is not served any more: {broken}"));
     }
 }

@@ -21,6 +21,8 @@ fn what_was_acknowledged_is_there_after_kill_9_under_load() {
         let mut guest = Guest::new();
         host.introduce(5, 1, 2, guest.fds()).unwrap();
         assert_eq!(guest.request(11, b"device/x\0kept").0, 11);
+        assert_eq!(guest.request(4, b"device\0t\0").0, 4);
+        assert_eq!(guest.event(), b"device\0t\0");
         for _ in 0..3 {
             let acknowledged: Vec<AtomicU32> = (0..4).map(|_| AtomicU32::new(0)).collect();
             thread::scope(|scope| {
@@ -46,10 +48,16 @@ fn what_was_acknowledged_is_there_after_kill_9_under_load() {
         // The domain attaches again and has what it had.
         let mut host = daemon.client();
         assert!(!host.is_introduced(5).unwrap());
+        // A guest that knows nothing of it: what it asked meanwhile is answered, and its watch is there.
+        guest.send(&[11u32, 9, 0, 12].map(u32::to_le_bytes).concat());
+        guest.send(b"device/y\0new");
         host.introduce(5, 1, 2, guest.fds()).unwrap();
-        guest.reconnect();
+        assert_eq!(guest.event(), b"device\0t\0", "whatever it missed");
+        assert_eq!(guest.reply(), (11, b"OK\0".to_vec()));
+        assert_eq!(guest.event(), b"device/y\0t\0");
         assert_eq!(guest.request(2, b"device/x\0"), (2, b"kept".to_vec()));
         assert_eq!(guest.request(11, b"device/x\0again").0, 11);
+        assert_eq!(guest.event(), b"device/x\0t\0");
         // A live update goes on in the same folder.
         let binary = env!("CARGO_BIN_EXE_xenstored");
         assert_eq!(host.control(&["live-update", "-f", binary]).unwrap(), "OK");
