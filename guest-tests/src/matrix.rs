@@ -21,7 +21,7 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
     Test { name, host: WithXen, script, args, limit }
 }
 
-/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
+/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
 pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
@@ -37,6 +37,8 @@ pub const TESTS: &[Test] = &[
     test("boot-6.1-full-1cpu-4G", "boot.sh", &["6.1-full", "1", "4096", "poweroff"], 120),
     test("boot-6.1-full-2cpu-256M", "boot.sh", &["6.1-full", "2", "256", "poweroff"], 120),
     test("boot-6.1-full-4cpu-1G", "boot.sh", &["6.1-full", "4", "1024", "poweroff"], 120),
+    test("boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
+    test("boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 120),
     test("reboot-6.12-cloud", "reboot.sh", &["6.12-cloud"], 120),
     test("reboot-6.1-full", "reboot.sh", &["6.1-full"], 120),
     test("strict-pvh-halts", "strict.sh", &["6.12-cloud"], 90),

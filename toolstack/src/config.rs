@@ -7,7 +7,7 @@ use crate::{bootloader, cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-use xen_emu_api::config::{Action, Actions, DomainConfig, Upcall};
+use xen_emu_api::config::{Action, Actions, DomainConfig, EventChannels, Upcall};
 
 /// vCPUs of one domain.
 const MAX_VCPUS: u32 = 64;
@@ -51,6 +51,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         actions: actions(settings)?,
         acpi: settings.flag("acpi")?.unwrap_or(true),
         max_grant_frames: settings.count("max_grant_frames", (1, 1 << 16), "64")?.unwrap_or(GRANT_FRAMES),
+        event_channels: settings.choice("event_channels", "ABI", &EventChannels::ALL)?.unwrap_or_default(),
         max_event_channels: settings
             .count("max_event_channels", (63, 1 << 17), "1023")?
             .unwrap_or(EVENT_CHANNELS),

@@ -5,6 +5,7 @@ use crate::boot::{
     kernel::{Kernel, KernelError},
     map, pvh,
 };
+use crate::forward::{self, Forward};
 use crate::fx::Fx;
 use crate::guest::Guest;
 use crate::kvm::cpuid::{self, Facts, apic_id};
@@ -28,11 +29,13 @@ use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use xen_abi::Width;
+use xen_abi::event_channel::nr_channels_2l;
 use xen_domain::effect::{Backend, Effects, Port};
 use xen_domain::mem::SpecialPage;
 use xen_domain::version::XEN_VERSION;
 use xen_domain::{Domain, Params};
-use xen_emu_api::config::{DomainConfig, Launch, Upcall};
+use xen_emu_api::config::{DomainConfig, EventChannels, Launch, Upcall};
 
 /// A built domain, paused, and what its backends need.
 pub struct Built {
@@ -99,7 +102,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         .into_iter()
         .collect::<std::io::Result<BTreeMap<_, _>>>()
         .context("eventfd")?;
-    let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends)?;
+    let forward = Arc::new(Forward::new().context("epoll")?);
+    let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends, forward.clone())?;
     accel.latch_long_mode(kernel.long_mode)?;
 
     let guest = Arc::new(Guest {
@@ -111,6 +115,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         slots: Mutex::new(slots),
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
+        forward,
         timers: Timers::default(),
         events: Mutex::new(events),
         log,
@@ -123,12 +128,24 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let (store_port, console_port) = connect(&guest)?;
     vcpus(&kvm, &guest, config, launch.domid, capabilities, (kernel.entry, layout.start_info))?;
     tracing::debug!("vCPUs made");
-    let timer_guest = guest.clone();
-    std::thread::Builder::new()
-        .name("timers".into())
-        .stack_size(128 << 10)
-        .spawn(move || timers::run(&timer_guest))?;
+    serve(&guest, "timers", timers::run)?;
+    serve(&guest, "forward", forward::run)?;
     Ok(Built { guest, store_page, store_port, console_port })
+}
+
+/// Whether the guest may have FIFO event channels. Those of the 2-level ABI are the ones that the kernel delivers.
+fn fifo(config: &DomainConfig) -> bool {
+    match config.event_channels {
+        EventChannels::Fifo => true,
+        EventChannels::TwoLevel => false,
+        EventChannels::Auto => config.max_event_channels >= nr_channels_2l(Width::W64),
+    }
+}
+
+/// Start a thread that works for the domain until it is told to stop.
+fn serve(guest: &Arc<Guest>, name: &str, run: fn(&Arc<Guest>)) -> std::io::Result<()> {
+    let guest = guest.clone();
+    std::thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(move || run(&guest)).map(drop)
 }
 
 fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {
@@ -142,6 +159,7 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow:
         memory_map: layout.memory_map.clone(),
         max_grant_frames: config.max_grant_frames,
         max_ports: config.max_event_channels.saturating_add(1),
+        fifo: fifo(config),
         commandline: String::new(),
         long_mode,
         legacy_callbacks: false,

@@ -25,6 +25,14 @@ pub struct Fx<'a> {
 
 /// Apply `attr` on the vCPU's own thread.
 pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
+    if matches!(attr, VcpuAttr::TimerPort(_)) && !guest.accel.has_timers() {
+        match guest.accel.take_timer(fd) {
+            Ok(None) => {}
+            Ok(running) => guest.set_singleshot(vcpu, running),
+            Err(e) => crate::log::limited!(warn, "vCPU {vcpu}: its timer stays in the kernel: {e}"),
+        }
+        return;
+    }
     if let Err(e) = guest.accel.set_vcpu(fd, attr, &|gpa| guest.memory.hva(gpa).ok()) {
         crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
     }
@@ -181,7 +189,10 @@ impl Effects for Fx<'_> {
     }
 
     fn set_singleshot(&mut self, vcpu: VcpuId, at: Option<u64>) {
-        self.attr(vcpu, VcpuAttr::TimerExpiry(at));
+        match self.guest.accel.has_timers() {
+            true => self.attr(vcpu, VcpuAttr::TimerExpiry(at)),
+            false => self.guest.set_singleshot(vcpu, at),
+        }
     }
 
     fn set_periodic(&mut self, vcpu: VcpuId, period: Option<u64>) {
@@ -198,6 +209,10 @@ impl Effects for Fx<'_> {
 
     fn retract_all(&mut self) {
         self.guest.accel.retract_all();
+    }
+
+    fn set_fifo(&mut self, on: bool) {
+        logged("FIFO event channels", self.guest.accel.set_fifo(on));
     }
 
     fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool {

@@ -3,6 +3,7 @@
 //! Lock order: `domain`, then `threads`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
 //! that blocks: work for another vCPU is posted under the domain's lock and awaited after it.
 
+use crate::forward::Forward;
 use crate::fx::Fx;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::vcpu::{self, Mail, Thread};
@@ -11,7 +12,7 @@ use crate::kvm::{XenAccel, xen_kernel::XenKernel};
 use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
-use crate::timers::Timers;
+use crate::timers::{Timer, Timers};
 use crate::vm::{Vm, VmEvent};
 use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
@@ -44,6 +45,8 @@ pub struct Guest {
     pub mailboxes: Mailboxes<Mail>,
     /// Per-vCPU upcall vectors; 0 = none set.
     pub vectors: Vec<AtomicU8>,
+    /// Notifications of backends that the kernel does not carry.
+    pub forward: Arc<Forward>,
     /// Timers that the kernel does not run.
     pub timers: Timers,
     /// To the main thread.
@@ -146,6 +149,12 @@ impl Guest {
         result
     }
 
+    /// Run a vCPU's singleshot VIRQ_TIMER here: raised at this system time, or never.
+    pub fn set_singleshot(&self, vcpu: u32, at: Option<u64>) {
+        let after = at.map(|at| Duration::from_nanos(at.saturating_sub(self.now().system_ns)));
+        self.timers.set(Timer::Singleshot(vcpu), after);
+    }
+
     /// Do what the devices ask for.
     pub fn act(&self, actions: Vec<Action>) {
         for action in actions {
@@ -234,6 +243,7 @@ impl Vm for Guest {
     fn stop(&self) {
         self.mailboxes.stop();
         self.timers.stop();
+        self.forward.stop();
         let mut threads = std::mem::take(&mut *lock(&self.threads));
         // A thread between its check and KVM_RUN misses no kick (see kvm::vcpu), but one that is just being
         // started may: repeat until all are gone.

@@ -8,6 +8,7 @@ mod boot;
 mod build;
 mod control;
 mod disk;
+mod forward;
 mod fx;
 mod guest;
 mod kvm;

@@ -2,6 +2,7 @@
 //! `\_S5` has ended by halting all its vCPUs with interrupts off, which KVM never reports.
 
 use crate::guest::{Guest, lock};
+use crate::kvm::vcpu::Mail;
 use crate::vm::VmEvent;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -17,6 +18,10 @@ const HALT_CHECK: Duration = Duration::from_secs(1);
 pub enum Timer {
     /// VCPUOP_set_periodic_timer of this vCPU.
     Periodic(u32),
+    /// A singleshot VIRQ_TIMER of this vCPU, where KVM does not run it.
+    Singleshot(u32),
+    /// The timeout of a SCHEDOP_poll.
+    Poll(u32),
     /// SCHEDOP_watchdog.
     Watchdog(u32),
     /// Look for a guest that has ended by halting.
@@ -40,11 +45,17 @@ impl Timers {
     /// Arm or re-arm after so long, or disarm.
     pub fn set(&self, timer: Timer, after: Option<Duration>) {
         let mut state = lock(&self.state);
-        match after {
-            Some(after) => state.armed.insert(timer, (Instant::now() + after, after)),
-            None => state.armed.remove(&timer),
+        let at = after.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
+        let Some(at) = at else {
+            state.armed.remove(&timer);
+            return;
         };
-        self.changed.notify_all();
+        let first = state.armed.values().map(|armed| armed.0).min();
+        state.armed.insert(timer, at);
+        // The thread wakes up for what was first before, and looks again.
+        if first.is_none_or(|first| at.0 < first) {
+            self.changed.notify_all();
+        }
     }
 
     /// End the thread in [`Timers::run`].
@@ -53,7 +64,7 @@ impl Timers {
         self.changed.notify_all();
     }
 
-    /// The next timer that has run out, waiting for it; re-armed, except a watchdog. `None` when stopped.
+    /// The next timer that has run out, waiting for it; the periodic ones are re-armed. `None` when stopped.
     fn next(&self) -> Option<Timer> {
         let mut state = lock(&self.state);
         loop {
@@ -65,7 +76,7 @@ impl Timers {
                 state.armed.iter().min_by_key(|(_, (at, _))| *at).map(|(&t, &(at, every))| (t, at, every));
             match first {
                 Some((timer, at, every)) if at <= now => {
-                    if matches!(timer, Timer::Watchdog(_)) {
+                    if !matches!(timer, Timer::Periodic(_) | Timer::HaltCheck) {
                         state.armed.remove(&timer);
                     } else {
                         // A late timer does not catch up tick by tick: Xen's periodic timer coalesces too.
@@ -89,8 +100,13 @@ pub fn run(guest: &Arc<Guest>) {
     let mut last_time = None;
     while let Some(timer) = guest.timers.next() {
         match timer {
-            Timer::Periodic(vcpu) => {
+            Timer::Periodic(vcpu) | Timer::Singleshot(vcpu) => {
                 guest.with_domain(|domain, cx| domain.raise_virq(Virq::TIMER.0, vcpu, cx))
+            }
+            Timer::Poll(vcpu) => {
+                if lock(&guest.domain).unblocked(vcpu) {
+                    guest.post(vcpu, Mail::Wake);
+                }
             }
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
             Timer::HaltCheck => {

@@ -39,6 +39,7 @@ const READ: &[&str] = &[
     "cpus",
     "acpi",
     "max_grant_frames",
+    "event_channels",
     "max_event_channels",
     "disk",
     "vif",

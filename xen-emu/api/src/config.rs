@@ -78,6 +78,25 @@ pub mod reason {
     pub const SOFT_RESET: u32 = 5;
 }
 
+/// Which event channel ABI a guest is offered: what `event_channels` says. Every guest starts with 2-level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventChannels {
+    /// 2-level, which the kernel delivers; FIFO too where `max_event_channels` goes beyond it.
+    #[default]
+    Auto,
+    /// FIFO too: up to 131071 ports, with priorities.
+    Fifo,
+    /// 2-level only.
+    TwoLevel,
+}
+
+impl EventChannels {
+    /// Every choice with its spelling.
+    pub const ALL: [(&'static str, EventChannels); 3] =
+        [("auto", EventChannels::Auto), ("fifo", EventChannels::Fifo), ("2level", EventChannels::TwoLevel)];
+}
+
 /// The `on_*` keys of one domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actions {
@@ -153,6 +172,9 @@ pub struct DomainConfig {
     pub acpi: bool,
     /// Grant table frames the guest may have.
     pub max_grant_frames: u32,
+    /// The ABI of event channels.
+    #[serde(default)]
+    pub event_channels: EventChannels,
     /// Highest event channel port.
     pub max_event_channels: u32,
     /// How upcalls are delivered.

@@ -48,6 +48,8 @@ pub struct Params {
     pub max_grant_frames: u32,
     /// Highest port + 1 that may be allocated.
     pub max_ports: u32,
+    /// EVTCHNOP_init_control switches to the FIFO ABI; false: it answers -ENOSYS and the guest stays with 2-level.
+    pub fifo: bool,
     /// Command line of "the hypervisor" shown by XENVER_commandline.
     pub commandline: String,
     /// The 64-bit layout is latched from the start (the loaded kernel is 64-bit).
@@ -113,6 +115,7 @@ impl Domain {
 
     /// One hypercall of a vCPU. Called by the run loop with the domain's lock held.
     pub fn hypercall(&mut self, call: &Call, cx: &mut Cx<'_>) -> Outcome {
+        self.unblocked(call.vcpu);
         dispatch(self, call, cx)
     }
 
@@ -166,6 +169,13 @@ impl Domain {
         self.set_pending(port, cx);
     }
 
+    /// The same by the backend's name.
+    pub fn raise_backend(&mut self, backend: Backend, cx: &mut Cx<'_>) {
+        if let Some(port) = self.ports.near_port(backend) {
+            self.set_pending(port, cx);
+        }
+    }
+
     /// Raises a VIRQ (VIRQ_*) on this vCPU; nothing happens where the guest has not bound it. Global ones are
     /// raised where vCPU 0 has bound them.
     pub fn raise_virq(&mut self, virq: u32, vcpu: VcpuId, cx: &mut Cx<'_>) {
@@ -212,11 +222,20 @@ impl Domain {
         self.vcpus.get(vcpu as usize).is_some_and(|vcpu| vcpu.online)
     }
 
-    /// The vCPU's `Outcome::Block` has ended (woken or timed out): it polls no port any more.
-    pub fn unblocked(&mut self, vcpu: VcpuId) {
+    /// The vCPU's `Outcome::Block` has timed out: it polls no port any more. False if it had ended before.
+    pub fn unblocked(&mut self, vcpu: VcpuId) -> bool {
+        let waited = self.waits(vcpu);
         if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
             vcpu.waiting = Waiting::No;
         }
+        waited
+    }
+
+    /// Whether the vCPU may be in `Outcome::Block`: an interrupt ends it without a word, and then this is true until
+    /// its next hypercall.
+    #[must_use]
+    pub fn waits(&self, vcpu: VcpuId) -> bool {
+        self.vcpus.get(vcpu as usize).is_some_and(|vcpu| vcpu.waiting != Waiting::No)
     }
 
     /// SHUTDOWN_* as the guest set it, by SCHEDOP_shutdown or ahead of it by SCHEDOP_shutdown_code.

@@ -110,6 +110,9 @@ pub trait Effects {
     fn retract(&mut self, port: Port);
     /// No port may be handled by the machine from now on (FIFO, EVTCHNOP_reset, soft reset).
     fn retract_all(&mut self);
+    /// The guest's events are FIFO now (true; [`Effects::retract_all`] follows) or 2-level again. Under FIFO the machine raises, polls and times nothing by itself: what backends notify is told by
+    /// `Domain::raise_backend`, and a running timer goes on, to be told by `Domain::raise_virq`.
+    fn set_fifo(&mut self, _on: bool) {}
     /// Raise a port of 2-level kind completely: pending, mask test, selector, upcall. False when the machine
     /// cannot; then the core sets the bits itself and calls [`Effects::upcall`].
     fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool;

@@ -13,8 +13,10 @@ use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
 use crate::time::Now;
 
+mod events;
 mod front;
 
+pub use events::{GuestEvents, Unmasked};
 pub use front::{FrontRing, entry_v1, grant, revoke};
 
 type Page = [u8; 4096];
@@ -170,6 +172,7 @@ pub enum Effect {
     Offload(Port, Offload),
     Retract(Port),
     RetractAll,
+    Fifo(bool),
     Raise(Port, VcpuId),
     Upcall(VcpuId),
     Kick(Backend),
@@ -260,6 +263,9 @@ impl Effects for Recorder {
     fn retract_all(&mut self) {
         self.note(Effect::RetractAll);
     }
+    fn set_fifo(&mut self, on: bool) {
+        self.note(Effect::Fifo(on));
+    }
     fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool {
         if self.accelerated {
             self.note(Effect::Raise(port, vcpu));
@@ -340,6 +346,7 @@ impl Bench {
             memory_map: vec![ram, hole],
             max_grant_frames: 4,
             max_ports: 1023,
+            fifo: false,
             commandline: "none".to_owned(),
             long_mode: width == Width::Bits64,
             legacy_callbacks: false,

@@ -67,6 +67,12 @@ pub fn evtchn_send(vm: &VmFd, port: u32, kvm_vcpu: u32) -> io::Result<()> {
     check(unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) })
 }
 
+/// When the timer of a KVM_XEN_VCPU_ATTR_TYPE_TIMER that the kernel has filled in runs out; 0 = never.
+pub fn timer_expiry(attr: &kvm_xen_vcpu_attr) -> u64 {
+    // SAFETY: plain old data inside the union.
+    unsafe { attr.u.timer.expires_ns }
+}
+
 /// KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL.
 pub const PRIORITY_2L: u32 = u32::MAX;
 

@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// What a vCPU thread shall do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,12 +147,6 @@ impl<T> Mailboxes<T> {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    /// On a vCPU's own thread: wait for anything to happen, at most so long (SCHEDOP_poll in userspace).
-    pub fn nap(&self, limit: Duration) {
-        let state = self.lock();
-        drop(self.changed.wait_timeout(state, limit));
     }
 
     /// The vCPU's thread ends: nobody must wait for it any more.

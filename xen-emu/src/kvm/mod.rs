@@ -135,6 +135,12 @@ pub trait XenAccel: Send + Sync {
     fn retract(&self, port: Port);
     /// See [`xen_domain::effect::Effects::retract_all`].
     fn retract_all(&self);
+    /// See [`xen_domain::effect::Effects::set_fifo`].
+    fn set_fifo(&self, on: bool) -> io::Result<()>;
+    /// Whether singleshot timers are to be set here; otherwise [`crate::timers`] runs them.
+    fn has_timers(&self) -> bool;
+    /// Take the running singleshot timer back from a vCPU, on its own thread: when it would have run out.
+    fn take_timer(&self, fd: &VcpuFd) -> io::Result<Option<u64>>;
     /// See [`xen_domain::effect::Effects::raise`].
     fn raise(&self, port: Port, vcpu: VcpuId) -> bool;
     /// A redirection entry of the IOAPIC has changed.

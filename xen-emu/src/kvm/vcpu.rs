@@ -8,9 +8,11 @@ use super::mailbox::Flow;
 use super::{VcpuAttr, ioctl, regs};
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, lock};
+use crate::timers::Timer;
 use crate::vm::VmEvent;
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state, kvm_run,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
+    kvm_mp_state, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -39,7 +41,7 @@ pub enum Mail {
     Nmi,
     /// Stop running until an INIT (VCPUOP_down).
     Halt,
-    /// Nothing but being woken.
+    /// End what [`Outcome::Block`] began.
     Wake,
     /// Tell the domain whether this vCPU runs: an AP is started by INIT and SIPI, and taken down by halting, without
     /// an exit.
@@ -358,27 +360,18 @@ impl Vcpu {
         outcome
     }
 
-    /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it. Without a limit the vCPU halts until
-    /// the next interrupt; with one it sleeps in small steps and lets the guest look again.
-    fn block(&mut self, deadline: Option<u64>) {
-        let guest = &*self.guest;
-        match deadline {
-            // KVM would never wake a vCPU that is halted with interrupts off; the guest looks again soon.
-            None if self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0) => {
-                guest.mailboxes.nap(Duration::from_millis(1));
-            }
-            None => {
-                let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
-                if let Err(e) = self.fd.set_mp_state(halted) {
-                    crate::log::limited!(warn, "vCPU {}: cannot halt: {e}", self.id);
-                }
-            }
-            Some(deadline) => {
-                let left = Duration::from_nanos(deadline.saturating_sub(guest.now().system_ns));
-                guest.mailboxes.nap(left.min(Duration::from_millis(1)));
-            }
+    /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it: the vCPU halts until an interrupt comes or
+    /// mail wakes it, which the core posts for the event and the timers for the deadline. Mail that came before it
+    /// halts is still read before it enters the guest.
+    fn block(&self, deadline: Option<u64>) {
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_sub(self.guest.now().system_ns);
+            self.guest.timers.set(Timer::Poll(self.id), Some(Duration::from_nanos(left)));
         }
-        lock(&guest.domain).unblocked(self.id);
+        let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+        if let Err(e) = self.fd.set_mp_state(halted) {
+            crate::log::limited!(warn, "vCPU {}: cannot halt: {e}", self.id);
+        }
     }
 }
 
@@ -386,7 +379,7 @@ impl Vcpu {
 fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
     match mail {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
-        Mail::Wake => {}
+        Mail::Wake => wake(fd, id),
         Mail::Nmi => {
             if let Err(e) = fd.nmi() {
                 crate::log::limited!(warn, "vCPU {id}: NMI: {e}");
@@ -405,7 +398,19 @@ fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
                 KVM_MP_STATE_HALTED => regs.rflags & RFLAGS_IF != 0,
                 _ => true,
             };
-            lock(&guest.domain).note_vcpu_online(id, online);
+            let mut domain = lock(&guest.domain);
+            // One that waits in a hypercall may have interrupts off.
+            let online = online || domain.waits(id);
+            domain.note_vcpu_online(id, online);
         }
+    }
+}
+
+/// Let a vCPU that has halted go on, on its own thread.
+fn wake(fd: &VcpuFd, id: u32) {
+    let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+    let halted = fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_HALTED);
+    if halted && let Err(e) = fd.set_mp_state(running) {
+        crate::log::limited!(warn, "vCPU {id}: cannot be woken: {e}");
     }
 }

@@ -3,6 +3,7 @@
 use super::cpuid::{HYPERCALL_MSR, apic_id};
 use super::irq::{Route, Routes};
 use super::{HostError, VcpuAttr, XenAccel, ioctl};
+use crate::forward::Forward;
 use crate::log::limited;
 use crate::machine::IOAPIC_PINS;
 use kvm_bindings::*;
@@ -69,12 +70,24 @@ struct Ports {
     /// KVM knows where shared_info is. It warns about events that it cannot deliver, so only then are the notify
     /// eventfds irqfds; what was signalled before is delivered when they become that.
     placed: bool,
+    /// KVM knows nothing of the FIFO ABI: the notify eventfds are forwarded, and no vCPU has a timer port.
+    fifo: bool,
+    carrier: Carrier,
+}
+
+/// Who listens to the notify eventfds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    Nobody,
+    Kvm,
+    Forward,
 }
 
 /// See the module.
 pub struct XenKernel {
     vm: Arc<VmFd>,
     capabilities: u32,
+    forward: Arc<Forward>,
     ports: Mutex<Ports>,
 }
 
@@ -98,6 +111,35 @@ fn vcpu_attr(type_: u32) -> kvm_xen_vcpu_attr {
     kvm_xen_vcpu_attr { type_: type_ as u16, ..Default::default() }
 }
 
+/// Interception of hypercalls, and sends and polls in the kernel or not.
+fn configure(vm: &VmFd, send: bool) -> io::Result<()> {
+    let send = if send { KVM_XEN_HVM_CONFIG_EVTCHN_SEND } else { 0 };
+    let config = kvm_xen_hvm_config {
+        flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | send,
+        msr: HYPERCALL_MSR,
+        ..Default::default()
+    };
+    ioctl::hvm_config(vm, &config)
+}
+
+impl Carrier {
+    fn listen(self, vm: &VmFd, forward: &Forward, backend: Backend, notify: &EventFd) -> io::Result<()> {
+        match self {
+            Carrier::Nobody => Ok(()),
+            Carrier::Kvm => vm.register_irqfd(notify, gsi(backend)).map_err(io::Error::from),
+            Carrier::Forward => forward.add(backend, notify),
+        }
+    }
+
+    fn leave(self, vm: &VmFd, forward: &Forward, backend: Backend, notify: &EventFd) -> io::Result<()> {
+        match self {
+            Carrier::Nobody => Ok(()),
+            Carrier::Kvm => vm.unregister_irqfd(notify, gsi(backend)).map_err(io::Error::from),
+            Carrier::Forward => forward.remove(backend, notify),
+        }
+    }
+}
+
 impl XenKernel {
     /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
     pub fn new(
@@ -105,13 +147,9 @@ impl XenKernel {
         capabilities: u32,
         xen_version: u32,
         backends: BTreeMap<Backend, Arc<BackendFds>>,
+        forward: Arc<Forward>,
     ) -> io::Result<Self> {
-        let config = kvm_xen_hvm_config {
-            flags: KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
-            msr: HYPERCALL_MSR,
-            ..Default::default()
-        };
-        ioctl::hvm_config(&vm, &config)?;
+        configure(&vm, true)?;
         let mut version = vm_attr(KVM_XEN_ATTR_TYPE_XEN_VERSION);
         version.u.xen_version = xen_version;
         ioctl::hvm_set_attr(&vm, &version)?;
@@ -121,8 +159,10 @@ impl XenKernel {
             backends,
             routes: Routes::default(),
             placed: false,
+            fifo: false,
+            carrier: Carrier::Nobody,
         };
-        Ok(XenKernel { vm, capabilities, ports: Mutex::new(ports) })
+        Ok(XenKernel { vm, capabilities, forward, ports: Mutex::new(ports) })
     }
 
     /// The eventfds of a backend.
@@ -140,9 +180,7 @@ impl XenKernel {
         let free = |n: &u32| !ports.backends.contains_key(&Backend::Device(*n));
         let backend = (0..DEVICES).find(free).map(Backend::Device);
         let backend = backend.ok_or_else(|| io::Error::other(format!("more than {DEVICES} in use")))?;
-        if ports.placed {
-            self.vm.register_irqfd(&fds.notify, gsi(backend))?;
-        }
+        ports.carrier.listen(&self.vm, &self.forward, backend, &fds.notify)?;
         ports.backends.insert(backend, fds.clone());
         Ok((backend, fds))
     }
@@ -154,8 +192,7 @@ impl XenKernel {
             ports.forget_logged(&self.vm, port);
         }
         if let Some(fds) = ports.backends.remove(&backend)
-            && ports.placed
-            && let Err(e) = self.vm.unregister_irqfd(&fds.notify, gsi(backend))
+            && let Err(e) = ports.carrier.leave(&self.vm, &self.forward, backend, &fds.notify)
         {
             limited!(warn, "{backend:?} stays in the kernel: {e}");
         }
@@ -200,18 +237,20 @@ impl XenKernel {
 }
 
 impl Ports {
-    /// Let KVM deliver what backends signal, or no longer.
-    fn set_placed(&mut self, vm: &VmFd, placed: bool) -> io::Result<()> {
-        if self.placed == placed {
-            return Ok(());
-        }
-        for (&backend, fds) in &self.backends {
-            match placed {
-                true => vm.register_irqfd(&fds.notify, gsi(backend))?,
-                false => vm.unregister_irqfd(&fds.notify, gsi(backend))?,
+    /// Have what backends signal delivered by who can now.
+    fn settle(&mut self, vm: &VmFd, forward: &Forward) -> io::Result<()> {
+        let carrier = match (self.fifo, self.placed) {
+            (true, _) => Carrier::Forward,
+            (false, true) => Carrier::Kvm,
+            (false, false) => Carrier::Nobody,
+        };
+        let before = std::mem::replace(&mut self.carrier, carrier);
+        if before != carrier {
+            for (&backend, fds) in &self.backends {
+                before.leave(vm, forward, backend, &fds.notify)?;
+                carrier.listen(vm, forward, backend, &fds.notify)?;
             }
         }
-        self.placed = placed;
         Ok(())
     }
 
@@ -263,12 +302,12 @@ impl XenAccel for XenKernel {
             attr.u.shared_info.gfn = gfn.unwrap_or(u64::MAX);
         }
         let mut ports = self.ports();
-        let placed = gfn.is_some();
-        if !placed {
-            ports.set_placed(&self.vm, false)?;
+        ports.placed = gfn.is_some();
+        if !ports.placed {
+            ports.settle(&self.vm, &self.forward)?;
         }
         ioctl::hvm_set_attr(&self.vm, &attr)?;
-        if placed { ports.set_placed(&self.vm, true) } else { Ok(()) }
+        ports.settle(&self.vm, &self.forward)
     }
 
     fn callback(&self, via: CallbackVia) -> io::Result<()> {
@@ -366,6 +405,25 @@ impl XenAccel for XenKernel {
         let mut ports = self.ports();
         let all: Vec<Port> = ports.offloaded.iter().chain(ports.by_backend.values()).copied().collect();
         all.into_iter().for_each(|port| ports.forget_logged(&self.vm, port));
+    }
+
+    fn set_fifo(&self, on: bool) -> io::Result<()> {
+        configure(&self.vm, !on)?;
+        let mut ports = self.ports();
+        ports.fifo = on;
+        ports.settle(&self.vm, &self.forward)
+    }
+
+    fn has_timers(&self) -> bool {
+        !self.ports().fifo
+    }
+
+    fn take_timer(&self, fd: &VcpuFd) -> io::Result<Option<u64>> {
+        let mut timer = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+        ioctl::vcpu_get_attr(fd, &mut timer)?;
+        let none = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+        ioctl::vcpu_set_attr(fd, &none)?;
+        Ok(Some(ioctl::timer_expiry(&timer)).filter(|&at| at != 0))
     }
 
     fn raise(&self, port: Port, vcpu: VcpuId) -> bool {

@@ -1,6 +1,6 @@
 //! The seam between the port table and the words in guest memory, with the verbs of Xen's `evtchn_port_ops`.
 //!
-//! [`crate::evtchn::abi_2l::TwoLevel`] is the ABI every domain starts with.
+//! [`TwoLevel`](crate::evtchn::abi_2l::TwoLevel) is the ABI every domain starts with, [`Fifo`] the one it may switch to.
 
 use std::fmt::Debug;
 
@@ -8,7 +8,8 @@ use xen_abi::Width;
 use xen_abi::errno::Errno;
 use xen_abi::shared_info::Layout;
 
-use crate::effect::Port;
+use crate::effect::{Port, VcpuId};
+use crate::evtchn::abi_fifo::Fifo;
 use crate::mem::{Fault, Gpa, GuestMem};
 
 /// Where the words of one delivery lie.
@@ -18,7 +19,9 @@ pub(crate) struct Place {
     pub shared_info: Gpa,
     /// Which layout shared_info and vcpu_info have.
     pub layout: Layout,
-    /// The vcpu_info of the vCPU that the port notifies; `None` for vCPUs from 32 that have not registered one.
+    /// The vCPU that the port notifies.
+    pub vcpu: VcpuId,
+    /// Its vcpu_info; `None` for vCPUs from 32 that have not registered one.
     pub vcpu_info: Option<Gpa>,
 }
 
@@ -39,16 +42,26 @@ pub(crate) trait PortOps: Debug + Send {
     fn max_ports(&self, width: Width) -> u32;
     /// Whether the machine knows this ABI and may raise ports by itself.
     fn offloadable(&self) -> bool;
+    /// The port has been allocated.
+    fn init(&mut self, _port: Port) {}
+    /// Whether a free port is not to be allocated yet, as its last event is still queued.
+    fn is_busy(&self, _mem: &dyn GuestMem, _port: Port) -> bool {
+        false
+    }
     /// Sets the port pending and notifies the vCPU as far as memory goes.
     fn set_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<Raised, Fault>;
     /// Forgets a pending event; for ports that close.
     fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<(), Fault>;
-    /// Unmasks the port. True: an event was pending behind the mask and has been taken; raise it again.
+    /// Unmasks the port. True: an event waits behind the mask; raise it again.
     fn unmask(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
     /// Whether an event is pending.
     fn is_pending(&self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
     /// EVTCHNOP_set_priority.
     fn set_priority(&mut self, _port: Port, _priority: u32) -> Result<(), Errno> {
         Err(Errno::ENOSYS)
+    }
+    /// The FIFO ABI, if this is it.
+    fn fifo(&mut self) -> Option<&mut Fifo> {
+        None
     }
 }

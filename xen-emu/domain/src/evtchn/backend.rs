@@ -15,7 +15,7 @@ impl Domain {
         if self.ports.far_port(backend).is_some() {
             return Err(Errno::EEXIST);
         }
-        let port = self.ports.allocate(Kind::Unbound { remote: Domid::DOM0 }, 0, self.width)?;
+        let port = self.ports.allocate(Kind::Unbound { remote: Domid::DOM0 }, 0, self.width, cx.mem)?;
         self.join(port, backend, cx);
         Ok(port)
     }
@@ -38,7 +38,7 @@ impl Domain {
     pub(crate) fn bind_near(&mut self, far: Port, cx: &mut Cx<'_>) -> Result<Port, Errno> {
         let end = self.ports.far_end(far).ok_or(Errno::EINVAL)?;
         let (Some(backend), None) = (end.backend, end.near) else { return Err(Errno::EINVAL) };
-        let port = self.ports.allocate(Kind::Backend(backend), 0, self.width)?;
+        let port = self.ports.allocate(Kind::Backend(backend), 0, self.width, cx.mem)?;
         if let Some(end) = self.ports.far_end(far) {
             end.near = Some(port);
         }

@@ -16,6 +16,7 @@ impl Domain {
         Place {
             shared_info: SpecialPage::SharedInfo.home(),
             layout: Layout::of(self.width),
+            vcpu,
             vcpu_info: self.vcpu_info(vcpu),
         }
     }
@@ -62,7 +63,7 @@ impl Domain {
                 let vcpu = self.ports.known(other).map_or(0, |other| other.vcpu);
                 Offload::Loopback { port: other, vcpu }
             }
-            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Virq(_) => return,
+            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Virq(_) | Kind::Pirq(_) => return,
         };
         let offloaded = cx.fx.offload(port, how);
         self.ports.edit(port, |channel| channel.offloaded = offloaded);

@@ -7,6 +7,9 @@ use crate::effect::{Port, VcpuId};
 use crate::evtchn::Kind;
 use crate::hypercall::Cx;
 
+/// Ports that EVTCHNOP_reset closes before other vCPUs have their turn.
+const CLOSED_AT_ONCE: u32 = 1024;
+
 impl Domain {
     /// Notes the port of a VIRQ, 0 = none any more. VIRQ_TIMER is the machine's to raise.
     pub(crate) fn set_virq(&mut self, vcpu: VcpuId, virq: Virq, port: Port, cx: &mut Cx<'_>) {
@@ -49,7 +52,7 @@ impl Domain {
                     end.near = None;
                 }
             }
-            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Ipi => {}
+            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Pirq(_) | Kind::Ipi => {}
         }
         let at = self.place(channel.vcpu);
         // Where the guest has no such word there is nothing to clear.
@@ -57,15 +60,17 @@ impl Domain {
         self.ports.free(port);
     }
 
-    /// EVTCHNOP_reset: every port closes, the ones to the store and the console too.
-    pub(crate) fn reset_ports(&mut self, cx: &mut Cx<'_>) {
-        cx.fx.retract_all();
-        let ports: Vec<Port> = self.ports.in_use().map(|(port, _)| port).collect();
-        for &port in &ports {
-            self.ports.edit(port, |channel| channel.offloaded = false);
-        }
-        for port in ports {
+    /// EVTCHNOP_reset: every port closes, the ones to the store and the console too, and the ABI is 2-level again. A
+    /// bounded number at a time; false while there are more.
+    pub(crate) fn reset_ports(&mut self, cx: &mut Cx<'_>) -> bool {
+        self.let_go(cx);
+        for _ in 0..CLOSED_AT_ONCE {
+            let Some(port) = self.ports.last_in_use() else {
+                self.switch_to_2l(cx);
+                return true;
+            };
             self.close_port(port, cx);
         }
+        false
     }
 }

@@ -5,9 +5,12 @@
 
 pub(crate) mod abi;
 pub(crate) mod abi_2l;
+pub(crate) mod abi_fifo;
 mod backend;
 mod deliver;
+mod fifo;
 mod life;
 pub(crate) mod ports;
 
+pub(crate) use fifo::Switch;
 pub(crate) use ports::{Kind, Ports};

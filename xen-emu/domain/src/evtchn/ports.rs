@@ -9,6 +9,7 @@ use xen_abi::{Domid, Width};
 use crate::effect::{Backend, Port, VcpuId};
 use crate::evtchn::abi::PortOps;
 use crate::evtchn::abi_2l::TwoLevel;
+use crate::mem::GuestMem;
 
 /// What a port is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) enum Kind {
     Loopback(Port),
     /// A virtual interrupt.
     Virq(Virq),
+    /// A physical interrupt, which never comes.
+    Pirq(u32),
     /// Between vCPUs of this domain.
     Ipi,
 }
@@ -64,7 +67,7 @@ pub(crate) struct Ports {
     pub(crate) far: Vec<FarEnd>,
     pub(crate) abi: Box<dyn PortOps>,
     /// Ports the configuration allows.
-    limit: u32,
+    pub(crate) limit: u32,
     /// No free port below this one.
     first_free: Port,
 }
@@ -104,16 +107,26 @@ impl Ports {
     ///
     /// # Errors
     /// -ENOSPC when all are in use.
-    pub(crate) fn allocate(&mut self, kind: Kind, vcpu: VcpuId, width: Width) -> Result<Port, Errno> {
+    pub(crate) fn allocate(
+        &mut self,
+        kind: Kind,
+        vcpu: VcpuId,
+        width: Width,
+        mem: &dyn GuestMem,
+    ) -> Result<Port, Errno> {
         let max = self.max_ports(width);
-        let port = (self.first_free..max)
-            .find(|&port| self.channels.get(port as usize).is_none_or(|c| c.kind == Kind::Free))
-            .ok_or(Errno::ENOSPC)?;
+        let free =
+            |port: &Port| self.channels.get(*port as usize).is_none_or(|channel| channel.kind == Kind::Free);
+        let lowest = (self.first_free..max).find(free).unwrap_or(max);
+        let idle = (lowest..max).filter(free).find(|&port| !self.abi.is_busy(mem, port));
+        // One that is busy is free all the same.
+        self.first_free = if idle == Some(lowest) { lowest + 1 } else { lowest };
+        let port = idle.ok_or(Errno::ENOSPC)?;
         if self.channels.len() <= port as usize {
             self.channels.resize(port as usize + 1, Channel::FREE);
         }
         self.edit(port, |channel| *channel = Channel { kind, vcpu, offloaded: false });
-        self.first_free = port + 1;
+        self.abi.init(port);
         Ok(port)
     }
 
@@ -121,6 +134,25 @@ impl Ports {
     pub(crate) fn free(&mut self, port: Port) {
         self.edit(port, |channel| *channel = Channel::FREE);
         self.first_free = self.first_free.min(port).max(1);
+    }
+
+    /// The highest port in use.
+    pub(crate) fn last_in_use(&mut self) -> Option<Port> {
+        while self.channels.last().is_some_and(|channel| channel.kind == Kind::Free) {
+            self.channels.pop();
+        }
+        let last = self.channels.len().checked_sub(1)?;
+        Port::try_from(last).ok().filter(|port| *port > 0)
+    }
+
+    /// Changes every port.
+    pub(crate) fn edit_all(&mut self, change: impl FnMut(&mut Channel)) {
+        self.channels.iter_mut().for_each(change);
+    }
+
+    /// The guest's port that leads to a backend.
+    pub(crate) fn near_port(&self, backend: Backend) -> Option<Port> {
+        self.far.iter().find(|end| end.backend == Some(backend))?.near
     }
 
     /// The ports in use, port 0 not among them.
@@ -164,6 +196,7 @@ impl std::fmt::Display for KindText {
             Kind::Backend(backend) => write!(f, "interdomain with {backend:?}"),
             Kind::Loopback(port) => write!(f, "interdomain with own port {port}"),
             Kind::Virq(virq) => write!(f, "virq {virq}"),
+            Kind::Pirq(pirq) => write!(f, "pirq {pirq}"),
             Kind::Ipi => f.write_str("ipi"),
         }
     }

@@ -3,21 +3,23 @@
 use xen_abi::Domid;
 use xen_abi::errno::Errno;
 use xen_abi::event_channel::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, Close, EvtchnOp, EvtchnStat, Reset, Send,
-    SetPriority, Status, Unmask,
+    AllocUnbound, BIND_PIRQ_WILL_SHARE, BindInterdomain, BindIpi, BindPirq, BindVcpu, BindVirq, Close,
+    EvtchnOp, EvtchnStat, ExpandArray, InitControl, Reset, Send, SetPriority, Status, Unmask, fifo,
 };
 use xen_abi::xen::{Port as AbiPort, Virq};
 
 use crate::domain::Domain;
 use crate::effect::Port;
-use crate::evtchn::Kind;
-use crate::hypercall::{Answer, Call, Cx, DONE, Handler};
+use crate::evtchn::{Kind, Switch};
+use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Outcome};
+
+/// PIRQs that a domain can name: those of a small host and 32 more, as Xen's `nr_pirqs`.
+const NR_PIRQS: u32 = 24 + 32;
 
 pub(super) const OPS: &[(u32, Handler)] = &[
     (EvtchnOp::BIND_INTERDOMAIN.0, bind_interdomain),
     (EvtchnOp::BIND_VIRQ.0, bind_virq),
-    // No domain of ours has physical interrupts.
-    (EvtchnOp::BIND_PIRQ.0, |_, _, _| Err(Errno::EINVAL)),
+    (EvtchnOp::BIND_PIRQ.0, bind_pirq),
     (EvtchnOp::CLOSE.0, close),
     (EvtchnOp::SEND.0, send),
     (EvtchnOp::STATUS.0, status),
@@ -26,7 +28,8 @@ pub(super) const OPS: &[(u32, Handler)] = &[
     (EvtchnOp::BIND_VCPU.0, bind_vcpu),
     (EvtchnOp::UNMASK.0, unmask),
     (EvtchnOp::RESET.0, reset),
-    // INIT_CONTROL and EXPAND_ARRAY would change the ABI to FIFO; guests fall back to 2-level.
+    (EvtchnOp::INIT_CONTROL.0, init_control),
+    (EvtchnOp::EXPAND_ARRAY.0, expand_array),
     (EvtchnOp::SET_PRIORITY.0, set_priority),
 ];
 
@@ -34,7 +37,7 @@ fn alloc_unbound(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut alloc: AllocUnbound = cx.get(call.arg(1))?;
     domain.target(alloc.dom)?;
     let remote = domain.resolve(alloc.remote_dom);
-    let port = domain.ports.allocate(Kind::Unbound { remote }, 0, domain.width)?;
+    let port = domain.ports.allocate(Kind::Unbound { remote }, 0, domain.width, cx.mem)?;
     alloc.port = AbiPort(port);
     cx.put(call.arg(1), &alloc)?;
     DONE
@@ -59,7 +62,7 @@ fn bind_loopback(domain: &mut Domain, far: Port, cx: &mut Cx<'_>) -> Result<Port
     if domain.ports.get(far, domain.width)?.kind != (Kind::Unbound { remote }) {
         return Err(Errno::EINVAL);
     }
-    let port = domain.ports.allocate(Kind::Loopback(far), 0, domain.width)?;
+    let port = domain.ports.allocate(Kind::Loopback(far), 0, domain.width, cx.mem)?;
     domain.ports.edit(far, |channel| channel.kind = Kind::Loopback(port));
     domain.offload(port, cx);
     domain.offload(far, cx);
@@ -76,8 +79,23 @@ fn bind_virq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     if domain.vcpu(bind.vcpu)?.virq_port(virq).is_some() {
         return Err(Errno::EEXIST);
     }
-    let port = domain.ports.allocate(Kind::Virq(virq), bind.vcpu, domain.width)?;
+    let port = domain.ports.allocate(Kind::Virq(virq), bind.vcpu, domain.width, cx.mem)?;
     domain.set_virq(bind.vcpu, virq, port, cx);
+    bind.port = AbiPort(port);
+    cx.put(call.arg(1), &bind)?;
+    DONE
+}
+
+/// As Xen for an HVM guest: the port is there, but no physical interrupt is routed to this domain.
+fn bind_pirq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mut bind: BindPirq = cx.get(call.arg(1))?;
+    if bind.pirq >= NR_PIRQS || bind.flags & !BIND_PIRQ_WILL_SHARE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if domain.ports.in_use().any(|(_, channel)| channel.kind == Kind::Pirq(bind.pirq)) {
+        return Err(Errno::EEXIST);
+    }
+    let port = domain.ports.allocate(Kind::Pirq(bind.pirq), 0, domain.width, cx.mem)?;
     bind.port = AbiPort(port);
     cx.put(call.arg(1), &bind)?;
     DONE
@@ -86,7 +104,7 @@ fn bind_virq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 fn bind_ipi(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut bind: BindIpi = cx.get(call.arg(1))?;
     domain.vcpu(bind.vcpu)?;
-    let port = domain.ports.allocate(Kind::Ipi, bind.vcpu, domain.width)?;
+    let port = domain.ports.allocate(Kind::Ipi, bind.vcpu, domain.width, cx.mem)?;
     domain.offload(port, cx);
     bind.port = AbiPort(port);
     cx.put(call.arg(1), &bind)?;
@@ -112,7 +130,7 @@ fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         Kind::Ipi => domain.set_pending(port.0, cx),
         // Nobody there to hear it.
         Kind::Unbound { .. } => {}
-        Kind::Free | Kind::Reserved | Kind::Virq(_) => return Err(Errno::EINVAL),
+        Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Pirq(_) => return Err(Errno::EINVAL),
     }
     DONE
 }
@@ -136,6 +154,7 @@ fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
             (EvtchnStat::INTERDOMAIN, Domid::DOM0.0.into(), AbiPort(far))
         }
         Kind::Virq(virq) => (EvtchnStat::VIRQ, virq.0, status.u_port),
+        Kind::Pirq(pirq) => (EvtchnStat::PIRQ, pirq, status.u_port),
         Kind::Ipi => (EvtchnStat::IPI, status.u, status.u_port),
     };
     status.vcpu = channel.vcpu;
@@ -147,7 +166,7 @@ fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let BindVcpu { port, vcpu } = cx.get(call.arg(1))?;
     domain.vcpu(vcpu)?;
     match domain.ports.get(port.0, domain.width)?.kind {
-        Kind::Unbound { .. } | Kind::Backend(_) | Kind::Loopback(_) => {}
+        Kind::Unbound { .. } | Kind::Backend(_) | Kind::Loopback(_) | Kind::Pirq(_) => {}
         Kind::Virq(virq) if !virq.is_per_vcpu() => {}
         Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Ipi => return Err(Errno::EINVAL),
     }
@@ -169,13 +188,38 @@ fn unmask(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 fn reset(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Reset { dom } = cx.get(call.arg(1))?;
     domain.target(dom)?;
-    domain.reset_ports(cx);
-    DONE
+    if domain.reset_ports(cx) { DONE } else { Ok(Outcome::Again(*call)) }
 }
 
 fn set_priority(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let SetPriority { port, priority } = cx.get(call.arg(1))?;
     domain.ports.get(port.0, domain.width)?;
     domain.ports.abi.set_priority(port.0, priority)?;
+    DONE
+}
+
+/// The first one makes FIFO the ABI; each gives a vCPU its control block.
+fn init_control(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    if !domain.config.fifo {
+        return Err(Errno::ENOSYS);
+    }
+    let mut init: InitControl = cx.get(call.arg(1))?;
+    domain.vcpu(init.vcpu)?;
+    let block = domain.control_block(init.control_gfn, init.offset)?;
+    if domain.switch_to_fifo(cx) == Switch::Pending {
+        return Ok(Outcome::Again(*call));
+    }
+    domain.ports.abi.fifo().ok_or(Errno::EINVAL)?.set_control(init.vcpu, block)?;
+    init.link_bits = fifo::LINK_BITS;
+    cx.put(call.arg(1), &init)?;
+    DONE
+}
+
+fn expand_array(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    if !domain.config.fifo {
+        return Err(Errno::ENOSYS);
+    }
+    let ExpandArray { array_gfn } = cx.get(call.arg(1))?;
+    domain.expand_array(array_gfn, cx)?;
     DONE
 }

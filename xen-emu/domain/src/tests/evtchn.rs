@@ -16,46 +16,46 @@ use crate::mem::{GuestMem, SpecialPage};
 use crate::testing::{Bench, Effect};
 
 impl Bench {
-    fn bind_ipi(&mut self, vcpu: u32) -> Result<u32, Errno> {
+    pub(super) fn bind_ipi(&mut self, vcpu: u32) -> Result<u32, Errno> {
         let (rc, bind) = self.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu, port: Port(0) });
         rc.map(|_| bind.port.0)
     }
 
-    fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<u32, Errno> {
+    pub(super) fn bind_virq(&mut self, virq: u32, vcpu: u32) -> Result<u32, Errno> {
         let (rc, bind) = self.op(EVTCHN, EvtchnOp::BIND_VIRQ.0, &BindVirq { virq, vcpu, port: Port(0) });
         rc.map(|_| bind.port.0)
     }
 
-    fn alloc_unbound(&mut self, dom: Domid, remote_dom: Domid) -> Result<u32, Errno> {
+    pub(super) fn alloc_unbound(&mut self, dom: Domid, remote_dom: Domid) -> Result<u32, Errno> {
         let alloc = AllocUnbound { dom, remote_dom, port: Port(0) };
         let (rc, alloc) = self.op(EVTCHN, EvtchnOp::ALLOC_UNBOUND.0, &alloc);
         rc.map(|_| alloc.port.0)
     }
 
-    fn interdomain(&mut self, remote_dom: Domid, remote_port: u32) -> Result<u32, Errno> {
+    pub(super) fn interdomain(&mut self, remote_dom: Domid, remote_port: u32) -> Result<u32, Errno> {
         let bind =
             BindInterdomain { remote_dom, pad: 0, remote_port: Port(remote_port), local_port: Port(0) };
         let (rc, bind) = self.op(EVTCHN, EvtchnOp::BIND_INTERDOMAIN.0, &bind);
         rc.map(|_| bind.local_port.0)
     }
 
-    fn send(&mut self, port: u32) -> Result<i64, Errno> {
+    pub(super) fn send(&mut self, port: u32) -> Result<i64, Errno> {
         self.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(port) }).0
     }
 
-    fn close(&mut self, port: u32) -> Result<i64, Errno> {
+    pub(super) fn close(&mut self, port: u32) -> Result<i64, Errno> {
         self.op(EVTCHN, EvtchnOp::CLOSE.0, &Close { port: Port(port) }).0
     }
 
-    fn unmask(&mut self, port: u32) -> Result<i64, Errno> {
+    pub(super) fn unmask(&mut self, port: u32) -> Result<i64, Errno> {
         self.op(EVTCHN, EvtchnOp::UNMASK.0, &Unmask { port: Port(port) }).0
     }
 
-    fn bind_vcpu(&mut self, port: u32, vcpu: u32) -> Result<i64, Errno> {
+    pub(super) fn bind_vcpu(&mut self, port: u32, vcpu: u32) -> Result<i64, Errno> {
         self.op(EVTCHN, EvtchnOp::BIND_VCPU.0, &BindVcpu { port: Port(port), vcpu }).0
     }
 
-    fn status(&mut self, port: u32) -> Result<(EvtchnStat, u32, u32, u32), Errno> {
+    pub(super) fn status(&mut self, port: u32) -> Result<(EvtchnStat, u32, u32, u32), Errno> {
         let ask = Status {
             dom: Domid::SELF,
             pad: 0,
@@ -69,12 +69,12 @@ impl Bench {
         rc.map(|_| (status.status, status.u, status.u_port.0, status.vcpu))
     }
 
-    fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout {
         Layout::of(self.width.into())
     }
 
     /// Pending bit, selector bit and upcall flag of a port on a vCPU.
-    fn seen(&self, port: u32, vcpu: u64) -> (bool, bool, bool) {
+    pub(super) fn seen(&self, port: u32, vcpu: u64) -> (bool, bool, bool) {
         let (layout, home) = (self.layout(), SpecialPage::SharedInfo.home());
         let bits = layout.width.bits();
         let bit = |offset: u64, n: u32| {

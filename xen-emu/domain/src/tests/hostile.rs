@@ -88,7 +88,7 @@ fn run(bench: &mut Bench, mut call: Call) {
     for _ in 0..10_000 {
         match bench.raw(call) {
             Outcome::Again(rest) => call = rest,
-            Outcome::Block(_) => return bench.domain.unblocked(call.vcpu),
+            Outcome::Block(_) => return assert!(bench.domain.unblocked(call.vcpu)),
             Outcome::Done(_) | Outcome::Exit(_) => return,
         }
     }

@@ -2,6 +2,9 @@
 
 mod back_ring;
 mod evtchn;
+mod evtchn_both;
+mod evtchn_fifo;
+mod evtchn_races;
 mod gnttab;
 mod grants;
 mod hostile;
