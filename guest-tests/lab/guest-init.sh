@@ -126,6 +126,19 @@ forks)
     echo "guest: forks $begin $end"
     poweroff -f
     ;;
+cpus)
+    # Every CPU but the first goes and comes back; each then sleeps by a timer of its own.
+    report
+    others=$(seq $(($(nproc) - 1)))
+    for round in 1 2 3; do
+        for cpu in $others; do echo 0 >"/sys/devices/system/cpu/cpu$cpu/online" || echo "guest: CPU $cpu stays"; done
+        echo "guest: down to $(nproc)"
+        for cpu in $others; do echo 1 >"/sys/devices/system/cpu/cpu$cpu/online" || echo "guest: CPU $cpu is lost"; done
+        for cpu in $others; do taskset -c "$cpu" sleep 0.05 || echo "guest: CPU $cpu does not work"; done
+        echo "guest: back to $(nproc)"
+    done
+    poweroff -f
+    ;;
 devices)
     # A shell in the Debian system on xvda, which is not written to.
     report

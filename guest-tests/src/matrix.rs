@@ -21,6 +21,9 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
     Test { name, host: WithXen, script, args, limit }
 }
 
+/// The line of a configuration that asks for FIFO event channels.
+const FIFO: &str = "event_channels = 'fifo'";
+
 /// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
 pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
@@ -39,6 +42,8 @@ pub const TESTS: &[Test] = &[
     test("boot-6.1-full-4cpu-1G", "boot.sh", &["6.1-full", "4", "1024", "poweroff"], 120),
     test("boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
     test("boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 120),
+    test("cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level"], 120),
+    test("cpus-fifo-6.1-cloud", "cpus.sh", &["6.1-cloud", "fifo"], 120),
     test("reboot-6.12-cloud", "reboot.sh", &["6.12-cloud"], 120),
     test("reboot-6.1-full", "reboot.sh", &["6.1-full"], 120),
     test("strict-pvh-halts", "strict.sh", &["6.12-cloud"], 90),
@@ -55,6 +60,14 @@ pub const TESTS: &[Test] = &[
     test("create-paused-as-xl", "xl.sh", &[], 90),
     test("create-as-nobody", "user.sh", &[], 90),
     test("create-from-yaml", "yaml.sh", &[], 90),
+    test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 60),
+    test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
+    test(
+        "stress-fifo-4cpu",
+        "micro.sh",
+        &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        300,
+    ),
     test("memory-32M", "micro.sh", &["hello", "32"], 60),
     test("trigger-nmi", "nmi.sh", &[], 90),
     test("crash-preserved", "preserve.sh", &[], 90),

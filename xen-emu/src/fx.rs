@@ -11,7 +11,7 @@ use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use xen_abi::errno::Errno;
-use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, VcpuId};
+use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use xen_domain::mem::{Gfn, Gpa, SpecialPage};
 
 /// The effects of one call into the core. What concerns another vCPU is in `tickets` afterwards, to be awaited
@@ -242,8 +242,8 @@ impl Effects for Fx<'_> {
         self.post(vcpu, Mail::Look);
     }
 
-    fn vcpu_up(&mut self, vcpu: VcpuId) {
-        tracing::debug!("vCPU {vcpu} up");
+    fn vcpu_up(&mut self, vcpu: VcpuId, start: Option<&StartState>) {
+        self.post(vcpu, Mail::Start(start.map(|state| Box::new(*state))));
     }
 
     fn vcpu_down(&mut self, vcpu: VcpuId) {

@@ -19,6 +19,12 @@ const LAYOUT: Layout = Layout::of(Width::W64);
 static SHARED: Page = Page::zero();
 static AP_PORT: AtomicU32 = AtomicU32::new(0);
 
+/// The page that [`Events::map`] makes the shared info page.
+#[must_use]
+pub fn shared() -> &'static Page {
+    &SHARED
+}
+
 /// `XENMEM_add_to_physmap` of one special page.
 ///
 /// # Errors

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod console;
 pub mod cpu;
 pub mod events;
+pub mod fifo;
 pub mod hypercall;
 pub mod page;
 pub mod smp;
@@ -36,14 +37,24 @@ pub mod xen;
 
 pub use verdict::{Stop, Verdict};
 
-/// Makes a function from nothing to a [`Verdict`] the test of this microkernel.
+/// Makes a function from nothing to a [`Verdict`] the test of this microkernel, and one from a vCPU's number what the
+/// vCPUs do that [`smp::start_vcpu`] starts.
 #[macro_export]
 macro_rules! test {
     ($run:path) => {
+        $crate::test!($run, $crate::smp::idle);
+    };
+    ($run:path, $cpu:path) => {
         #[cfg(target_os = "none")]
         #[unsafe(no_mangle)]
         extern "Rust" fn guest_test() -> $crate::Verdict {
             $run()
+        }
+
+        #[cfg(target_os = "none")]
+        #[unsafe(no_mangle)]
+        extern "Rust" fn guest_cpu(vcpu: u32) {
+            $cpu(vcpu)
         }
 
         #[cfg(target_os = "none")]
@@ -55,7 +66,7 @@ macro_rules! test {
         /// A microkernel is no program of the host.
         #[cfg(not(target_os = "none"))]
         fn main() {
-            let _ = $run;
+            let _ = ($run, $cpu);
             println!("a Xen guest: build it with --target x86_64-unknown-none and boot it");
         }
     };

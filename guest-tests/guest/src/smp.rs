@@ -1,8 +1,12 @@
 //! Starting one more CPU.
 #![forbid(unsafe_code)]
 
-use crate::{apic, cpu, page::Page, start};
+use crate::{apic, cpu, hypercall, page::Page, start};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use xen_abi::Errno;
+use xen_abi::hypercall::Hypercall;
+use xen_abi::vcpu::{VCPU_HVM_MODE_64B, VcpuHvmContext, VcpuHvmX86_64, VcpuOp};
+use zerocopy::{FromZeros, IntoBytes};
 
 /// Where the other CPU begins: a page below 1 MiB that neither we nor a PVH loader uses.
 const TRAMPOLINE: u64 = 0x8000;
@@ -30,6 +34,46 @@ pub fn start(apic_id: u32) -> bool {
     }
     false
 }
+
+/// The state in which a vCPU begins with the second function of [`test!`](crate::test), on a stack of its own.
+#[must_use]
+pub fn start_context(vcpu: u32) -> VcpuHvmContext {
+    let (rip, cr3, rsp) = start::vcpu_start(vcpu);
+    let regs = VcpuHvmX86_64 {
+        rip,
+        cr3,
+        rsp,
+        rdi: vcpu.into(),
+        // PG and PE; PAE; LME.
+        cr0: 0x8000_0001,
+        cr4: 0x20,
+        efer: 0x100,
+        ..VcpuHvmX86_64::new_zeroed()
+    };
+    let mut context = VcpuHvmContext { mode: VCPU_HVM_MODE_64B, pad: 0, cpu_regs: [0; 120] };
+    let _ = regs.write_to_prefix(&mut context.cpu_regs);
+    context
+}
+
+/// Starts a vCPU below 8 by `VCPUOP_initialise` and `VCPUOP_up`.
+///
+/// # Errors
+/// What the hypervisor answers.
+pub fn start_vcpu(vcpu: u32) -> Result<(), Errno> {
+    hypercall::vcpu_op(VcpuOp::INITIALISE.0, vcpu, &mut start_context(vcpu))?;
+    vcpu_op(VcpuOp::UP, vcpu).map(drop)
+}
+
+/// A `VCPUOP` without argument.
+///
+/// # Errors
+/// What the hypervisor answers.
+pub fn vcpu_op(op: VcpuOp, vcpu: u32) -> Result<i64, Errno> {
+    hypercall::call(Hypercall::VCPU_OP, &[op.0.into(), vcpu.into(), 0])
+}
+
+/// What further vCPUs do in tests that start none.
+pub fn idle(_vcpu: u32) {}
 
 /// Spins for a while, much longer than anything takes; returns whether the condition came true.
 #[must_use]

@@ -109,6 +109,24 @@ ap_32:
     mov     ebp, offset {ap_entry}
     jmp     enter64
 
+    /* Another CPU begins here in 64 bits by VCPUOP_initialise: RDI its number, RSP its stack. */
+    .code64
+    .global vcpu_begin
+vcpu_begin:
+    lgdt    [gdt_pointer]
+    mov     eax, 0x10
+    mov     ss, eax
+    mov     ds, eax
+    mov     es, eax
+    push    0x18
+    lea     rax, [rip + 4f]
+    push    rax
+    retfq
+4:  xor     ebp, ebp
+    call    {vcpu_entry}
+5:  hlt
+    jmp     5b
+
     .code64
     .p2align 4
     .global trap_stubs
@@ -167,6 +185,7 @@ gdt_pointer:
 
     .section .bss
     .p2align 12
+    .global pml4
 pml4: .skip 4096
 pdpt: .skip 4096
 pd:   .skip 4 * 4096
@@ -174,9 +193,13 @@ pd:   .skip 4 * 4096
 boot_stack_top:
     .skip 65536
 ap_stack_top:
+    .global vcpu_stacks
+vcpu_stacks:
+    .skip 8 * 16384
 "#,
     entry = sym entry,
     ap_entry = sym ap_entry,
+    vcpu_entry = sym vcpu_entry,
     trap = sym trap,
 );
 
@@ -184,6 +207,8 @@ ap_stack_top:
 unsafe extern "Rust" {
     /// The test of the microkernel, from `test!`.
     safe fn guest_test() -> crate::Verdict;
+    /// What a further vCPU does, from `test!`.
+    safe fn guest_cpu(vcpu: u32);
 }
 
 #[cfg(target_os = "none")]
@@ -191,6 +216,9 @@ unsafe extern "C" {
     static trap_stubs: u8;
     static ap_begin: u8;
     static ap_end: u8;
+    static vcpu_begin: u8;
+    static vcpu_stacks: u8;
+    static pml4: u8;
 }
 
 /// Address of the first trap stub; each has 16 bytes.
@@ -200,6 +228,18 @@ pub(crate) fn trap_stubs_addr() -> u64 {
     return &raw const trap_stubs as u64;
     #[cfg(not(target_os = "none"))]
     0
+}
+
+/// Where a vCPU begins in 64 bits, its page tables, and the end of its stack; up to eight have one.
+#[must_use]
+pub(crate) fn vcpu_start(vcpu: u32) -> (u64, u64, u64) {
+    #[cfg(target_os = "none")]
+    return {
+        let stack = &raw const vcpu_stacks as u64 + u64::from(vcpu + 1) * 16384;
+        (&raw const vcpu_begin as u64, &raw const pml4 as u64, stack)
+    };
+    #[cfg(not(target_os = "none"))]
+    (0, 0, u64::from(vcpu))
 }
 
 /// The bytes another CPU starts with.
@@ -231,6 +271,16 @@ extern "C" fn entry(start_info: u64) -> ! {
 extern "C" fn ap_entry(_: u64) -> ! {
     traps::load();
     smp::run()
+}
+
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the entry stub only"))]
+extern "C" fn vcpu_entry(vcpu: u64) -> ! {
+    traps::load();
+    crate::apic::enable();
+    #[cfg(target_os = "none")]
+    guest_cpu(u32::try_from(vcpu).unwrap_or(0));
+    let _ = vcpu;
+    crate::cpu::stop()
 }
 
 #[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the trap stubs only"))]

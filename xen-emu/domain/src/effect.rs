@@ -59,6 +59,47 @@ pub struct Runstate {
     pub time: [u64; 4],
 }
 
+/// A segment register: base, limit in the descriptor's units, and rights as struct vcpu_hvm_x86_32 has them (type 0-3,
+/// s 4, dpl 5-6, p 7, avl 8, l 9, db 10, g 11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// First address.
+    pub base: u32,
+    /// Highest offset, in pages where g is set.
+    pub limit: u32,
+    /// Rights; 0 = not usable.
+    pub ar: u16,
+}
+
+/// The state a vCPU starts in (VCPUOP_initialise), which a processor can be in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartState {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI.
+    pub gprs: [u64; 8],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Control register.
+    pub cr0: u64,
+    /// Control register.
+    pub cr3: u64,
+    /// Control register.
+    pub cr4: u64,
+    /// EFER, LMA as it follows from the rest.
+    pub efer: u64,
+    /// Code.
+    pub cs: Segment,
+    /// Data.
+    pub ds: Segment,
+    /// Data.
+    pub es: Segment,
+    /// Stack.
+    pub ss: Segment,
+    /// Task.
+    pub tr: Segment,
+}
+
 /// Why a domain ends; SHUTDOWN_* of public/sched.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownReason(pub u32);
@@ -123,15 +164,10 @@ pub trait Effects {
 
     /// A vCPU waiting in `Outcome::Block` has what it waits for (also when the port is masked).
     fn wake(&mut self, _vcpu: VcpuId) {}
-    /// VCPUOP_initialise: `context` is struct vcpu_hvm_context, already checked to be one. -ENOSYS where the
-    /// machine starts vCPUs by INIT/SIPI only.
-    fn vcpu_initialise(&mut self, _vcpu: VcpuId, _context: &[u8]) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
     /// Tell through `Domain::note_vcpu_online` whether this vCPU runs, before the caller's hypercall goes on.
     fn look_at(&mut self, _vcpu: VcpuId) {}
-    /// Start a vCPU with these register values (VCPUOP_initialise + up).
-    fn vcpu_up(&mut self, vcpu: VcpuId);
+    /// Let a vCPU run (VCPUOP_up): with these registers, or where it has stopped.
+    fn vcpu_up(&mut self, vcpu: VcpuId, start: Option<&StartState>);
     /// Stop a vCPU (VCPUOP_down).
     fn vcpu_down(&mut self, vcpu: VcpuId);
     /// An NMI (VCPUOP_send_nmi).

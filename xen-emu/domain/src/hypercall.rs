@@ -14,6 +14,7 @@ mod table;
 pub(crate) use table::name;
 mod timer_op;
 mod vcpu_area;
+mod vcpu_context;
 mod vcpu_op;
 mod vm_assist;
 mod xen_version;

@@ -8,7 +8,7 @@ use xen_abi::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::domain::{Domain, MemmapEntry, Params};
-use crate::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, VcpuId};
+use crate::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
 use crate::time::Now;
@@ -177,8 +177,7 @@ pub enum Effect {
     Upcall(VcpuId),
     Kick(Backend),
     Wake(VcpuId),
-    VcpuInitialise(VcpuId),
-    VcpuUp(VcpuId),
+    VcpuUp(VcpuId, Option<u64>),
     VcpuDown(VcpuId),
     Nmi(VcpuId),
     Console(Vec<u8>),
@@ -281,12 +280,8 @@ impl Effects for Recorder {
     fn wake(&mut self, vcpu: VcpuId) {
         self.note(Effect::Wake(vcpu));
     }
-    fn vcpu_initialise(&mut self, vcpu: VcpuId, _context: &[u8]) -> Result<(), Errno> {
-        self.note(Effect::VcpuInitialise(vcpu));
-        Ok(())
-    }
-    fn vcpu_up(&mut self, vcpu: VcpuId) {
-        self.note(Effect::VcpuUp(vcpu));
+    fn vcpu_up(&mut self, vcpu: VcpuId, start: Option<&StartState>) {
+        self.note(Effect::VcpuUp(vcpu, start.map(|start| start.rip)));
     }
     fn vcpu_down(&mut self, vcpu: VcpuId) {
         self.note(Effect::VcpuDown(vcpu));

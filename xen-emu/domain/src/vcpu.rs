@@ -6,7 +6,7 @@ use xen_abi::shared_info::{LEGACY_MAX_VCPUS, VCPU_INFO_SIZE};
 use xen_abi::xen::Virq;
 
 use crate::domain::Domain;
-use crate::effect::{Port, VcpuId};
+use crate::effect::{Port, StartState, VcpuId};
 use crate::mem::{Gpa, SpecialPage};
 
 const NR_VIRQS: usize = Virq::NR_VIRQS as usize;
@@ -31,6 +31,8 @@ pub(crate) struct Vcpu {
     pub online: bool,
     /// Has register values: by VCPUOP_initialise, by INIT/SIPI, or as the boot vCPU.
     pub initialised: bool,
+    /// What VCPUOP_initialise has set, until it runs.
+    pub start: Option<Box<StartState>>,
     /// The machine has been asked to look at others for a call of this vCPU, which now comes again.
     pub looked: bool,
     /// Registered vcpu_info.
@@ -53,6 +55,7 @@ impl Vcpu {
         Vcpu {
             online: boot,
             initialised: boot,
+            start: None,
             looked: false,
             info: None,
             time_info: None,

@@ -3,6 +3,7 @@
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use std::io;
+use xen_domain::effect::{Segment, StartState};
 
 const CR0_PE: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -40,6 +41,55 @@ pub fn pvh_entry(fd: &VcpuFd, entry: u32, start_info: u32) -> io::Result<()> {
     fd.set_sregs(&sregs)?;
     let regs = kvm_regs { rip: entry.into(), rbx: start_info.into(), rflags: 2, ..Default::default() };
     Ok(fd.set_regs(&regs)?)
+}
+
+/// Set a vCPU to the state that the guest has chosen for its start; segments that it does not name are unusable.
+pub fn start(fd: &VcpuFd, state: &StartState) -> io::Result<()> {
+    let mut sregs: kvm_sregs = fd.get_sregs()?;
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (state.cr0, state.cr3, state.cr4, state.efer);
+    (sregs.cs, sregs.ds, sregs.es) = (segment(state.cs), segment(state.ds), segment(state.es));
+    (sregs.ss, sregs.tr) = (segment(state.ss), segment(state.tr));
+    (sregs.fs, sregs.gs) = (segment(Segment::default()), segment(Segment::default()));
+    fd.set_sregs(&sregs)?;
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi] = state.gprs;
+    let (rip, rflags) = (state.rip, state.rflags);
+    Ok(fd.set_regs(&kvm_regs {
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        rip,
+        rflags,
+        ..Default::default()
+    })?)
+}
+
+/// A segment by Xen's rights. KVM wants the limit in bytes.
+fn segment(of: Segment) -> kvm_segment {
+    let bits = |from: u32, count: u32| {
+        let mask = (1u16 << count) - 1;
+        u8::try_from(of.ar >> from & mask).unwrap_or(0)
+    };
+    let g = bits(11, 1);
+    kvm_segment {
+        base: of.base.into(),
+        limit: if g == 1 { of.limit << 12 | 0xfff } else { of.limit },
+        selector: 0,
+        type_: bits(0, 4),
+        s: bits(4, 1),
+        dpl: bits(5, 2),
+        present: bits(7, 1),
+        avl: bits(8, 1),
+        l: bits(9, 1),
+        db: bits(10, 1),
+        g,
+        unusable: u8::from(of.ar == 0),
+        padding: 0,
+    }
 }
 
 /// MTRRs on with write-back as default, fast strings on: what Xen gives to every vCPU.

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
-use xen_domain::effect::Runstate;
+use xen_domain::effect::{Runstate, StartState};
 use xen_domain::hypercall::{Call, Cx, Outcome};
 use xen_domain::mem::{Fault, Gpa, Translate};
 use xen_emu_api::control::VcpuStatus;
@@ -39,7 +39,9 @@ pub enum Mail {
     Attr(VcpuAttr),
     /// Inject an NMI.
     Nmi,
-    /// Stop running until an INIT (VCPUOP_down).
+    /// Run (VCPUOP_up): in this state, or where it has stopped.
+    Start(Option<Box<StartState>>),
+    /// Stop running until an INIT or a start (VCPUOP_down).
     Halt,
     /// End what [`Outcome::Block`] began.
     Wake,
@@ -380,6 +382,13 @@ fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
     match mail {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
         Mail::Wake => wake(fd, id),
+        Mail::Start(state) => {
+            let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            let set = state.map_or(Ok(()), |state| regs::start(fd, &state));
+            if let Err(e) = set.and_then(|()| fd.set_mp_state(running).map_err(io::Error::from)) {
+                crate::log::limited!(warn, "vCPU {id}: cannot be started: {e}");
+            }
+        }
         Mail::Nmi => {
             if let Err(e) = fd.nmi() {
                 crate::log::limited!(warn, "vCPU {id}: NMI: {e}");

@@ -108,6 +108,13 @@ impl Fifo {
         self.state(port).early = true;
     }
 
+    /// Every frame that is written to.
+    #[cfg(test)]
+    pub(crate) fn frames(&self) -> Vec<u64> {
+        let blocks = self.controls.iter().flatten().map(|control| control.block.gfn());
+        blocks.chain(self.pages.iter().copied()).map(|gfn| gfn.0).collect()
+    }
+
     fn word(&self, port: Port) -> Option<Gpa> {
         let page = self.pages.get((port / WORDS_PER_PAGE) as usize)?;
         Some(page.gpa().offset(u64::from(port % WORDS_PER_PAGE) * 4))

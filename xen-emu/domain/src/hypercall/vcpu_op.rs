@@ -1,17 +1,16 @@
 //! vcpu_op(cmd, vcpu, arg): up and down, timers, runstate. Registered areas are in `vcpu_area`.
 
-use zerocopy::IntoBytes;
-
 use xen_abi::errno::Errno;
 use xen_abi::sched;
 use xen_abi::shared_info::LEGACY_MAX_VCPUS;
 use xen_abi::vcpu::{
     Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, SetSingleshotTimerCompat,
-    VCPU_HVM_MODE_64B, VCPU_SSHOTTMR_FUTURE, VcpuHvmContext, VcpuOp,
+    VCPU_SSHOTTMR_FUTURE, VcpuHvmContext, VcpuOp,
 };
 
 use crate::domain::Domain;
 use crate::effect::{ShutdownReason, VcpuId};
+use crate::hypercall::vcpu_context::start_state;
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Outcome, Width, value, vcpu_area};
 
 pub(super) const OPS: &[(u32, Handler)] = &[
@@ -52,14 +51,13 @@ fn initialise(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let context: VcpuHvmContext = cx.get(call.arg(2))?;
-    if context.mode > VCPU_HVM_MODE_64B {
-        return Err(Errno::EINVAL);
-    }
     if vcpu.initialised {
         return Err(Errno::EEXIST);
     }
-    cx.fx.vcpu_initialise(id, context.as_bytes())?;
-    domain.vcpu_mut(id)?.initialised = true;
+    let start = start_state(&context)?;
+    let vcpu = domain.vcpu_mut(id)?;
+    vcpu.initialised = true;
+    vcpu.start = Some(Box::new(start));
     DONE
 }
 
@@ -70,7 +68,7 @@ fn up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     if !std::mem::replace(&mut vcpu.online, true) {
-        cx.fx.vcpu_up(id);
+        cx.fx.vcpu_up(id, vcpu.start.take().as_deref());
     }
     DONE
 }

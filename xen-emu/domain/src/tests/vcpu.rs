@@ -6,10 +6,10 @@ use xen_abi::sched::{SchedOp, SchedPoll, SchedWatchdog};
 use xen_abi::shared_info::Layout;
 use xen_abi::vcpu::{
     RegisterVcpuInfo, RunstateInfo, RunstateInfoCompat, SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE,
-    VcpuHvmContext, VcpuOp,
+    VcpuHvmContext, VcpuHvmX86_64, VcpuOp,
 };
 use xen_abi::xen::{Domid, Port};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::{BOTH, EVTCHN, HVM, SCHED, VCPU};
 use crate::effect::{CallbackVia, ShutdownReason};
@@ -142,7 +142,15 @@ fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
     use VcpuOp as Op;
     let mut b = Bench::new(Width::Bits64);
     assert_eq!(b.vcpu_op(Op::UP, 1, &0u64), Err(Errno::EINVAL), "no register values yet");
-    let context = VcpuHvmContext { mode: 1, pad: 0, cpu_regs: [0; 120] };
+    let regs = VcpuHvmX86_64 {
+        rip: 0x1234,
+        cr0: 1 << 31 | 1,
+        cr4: 1 << 5,
+        efer: 1 << 8,
+        ..VcpuHvmX86_64::new_zeroed()
+    };
+    let mut context = VcpuHvmContext { mode: 1, pad: 0, cpu_regs: [0; 120] };
+    regs.write_to_prefix(&mut context.cpu_regs).unwrap();
     assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &VcpuHvmContext { mode: 2, ..context }), Err(Errno::EINVAL));
     assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &context), Ok(0));
     assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &context), Err(Errno::EEXIST));
@@ -152,10 +160,10 @@ fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
     assert_eq!(b.vcpu_op(Op::SEND_NMI, 1, &0u64), Err(Errno::EINVAL), "takes no argument");
     assert_eq!(result(b.call(VCPU, [Op::SEND_NMI.0.into(), 1, 0])), Ok(0));
     assert_eq!(b.vcpu_op(Op::GET_PHYSID, 1, &0u64), Err(Errno::EINVAL));
-    assert_eq!(
-        b.effects(),
-        [Effect::VcpuInitialise(1), Effect::VcpuUp(1), Effect::VcpuDown(0), Effect::Nmi(1)]
-    );
+    assert_eq!(b.effects(), [Effect::VcpuUp(1, Some(0x1234)), Effect::VcpuDown(0), Effect::Nmi(1)]);
+    assert_eq!((b.vcpu_op(Op::UP, 0, &0u64), b.vcpu_op(Op::UP, 0, &0u64)), (Ok(0), Ok(0)));
+    assert_eq!(b.effects(), [Effect::VcpuUp(0, None)], "it goes on where it was");
+    assert_eq!(b.vcpu_op(Op::DOWN, 0, &0u64), Ok(0));
     b.domain.note_vcpu_online(3, true);
     assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
     let last = b.call(VCPU, [Op::DOWN.0.into(), 3, 0]);

@@ -1,0 +1,80 @@
+//! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+use guest::hypercall::vcpu_op;
+use guest::smp::{self, spin_until, start_context, start_vcpu};
+use guest::{Verdict, acpi, check, check_eq, println, skip};
+use xen_abi::Errno;
+use xen_abi::vcpu::{VcpuHvmContext, VcpuOp};
+
+guest::test!(run, other);
+
+/// How far the other vCPU has come.
+static STEP: AtomicU32 = AtomicU32::new(0);
+/// How far it may go.
+static ALLOWED: AtomicU32 = AtomicU32::new(0);
+
+fn is_up(vcpu: u32) -> Result<i64, Errno> {
+    smp::vcpu_op(VcpuOp::IS_UP, vcpu)
+}
+
+fn initialise(vcpu: u32, mut context: VcpuHvmContext) -> Result<i64, Errno> {
+    vcpu_op(VcpuOp::INITIALISE.0, vcpu, &mut context)
+}
+
+fn run() -> Verdict {
+    if acpi::cpus().count() < 2 {
+        skip!("needs 2 vCPUs");
+    }
+    check_eq!(is_up(0), Ok(1), "is_up of vCPU 0");
+    check_eq!(is_up(1), Ok(0), "is_up of vCPU 1");
+    check_eq!(is_up(100), Err(Errno::ENOENT), "is_up of a vCPU that does not exist");
+    check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Err(Errno::EINVAL), "up without registers");
+    let good = start_context(1);
+    for (what, context) in [
+        ("an unknown mode", VcpuHvmContext { mode: 2, ..good }),
+        ("padding", VcpuHvmContext { pad: 1, ..good }),
+        ("no paging", VcpuHvmContext { cpu_regs: [0; 120], ..good }),
+        ("null segments", VcpuHvmContext { mode: 0, cpu_regs: [0; 120], ..good }),
+    ] {
+        check_eq!(initialise(1, context), Err(Errno::EINVAL), "initialise with {what}");
+    }
+    check_eq!(initialise(0, good), Err(Errno::EEXIST), "initialise of a running vCPU");
+    start_vcpu(1)?;
+    check_eq!(initialise(1, good), Err(Errno::EEXIST), "initialise twice");
+    check!(spin_until(|| STEP.load(Ordering::SeqCst) == 1), "vCPU 1 does not start");
+    check_eq!(is_up(1), Ok(1), "is_up of the started vCPU");
+    println!("vCPU 1 runs");
+
+    for round in 1..=20 {
+        // It takes itself down, and goes on behind the call when it is let up.
+        ALLOWED.store(round, Ordering::SeqCst);
+        check!(spin_until(|| is_up(1) == Ok(0)), "round {round}: vCPU 1 does not go down");
+        check_eq!(STEP.load(Ordering::SeqCst), round, "steps before round {round}");
+        check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Ok(0), "up");
+        check!(
+            spin_until(|| STEP.load(Ordering::SeqCst) == round + 1),
+            "round {round}: vCPU 1 does not go on"
+        );
+    }
+    println!("20 times down and up");
+    // From outside, in the middle of its work.
+    check_eq!(smp::vcpu_op(VcpuOp::DOWN, 1), Ok(0), "down");
+    ALLOWED.store(100, Ordering::SeqCst);
+    check_eq!(is_up(1), Ok(0), "is_up of a vCPU that was taken down");
+    let went = spin_until(|| STEP.load(Ordering::SeqCst) != 21);
+    check!(!went, "a vCPU that is down runs");
+    Ok(())
+}
+
+fn other(vcpu: u32) {
+    loop {
+        let step = STEP.fetch_add(1, Ordering::SeqCst) + 1;
+        if !spin_until(|| ALLOWED.load(Ordering::SeqCst) >= step) {
+            return;
+        }
+        let _ = smp::vcpu_op(VcpuOp::DOWN, vcpu);
+    }
+}
