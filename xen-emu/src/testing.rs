@@ -47,6 +47,7 @@ pub fn launch(domid: u16) -> Launch {
 pub struct TestStore {
     /// Its socket.
     pub path: PathBuf,
+    served: Arc<Mutex<Served>>,
 }
 
 /// The core, and where its messages go.
@@ -61,13 +62,20 @@ impl TestStore {
         let path = dir.join("store.sock");
         let served = Arc::new(Mutex::new(Served { store: Store::new(), streams: HashMap::new() }));
         let listener = UnixListener::bind(&path).unwrap();
+        let whose = served.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (stream, served) = (stream.unwrap(), served.clone());
+                let (stream, served) = (stream.unwrap(), whose.clone());
                 std::thread::spawn(move || serve(stream, &served));
             }
         });
-        TestStore { path }
+        TestStore { path, served }
+    }
+
+    /// All who are connected lose it.
+    pub fn hang_up(&self) {
+        let served = self.served.lock().unwrap();
+        served.streams.values().for_each(|stream| stream.shutdown(std::net::Shutdown::Both).unwrap());
     }
 
     /// A connection to it.

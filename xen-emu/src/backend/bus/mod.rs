@@ -4,6 +4,7 @@
 //! images on threads of their own. Devices have their own threads for their rings; the bus only connects and disconnects them.
 
 mod act;
+mod again;
 mod coming;
 mod entry;
 mod nodes;

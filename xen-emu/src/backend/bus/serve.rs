@@ -1,5 +1,6 @@
 //! The bus's thread: commands, the store's connection, and sleeping between.
 
+use super::again::PAUSE;
 use super::coming::Coming;
 use super::entry::Entry;
 use super::nodes::Place;
@@ -20,7 +21,9 @@ use xenstored::client::{Client, Error};
 
 pub(super) struct Server {
     /// Until the connection is lost.
-    store: Option<Client>,
+    pub store: Option<Client>,
+    /// When a lost one is looked for.
+    pub again: Instant,
     pub wiring: Wiring,
     pub line: Line,
     commands: Receiver<Command>,
@@ -41,7 +44,8 @@ impl Server {
     ) -> Server {
         let (entries, coming, going) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let store = Some(store);
-        Server { store, wiring, line, commands, entries, coming, going, configs, closing: false }
+        let again = Instant::now();
+        Server { store, again, wiring, line, commands, entries, coming, going, configs, closing: false }
     }
 
     /// Until told to close; all devices are closed then.
@@ -54,6 +58,7 @@ impl Server {
                 break;
             }
             let now = Instant::now();
+            self.look_for_store(now);
             self.entries.values_mut().for_each(|entry| entry.expire(now));
             let late = |entry: &Entry| entry.abandoned.is_some_and(|until| until <= now);
             let gone: Vec<_> =
@@ -109,7 +114,8 @@ impl Server {
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.line.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.store.iter().map(|store| PollFd::new(store.as_fd(), PollFlags::POLLIN)));
-        let until = self.entries.values().filter_map(Entry::until).min();
+        let again = self.store.is_none().then_some(self.again);
+        let until = self.entries.values().filter_map(Entry::until).chain(again).min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // A millisecond late rather than early.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -137,8 +143,10 @@ impl Server {
     }
 
     fn lost(&mut self, why: &Error) {
-        tracing::warn!("the store is gone, the devices go on as they are: {why}");
-        self.store = None;
+        if self.store.take().is_some() {
+            tracing::warn!("the store is gone, the devices go on as they are: {why}");
+            self.again = Instant::now() + PAUSE;
+        }
     }
 
     /// Talks to the store. What it refuses says so; a lost connection is not used again.
