@@ -91,6 +91,12 @@ pub struct Domain {
 }
 
 impl Domain {
+    /// Whether the guest has this event channel port, bound or not.
+    #[must_use]
+    pub fn has_port(&self, port: u32) -> bool {
+        self.ports.in_use().any(|(used, _)| used == port)
+    }
+
     /// A domain as it is before its first instruction.
     #[must_use]
     pub fn new(config: Params) -> Self {

@@ -79,6 +79,11 @@ pub trait Channels: Send + Sync {
     /// # Errors
     /// It is no such port, or the host has no descriptors left.
     fn bind(&self, port: u32) -> Result<EventChannel, DeviceError>;
+
+    /// Whether the guest still has that port, though our end may be closed.
+    fn is_open(&self, _port: u32) -> bool {
+        false
+    }
 }
 
 /// How a device's threads say that it cannot go on.

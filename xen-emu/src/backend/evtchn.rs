@@ -34,4 +34,8 @@ impl Channels for GuestChannels {
         bound.map_err(|_| DeviceError(format!("event channel {port} is not one that waits for domain 0")))?;
         Ok(EventChannel { kick, notify, end: Box::new(end) })
     }
+
+    fn is_open(&self, port: u32) -> bool {
+        self.0.with_domain(|domain, _| domain.has_port(port))
+    }
 }

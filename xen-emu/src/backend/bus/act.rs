@@ -7,7 +7,7 @@ use super::nodes::{self, Place};
 use super::requests::PATIENCE;
 use super::serve::Server;
 use super::watch::Watched;
-use crate::backend::device::{Connection, DeviceError, Nodes};
+use crate::backend::device::{Connection, DeviceError, Frontend, Nodes};
 use crate::guest::lock;
 use crate::log::limited;
 use std::sync::Arc;
@@ -65,6 +65,7 @@ impl Server {
         };
         match entry.device.connect(connection) {
             Ok(nodes) => {
+                entry.ports = ports(&front);
                 entry.front = Some(front);
                 entry.nodes = nodes;
                 limited!(info, "{place}: connected");
@@ -211,4 +212,12 @@ impl Server {
             entry.config = config;
         }
     }
+}
+
+/// The ports that a frontend has written, of whatever kind it is.
+fn ports(front: &Frontend) -> Vec<u32> {
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let nodes = front.nodes.iter();
+    let named = nodes.filter(|(path, _)| name(path) == "port" || name(path).starts_with("event-channel"));
+    named.filter_map(|(_, value)| value.trim().parse().ok()).collect()
 }

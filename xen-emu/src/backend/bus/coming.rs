@@ -3,13 +3,14 @@
 
 use super::entry::{Entry, Nothing};
 use super::nodes::{self, Place};
-use super::requests::{label, named};
+use super::requests::{PATIENCE, label, named};
 use super::serve::Server;
 use super::{Answer, Command, Connect, Open};
 use crate::backend::device::{self, DeviceError, Disc};
 use crate::backend::script::{self, Hotplug};
 use crate::guest::lock;
 use std::thread;
+use std::time::Instant;
 use xen_emu_api::control::Reply;
 use xen_emu_api::device::{Device, DiskConfig};
 
@@ -124,11 +125,26 @@ impl Server {
 
     /// The image is free and the host's end gone when others see the nodes go.
     pub(super) fn closed(&mut self, place: &Place) {
-        let Some(mut entry) = self.going.remove(place) else { return };
-        self.forget(place, entry.listens);
+        let Some(listens) = self.going.get(place).map(|entry| entry.listens) else { return };
+        self.forget(place, listens);
         tracing::info!("{place}: detached");
-        entry.answer(&Reply::Ok);
-        entry.next.take().into_iter().for_each(|(config, answer)| self.attach(config, answer));
+        if let Some(entry) = self.going.get_mut(place) {
+            entry.answer(&Reply::Ok);
+            entry.gone = Some(Instant::now() + PATIENCE);
+        }
+    }
+
+    /// Another device in its place would be taken for the old one by a guest that has not noticed yet: Linux closes its
+    /// ports when it does.
+    pub(super) fn settle(&mut self, now: Instant) {
+        let channels = &self.wiring.channels;
+        let noticed = |entry: &Entry| !entry.ports.iter().any(|port| channels.is_open(*port));
+        let settled = |entry: &Entry| entry.gone.is_some_and(|until| until <= now || noticed(entry));
+        let places: Vec<_> = self.going.iter().filter(|(_, entry)| settled(entry)).collect();
+        let places: Vec<_> = places.into_iter().map(|(place, _)| place.clone()).collect();
+        for mut entry in places.iter().filter_map(|place| self.going.remove(place)).collect::<Vec<_>>() {
+            entry.next.take().into_iter().for_each(|(config, answer)| self.attach(config, answer));
+        }
     }
 
     /// Another disc: it is opened once beside the bus, so that what takes its time is over when the drive opens it.

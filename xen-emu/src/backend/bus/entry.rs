@@ -32,6 +32,10 @@ pub(super) struct Entry {
     pub disc: Option<Disc>,
     /// Taken away by force; its nodes go then at the latest.
     pub abandoned: Option<Instant>,
+    /// The guest's ports, since it was connected last.
+    pub ports: Vec<u32>,
+    /// Its nodes are gone; until then at the latest the guest has noticed.
+    pub gone: Option<Instant>,
     /// What is to come in its place.
     pub next: Option<(Device, Answer)>,
     /// Who waits for it to go, and until when.
@@ -54,6 +58,8 @@ impl Entry {
             error: None,
             disc: None,
             abandoned: None,
+            ports: Vec::new(),
+            gone: None,
             next: None,
             leaving: Vec::new(),
         }

@@ -19,6 +19,9 @@ use xen_emu_api::control::Reply;
 use xen_emu_api::device::Device;
 use xenstored::client::{Client, Error};
 
+/// How often it is looked whether a guest has noticed that a device is gone.
+const SETTLING: Duration = Duration::from_millis(20);
+
 pub(super) struct Server {
     /// Until the connection is lost.
     pub store: Option<Client>,
@@ -59,6 +62,7 @@ impl Server {
             }
             let now = Instant::now();
             self.look_for_store(now);
+            self.settle(now);
             self.entries.values_mut().for_each(|entry| entry.expire(now));
             let late = |entry: &Entry| entry.abandoned.is_some_and(|until| until <= now);
             let gone: Vec<_> =
@@ -75,6 +79,9 @@ impl Server {
             entry.answer(&gone);
             entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
         }
+        for entry in self.going.values_mut() {
+            entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
+        }
         std::mem::take(&mut self.coming).into_values().for_each(|coming| coming.refuse(&gone));
         self.await_going();
     }
@@ -82,7 +89,7 @@ impl Server {
     /// Images that others close are free, and scripts done, when the domain is gone: if the host does not take too long.
     fn await_going(&mut self) {
         let until = Instant::now() + PATIENCE;
-        while !self.going.is_empty() {
+        while self.going.values().any(|entry| entry.gone.is_none()) {
             let left = until.saturating_duration_since(Instant::now());
             match self.commands.recv_timeout(left) {
                 Ok(command) => self.command(command),
@@ -115,7 +122,9 @@ impl Server {
         let mut fds = vec![PollFd::new(self.line.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.store.iter().map(|store| PollFd::new(store.as_fd(), PollFlags::POLLIN)));
         let again = self.store.is_none().then_some(self.again);
-        let until = self.entries.values().filter_map(Entry::until).chain(again).min();
+        let settling = self.going.values().any(|entry| entry.gone.is_some());
+        let soon = settling.then(|| Instant::now() + SETTLING);
+        let until = self.entries.values().filter_map(Entry::until).chain(again).chain(soon).min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // A millisecond late rather than early.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

@@ -37,11 +37,25 @@ pub fn wiring(domid: u16) -> Wiring {
     Wiring { domid, memory, grants: Arc::new(Bare), channels: Arc::new(Bare), open, connect }
 }
 
+/// Channels of a guest that has these ports.
+struct Ports(Arc<World>);
+
+impl Channels for Ports {
+    fn bind(&self, port: u32) -> Result<EventChannel, DeviceError> {
+        Bare.bind(port)
+    }
+    fn is_open(&self, port: u32) -> bool {
+        self.0.ports.lock().unwrap().contains(&port)
+    }
+}
+
 /// What the fake devices of a test have in common.
 #[derive(Default)]
 struct World {
     /// What was done to them, in order.
     log: Mutex<Vec<String>>,
+    /// The guest's ports.
+    ports: Mutex<Vec<u32>>,
     /// Opening /slow waits for this.
     gate: Mutex<()>,
     /// The next connect fails so.
@@ -173,7 +187,8 @@ fn stage() -> Stage {
     };
     let path = store.path.clone();
     let connect = Arc::new(move || Client::connect(&path));
-    let wiring = Wiring { open: Arc::new(open), connect, ..wiring(7) };
+    let channels = Arc::new(Ports(world.clone()));
+    let wiring = Wiring { open: Arc::new(open), connect, channels, ..wiring(7) };
     let bus = Bus::start(store.client(), wiring).unwrap();
     Stage { world, store, client, bus, _dir: dir }
 }
@@ -423,6 +438,26 @@ fn an_image_that_takes_its_time_holds_up_nobody() {
     stage.bus.close();
     assert!(matches!(opened.recv().unwrap(), Reply::Error { .. }));
     drop(shut);
+}
+
+/// Or it would take the new device for the old one.
+#[test]
+fn a_device_comes_again_when_the_guest_has_noticed_that_it_was_gone() {
+    let mut stage = stage();
+    stage.bus.attach(&disk()).unwrap();
+    *stage.world.ports.lock().unwrap() = vec![13, 14];
+    stage.connect();
+    let gone = stage.asked(stage.detach(false));
+    stage.becomes("state", "5");
+    stage.write(&format!("{FRONT}/state"), "6");
+    assert_eq!(gone.recv().unwrap(), Reply::Ok);
+    let again = stage.asked(Request::Attach { device: disk() });
+    assert!(again.recv_timeout(Duration::from_millis(100)).is_err());
+    assert_eq!(stage.read(BACK), None);
+    assert!(stage.bus.attach(&disk()).unwrap_err().contains("still being detached"), "one waits at most");
+    stage.world.ports.lock().unwrap().pop();
+    assert_eq!(again.recv().unwrap(), Reply::Ok);
+    stage.becomes("state", "2");
 }
 
 #[test]
