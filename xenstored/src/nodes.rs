@@ -60,6 +60,7 @@ impl Store {
     pub(crate) fn note(&self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::TransactionNodes);
         let Some(tx) = &mut call.tx else { return Ok(()) };
+        let before = tx.bytes;
         tx.note(&self.tree, path, aspect, limit)?;
         if tx.find(&self.tree, path).is_none() {
             let (_, depth) = tx.nearest(&self.tree, path);
@@ -67,7 +68,8 @@ impl Store {
             // If this one comes it becomes the ancestor that decides.
             tx.note(&self.tree, &path.prefix(depth + 1), Aspect::Content, limit)?;
         }
-        self.check_memory(call, 0)
+        let more = tx.bytes - before;
+        self.check_memory(call, more)
     }
 
     /// The node at `path`, if the caller has the access that `may` asks for. A caller that has no such access to the
@@ -104,7 +106,8 @@ impl Store {
         let node = self.fetch(call, path, Access::write)?;
         let (id, perms) = (node.id, node.perms.clone());
         self.check_size(call, &perms, node.listing_len, value.len())?;
-        self.check_memory(call, value.len().saturating_sub(node.value.len()))?;
+        let kept = if call.tx.is_some() { 0 } else { node.value.len() };
+        self.check_memory(call, value.len().saturating_sub(kept))?;
         match &mut call.tx {
             Some(tx) => tx.set(path, id, value, &perms, self.tree.next_generation()),
             None => self.replace_value(path, value),
@@ -197,7 +200,8 @@ impl Store {
         let Some(node) = self.find(call, path) else { return Err(Errno::ENOENT) };
         self.check_size(call, perms, node.listing_len, node.value.len())?;
         let (id, old, value) = (node.id, node.perms.clone(), node.value.to_vec());
-        self.check_memory(call, 8 * perms.entries().len().saturating_sub(old.entries().len()))?;
+        let more = if call.tx.is_some() { value.len() } else { 0 };
+        self.check_memory(call, more + 8 * perms.entries().len().saturating_sub(old.entries().len()))?;
         match &mut call.tx {
             Some(tx) => {
                 tx.set(path, id, &value, perms, self.tree.next_generation());

@@ -123,6 +123,10 @@ impl Transaction {
         if known || self.hides(path) {
             return Ok(());
         }
+        // One that is spoiled already takes no more.
+        if let Some(errno @ (Errno::ENOSPC | Errno::ENOMEM)) = self.failed {
+            return Err(errno);
+        }
         if self.seen.len() >= limit && !self.seen.contains_key(path) {
             return Err(Errno::ENOSPC);
         }
@@ -186,10 +190,13 @@ impl Transaction {
 
     /// Sets value and permissions of an existing node.
     pub fn set(&mut self, path: &Path, id: u64, value: &[u8], perms: &Perms, generation: u64) {
-        self.bytes += value.len();
         let seen = entry(&mut self.seen, &mut self.bytes, path);
         seen.generation = generation;
-        seen.now = Now::Own(Own { id, value: value.into(), perms: perms.clone() });
+        let own = Now::Own(Own { id, value: value.into(), perms: perms.clone() });
+        self.bytes += value.len();
+        if let Now::Own(before) = std::mem::replace(&mut seen.now, own) {
+            self.bytes -= before.value.len();
+        }
     }
 
     /// Creates a node and its missing parents below the first `depth` names of its path. The first one's id is `id`,
@@ -228,12 +235,17 @@ impl Transaction {
     pub fn remove(&mut self, path: &Path, generation: u64) {
         self.removes = true;
         let below = format!("{path}/");
-        let gone = |seen: &mut Seen| {
-            (seen.now, seen.covered, seen.generation) = (Now::Gone, true, generation);
+        let mut freed = 0;
+        let mut gone = |seen: &mut Seen| {
+            if let Now::Own(own) = std::mem::replace(&mut seen.now, Now::Gone) {
+                freed += own.value.len();
+            }
+            (seen.covered, seen.generation) = (true, generation);
             (seen.names, seen.listing_change) = (BTreeMap::new(), 0);
         };
         self.seen.iter_mut().filter(|(other, _)| other.starts_with(&below)).for_each(|(_, seen)| gone(seen));
         gone(entry(&mut self.seen, &mut self.bytes, path));
+        self.bytes -= freed;
         if let Some(parent) = path.parent() {
             let parent = entry(&mut self.seen, &mut self.bytes, &parent);
             parent.generation = generation;

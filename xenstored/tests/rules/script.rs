@@ -11,6 +11,8 @@ pub struct Player {
     store: Store,
     /// Time passes for requests that have to wait.
     pub patient: bool,
+    /// INTRODUCE comes with descriptors.
+    pub has_ring: bool,
     conns: HashMap<String, ConnId>,
 }
 
@@ -21,7 +23,7 @@ pub fn play(script: &str) {
         let line = expand(line);
         let (step, want) = line.split_once(" => ").unwrap_or((&line, "OK"));
         let want = want.replace("''", "");
-        assert_eq!(player.step(step), want.trim_end(), "{line}");
+        assert_eq!(player.step(step).trim_end(), want.trim_end(), "{line}");
         let problem = player.store().check().err();
         assert_eq!(problem, None, "{line}");
     }
@@ -29,7 +31,7 @@ pub fn play(script: &str) {
 
 impl Player {
     pub fn new() -> Self {
-        Self { store: Store::new(), patient: false, conns: HashMap::new() }
+        Self { store: Store::new(), patient: false, has_ring: true, conns: HashMap::new() }
     }
 
     pub fn store(&mut self) -> &mut Store {
@@ -50,7 +52,26 @@ impl Player {
         if kind != MsgType::WRITE {
             payload.push('\0');
         }
-        let conn = self.conn(who);
+        self.request(who, kind, tx.parse().unwrap(), payload.as_bytes())
+    }
+
+    /// A client closes its socket.
+    pub fn disconnect(&mut self, who: &str) {
+        let conn = self.conns.remove(who).unwrap();
+        self.store.disconnect(conn);
+    }
+
+    /// The events when a domain has shut down.
+    pub fn shut_down(&mut self, domid: u16) -> String {
+        let mut out = Out::default();
+        self.store.domain_shut_down(domid, &mut out);
+        let conn = self.connection("0");
+        self.show(conn, &out).replacen("nothing", "", 1).replacen(" ! ", "", 1)
+    }
+
+    /// The same for a payload of any bytes.
+    pub fn request(&mut self, who: &str, kind: MsgType, tx_id: u32, payload: &[u8]) -> String {
+        let conn = self.connection(who);
         let mut out = Out::default();
         let header = Header { kind, req_id: 9, tx_id: 0, len: 0 };
         while let Some(until) = self.store.must_wait(conn, &header) {
@@ -60,13 +81,13 @@ impl Player {
             }
             return format!("waits until {}", until.as_millis());
         }
-        self.handle(conn, kind, tx.parse().unwrap(), payload.as_bytes(), &mut out);
+        self.handle(conn, kind, tx_id, payload, &mut out);
         self.show(conn, &out)
     }
 
     fn handle(&mut self, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8], out: &mut Out) {
         let header = Header { kind, req_id: 9, tx_id, len: payload.len().try_into().unwrap() };
-        self.store.handle(conn, header, payload, true, out);
+        self.store.handle(conn, header, payload, self.has_ring, out);
         for action in &out.actions {
             match *action {
                 Action::Serve { conn, domid, .. } => drop(self.conns.insert(domid.to_string(), conn)),
@@ -77,12 +98,12 @@ impl Player {
     }
 
     /// The connection of a client, who connects, or of a domain, which is introduced, when first heard of.
-    fn conn(&mut self, who: &str) -> ConnId {
+    pub fn connection(&mut self, who: &str) -> ConnId {
         if let Some(&conn) = self.conns.get(who) {
             return conn;
         }
         if who != "0" && who.parse::<u16>().is_ok() {
-            let host = self.conn("0");
+            let host = self.connection("0");
             let payload = format!("{who}\x001\x001\0");
             self.handle(host, MsgType::INTRODUCE, 0, payload.as_bytes(), &mut Out::default());
             return self.conns[who];

@@ -1,0 +1,173 @@
+//! The rules of quotas.
+
+use crate::script::{Player, play};
+
+#[test]
+fn q1_every_limit_and_its_error() {
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         5 write /d/v {v*2015}
+         5 write /d/v {v*2016} => ENOSPC
+         0 write /d/v {v*4000}
+         0 set_quota watches 2
+         5 watch /d 1 => OK ! 5 /d 1
+         5 watch /d 2 => OK ! 5 /d 2
+         5 watch /d 3 => ENOSPC
+         0 set_quota transactions 1
+         5 transaction_start => 1
+         5 transaction_start => ENOSPC
+         0 set_quota transaction-nodes 2
+         5.1 read /d => ''
+         5.1 read /d/v => {v*4000}
+         5.1 read /d/w => ENOSPC
+         5.1 transaction_end T => ENOSPC",
+    );
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         0 set_quota nodes 3
+         5 write /d/a/b/c 1
+         5 write /d/e 1 => ENOSPC
+         5 rm /d/a/b/c
+         5 write /d/e 1
+         0 set_quota 5 nodes 4
+         5 write /d/f 1
+         6 write /d/a6/b/c/d 1 => ENOSPC
+         0 set_quota 5 nodes 0
+         5 write /d/1/2/3/4/5/6/7/8 1
+         0 release 5
+         0 introduce 5 1 1
+         5 write /d/1/2/3/4 1 => ENOSPC",
+    );
+}
+
+#[test]
+fn q1_defaults() {
+    let mut player = Player::new();
+    for (name, value) in [
+        ("nodes", "1000"),
+        ("node-size", "2048"),
+        ("watches", "128"),
+        ("transactions", "10"),
+        ("transaction-nodes", "1024"),
+        ("node-permissions", "5"),
+        ("path-max", "2048"),
+        ("outstanding", "20"),
+        ("memory", "2621440"),
+    ] {
+        assert_eq!(player.step(&format!("0 get_quota {name}")), value, "{name}");
+    }
+}
+
+#[test]
+fn q1_get_and_set_quota() {
+    play(
+        "0 set_quota watches 2
+         0 get_quota watches => 2
+         0 introduce 5 1 1
+         0 get_quota 5 watches => 2
+         0 set_quota 5 watches 3
+         0 get_quota 5 watches => 3
+         0 get_quota watches => 2
+         0 get_quota 6 watches => ENOENT
+         0 set_quota 6 watches 1 => ENOENT
+         0 set_quota nodes x => EINVAL
+         0 set_quota nodes -1 => EINVAL
+         0 set_quota bogus 1 => EINVAL
+         0 get_quota bogus => EINVAL",
+    );
+    let names = Player::new().step("0 get_quota ''");
+    assert!(names.split(' ').any(|name| name == "transaction-nodes"), "{names}");
+}
+
+#[test]
+fn q2_charges_follow_the_owner() {
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         5 write /d/five/a 1
+         6 write /d/six 1
+         0 write /d/five/host 1
+         0 set_quota nodes 4
+         5 mkdir /d/five/last
+         5 mkdir /d/five/more => ENOSPC
+         0 mkdir /d/five/more
+         5 mkdir /d/five/more/x => ENOSPC
+         0 set_perms /d/five/host n6
+         0 set_perms /d/five/more n6
+         5 mkdir /d/five/again
+         6 mkdir /d/five/more/x
+         6 mkdir /d/five/more/y => ENOSPC
+         0 set_perms /d/five n6
+         0 set_perms /d/five/a n0
+         0 release 6
+         0 directory /d => ''
+         0 release 5",
+    );
+}
+
+#[test]
+fn q2_a_child_can_be_removed_from_a_node_that_is_too_big() {
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         5 write /d/n/a 1
+         5 write /d/n/b 1
+         0 write /d/n {v*3000}
+         5 write /d/n/c 1 => ENOSPC
+         5 rm /d/n/a
+         0 directory /d/n => b",
+    );
+}
+
+#[test]
+fn q2_memory_is_counted_and_given_back() {
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         5 mkdir /d/five
+         0 set_quota 5 memory 10000
+         5 write /d/five/a {v*2000}
+         5 write /d/five/b {v*2000}
+         5 write /d/five/c {v*2000}
+         5 write /d/five/d {v*2000}
+         5 write /d/five/e {v*2000} => ENOMEM
+         5 watch {w*1000} t => ENOMEM
+         5 rm /d/five/a
+         0 control check => OK
+         5 write /d/five/e {v*1500}
+         0 write /d/five/f {v*4000}
+         5 write /d/five/b {v*2001} => ENOMEM
+         5 write /d/five/b 1
+         0 set_quota 5 memory 0
+         5 write /d/five/g {v*2000}
+         5 watch {w*1000} t => OK ! 5 {w*1000} t
+         0 set_quota 5 memory 1
+         5 unwatch {w*1000} t
+         5 read /d/five/g => {v*2000}",
+    );
+}
+
+#[test]
+fn q3_a_guest_that_disturbs_transactions_is_slowed_down() {
+    let mut player = Player::new();
+    for step in ["0 mkdir /d", "0 set_perms /d b0", "6 get_feature ''", "0 transaction_start"] {
+        player.step(step);
+    }
+    for _ in 0..11 {
+        assert_eq!(player.step("5 write /d/x 1"), "OK");
+    }
+    assert_eq!(player.step("5 write /d/x 1"), "waits until 5");
+    assert_eq!(player.step("5 read /d/x"), "waits until 5");
+    assert_eq!(player.step("6 write /d/y 1"), "OK");
+    assert_eq!(player.step("0 write /d/z 1"), "OK");
+    player.step("at 5");
+    assert_eq!(player.step("5 write /d/x 1"), "OK");
+    assert_eq!(player.step("5 transaction_start"), "waits until 10");
+    player.step("at 1000");
+    assert_eq!(player.step("0.1 transaction_end F"), "OK");
+    for _ in 0..100 {
+        assert_eq!(player.step("5 write /d/x 1"), "OK", "nobody is disturbed");
+    }
+}
