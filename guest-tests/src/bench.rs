@@ -1,9 +1,14 @@
-//! `cargo lab bench`: the figures of docs/performance.md, ours and QEMU's from one run of L1. Only ratios and counts mean anything.
+//! `cargo lab bench`: the figures of docs/performance.md, ours and QEMU's from one run of L1, ours and C xenstored's on this
+//! machine. Only ratios and counts mean anything.
+
+mod store;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::binaries::{self, Built};
+use crate::binaries;
 use crate::cache::Cache;
 use crate::guests::{Guests, Linux};
 use crate::image::drives;
@@ -24,37 +29,44 @@ const LOADS: u64 = 6;
 /// `cargo lab bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Boots, or disk and network under load; both if not given
+    /// Boots, disk and network under load, or the store; all if not given
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each program, taken in turn
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds of each load of a device
-    #[arg(long, default_value_t = 10)]
-    seconds: u32,
+    /// Seconds of each load of a device [default: 10] or of the store [default: 1]
+    #[arg(long)]
+    seconds: Option<u32>,
     /// What to measure: xlr, qemu-pvh (QEMU's vmlinux entry), qemu-hvm (its bzImage entry; boots only)
     #[arg(long, value_delimiter = ',', default_value = "xlr,qemu-pvh,qemu-hvm")]
     programs: Vec<String>,
 }
 
-/// A script of the folder `bench`.
+/// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Boot time, exits, memory
     Boot,
     /// Disk and network
     Devices,
+    /// xenstored beside C xenstored, on this machine
+    Store,
 }
 
-/// Runs the scripts in L1, one after the other, and prints what they measure; the status is that of the last one that failed.
+/// Measures one after the other and prints; the status is that of the last one that failed.
 pub fn run(bench: &Bench) -> Result<u8> {
     let cache = Cache::open()?;
-    let built = binaries::build(&binaries::ALL, false)?;
-    let chosen = if bench.what.is_empty() { &[What::Boot, What::Devices] } else { bench.what.as_slice() };
+    let chosen =
+        if bench.what.is_empty() { &[What::Boot, What::Devices, What::Store] } else { bench.what.as_slice() };
     let mut failure = 0;
     for what in chosen {
-        match bench.measure(&cache, &built, *what)? {
+        let status = match what {
+            What::Boot => bench.boot(&cache)?,
+            What::Devices => bench.devices(&cache)?,
+            What::Store => store::run(&cache, bench.rounds, bench.seconds.unwrap_or(1))?,
+        };
+        match status {
             0 => {}
             status => failure = status,
         }
@@ -63,28 +75,45 @@ pub fn run(bench: &Bench) -> Result<u8> {
 }
 
 impl Bench {
-    fn measure(&self, cache: &Cache, built: &Built, what: What) -> Result<u8> {
+    fn boot(&self, cache: &Cache) -> Result<u8> {
+        let limit = 300 + u64::from(self.rounds) * 120;
+        self.measure(cache, "boot.sh", &self.words(None, &[]), limit, Vec::new())
+    }
+
+    fn devices(&self, cache: &Cache) -> Result<u8> {
+        let seconds = self.seconds.unwrap_or(10);
+        let one = (u64::from(seconds) + 20) * LOADS * 2 + 120;
+        let limit = 300 + u64::from(self.rounds) * self.programs.len() as u64 * one;
+        self.measure(
+            cache,
+            "devices.sh",
+            &self.words(Some(seconds), &["qemu-hvm"]),
+            limit,
+            drives(cache, &[IMAGE])?,
+        )
+    }
+
+    /// Runs a script of the folder `bench` in L1.
+    fn measure(
+        &self,
+        cache: &Cache,
+        script: &str,
+        words: &str,
+        limit: u64,
+        drives: Vec<PathBuf>,
+    ) -> Result<u8> {
+        let built = binaries::build(&binaries::ALL, false)?;
         let folder = tempfile::tempdir()?;
         let vmlinux = folder.path().join("vmlinux");
         unpack_kernel(cache, &Linux::get(cache, KERNEL)?.image, &vmlinux)?;
-        let rounds = u64::from(self.rounds);
-        let (script, words, limit, drives) = match what {
-            What::Boot => ("boot.sh", self.words(None, &[]), 300 + rounds * 120, Vec::new()),
-            What::Devices => {
-                let one = (u64::from(self.seconds) + 20) * LOADS * 2 + 120;
-                let programs = self.programs.len() as u64;
-                let words = self.words(Some(self.seconds), &["qemu-hvm"]);
-                ("devices.sh", words, 300 + rounds * programs * one, drives(cache, &[IMAGE])?)
-            }
-        };
         let mut files = scripts()?;
         files.push(("lab/bench".to_owned(), binaries::workspace().join("guest-tests/bench").join(script)));
         files.push(("guest/vmlinux-6.12-cloud".to_owned(), vmlinux));
         let job = Job {
             kernel: Kernel::get(cache, Host::WithXen.kernel())?,
             contents: Contents {
-                programs: built.programs.clone(),
-                guests: Guests::new(cache, &[KERNEL], built.micro.clone())?,
+                programs: built.programs,
+                guests: Guests::new(cache, &[KERNEL], built.micro)?,
                 files,
                 settings: format!("limit={limit} interactive=\n"),
                 start: format!("exec sh /lab/bench {words} 9>&-\n"),

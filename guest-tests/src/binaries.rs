@@ -59,7 +59,7 @@ pub fn target_folder() -> PathBuf {
 fn programs(packages: &[(&str, &[&str])], debug: bool) -> Result<Vec<PathBuf>> {
     let compiler = Command::new("cc").arg("--version").stdout(Stdio::null()).status();
     ensure!(compiler.is_ok_and(|s| s.success()), "no C compiler to link with: apt-get install gcc libc6-dev");
-    let mut command = cargo(&["--bins", "--target", HOST]);
+    let mut command = build_command(&["--bins", "--target", HOST]);
     for (package, _) in packages {
         command.args(["-p", package]);
     }
@@ -76,14 +76,21 @@ fn programs(packages: &[(&str, &[&str])], debug: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn microkernels() -> Result<Vec<PathBuf>> {
-    executables(&mut cargo(&["-p", MICROKERNELS, "--bins", "--release", "--target", BARE]))
+    executables(&mut build_command(&["-p", MICROKERNELS, "--bins", "--release", "--target", BARE]))
 }
 
-fn cargo(args: &[&str]) -> Command {
+/// One of cargo's commands on the workspace, with a target folder of the lab's own.
+pub fn cargo(subcommand: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(args);
+    command.args([subcommand, "--quiet"]);
     command.arg("--target-dir").arg(target_folder().join("lab")).current_dir(workspace());
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
+}
+
+fn build_command(args: &[&str]) -> Command {
+    let mut command = cargo("build");
+    command.arg("--message-format=json-render-diagnostics").args(args);
     command
 }
 

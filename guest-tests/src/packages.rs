@@ -36,6 +36,12 @@ pub const USERLAND: Set =
 /// GRUB as a PVH kernel, which boots what is on a guest's disk.
 pub const GRUB: Set = Set { name: "grub", choice: Choice::Newest("^grub-xen-host$") };
 
+/// C xenstored, to measure ours against; run from here, it needs no Xen.
+pub const XENSTORED: Set = Set { name: "xenstored", choice: Choice::Newest(r"^xen-utils-4\.20$") };
+/// The libraries it stands on.
+pub const XEN_LIBRARIES: Set =
+    Set { name: "xen-libraries", choice: Choice::Closure("trixie", &["libxenmisc4.20"]) };
+
 /// Debian's kernels by the names the lab calls them.
 pub const KERNELS: [(&str, Set); 4] = [
     (
