@@ -53,7 +53,6 @@ impl Guest {
                 Self { domid, page, bell: Bell::Eventfds { kick, notify } }
             }
             Some(folder) => {
-                fs::write(folder.join(format!("dom.{domid}")), "").unwrap();
                 host.ask(MsgType::INTRODUCE, format!("{domid}\x001\x005\0").as_bytes());
                 let page = OpenOptions::new()
                     .read(true)
@@ -73,13 +72,10 @@ impl Guest {
         }
     }
 
-    pub fn release(self, peer: &Peer, host: &mut Conn) {
+    pub fn release(self, host: &mut Conn) {
         host.ask(MsgType::RELEASE, format!("{}\0", self.domid).as_bytes());
         if let Bell::Datagrams { own, .. } = &self.bell {
             let _ = fs::remove_file(own);
-        }
-        if let Some(folder) = &peer.shim {
-            let _ = fs::remove_file(folder.join(format!("dom.{}", self.domid)));
         }
     }
 
@@ -111,7 +107,7 @@ impl Guest {
         std::array::from_fn(|n| u32::from_le_bytes(bytes[4 * n..4 * n + 4].try_into().unwrap()))
     }
 
-    /// Sends a small request and waits for a small reply. `split` is left to it: both may lie around a ring's end.
+    /// Sends a small request and waits for its small reply; either may lie around a ring's end.
     pub fn ask(&self, kind: MsgType, payload: &[u8]) {
         let mut request = Vec::new();
         put(&mut request, kind, 1, 0, &[payload]).unwrap();

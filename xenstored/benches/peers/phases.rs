@@ -257,7 +257,7 @@ fn ring(run: &mut Run, peer: usize) {
     let (count, cpu) = (f64::from(count), daemon.cpu() - cpu);
     run.table.add(peer, "ring read", "ops/s", count / start.elapsed().as_secs_f64());
     run.table.add(peer, "ring read cpu/op", "us", cpu / count);
-    guest.release(&daemon, &mut host);
+    guest.release(&mut host);
 }
 
 /// Idle domains must cost nobody anything, and go quickly.
@@ -284,7 +284,7 @@ fn introduced(run: &mut Run, homes: u32, count: u16) {
         let daemon = run.peers[peer].clone();
         let mut host = daemon.conn();
         let (cpu, start) = (daemon.cpu(), Instant::now());
-        guests.next().into_iter().flatten().for_each(|guest| guest.release(&daemon, &mut host));
+        guests.next().into_iter().flatten().for_each(|guest| guest.release(&mut host));
         run.took(peer, &format!("RELEASE x{count}"), "us", start, count.into());
         let used = (daemon.cpu() - cpu) / f64::from(count);
         run.table.add(peer, &format!("RELEASE x{count} cpu"), "us", used);
