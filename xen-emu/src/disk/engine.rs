@@ -60,8 +60,19 @@ pub struct Done {
     pub data: Buffers,
 }
 
-/// The longest that an end is held back for others to join it.
-pub const GATHERING: Duration = Duration::from_micros(200);
+/// How many events a wait is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather {
+    /// So many; 0 and 1 are the same.
+    pub events: usize,
+    /// But for no longer than this, if there is one by then.
+    pub patience: Duration,
+}
+
+impl Gather {
+    /// The first one ends the wait.
+    pub const ONE: Gather = Gather { events: 1, patience: Duration::ZERO };
+}
 
 /// One queue's way to its disk.
 pub trait Engine {
@@ -69,12 +80,12 @@ pub trait Engine {
     fn submit(&mut self, io: Io);
 
     /// Waits until requests have ended, or one of the watched eventfds has been written to; adds the ends to `done`.
-    /// Where that saves wake-ups, it gathers up to `events` of either kind, but for no longer than [`GATHERING`].
+    /// Where that saves wake-ups, it gathers as many of either kind as `gather` says.
     /// Returns the number of system calls it took.
     ///
     /// # Errors
     /// The engine is broken.
-    fn wait(&mut self, events: usize, done: &mut Vec<Done>) -> io::Result<u32>;
+    fn wait(&mut self, gather: Gather, done: &mut Vec<Done>) -> io::Result<u32>;
 }
 
 /// Which engine.

@@ -1,4 +1,4 @@
-use super::engine::{Done, EngineKind, start};
+use super::engine::{Done, EngineKind, Gather, start};
 use super::*;
 use std::fs;
 use std::sync::Arc;
@@ -115,7 +115,7 @@ fn run_by(kind: EngineKind, disk: &Arc<Disk>, op: Op, at: u64, bytes: &[u8]) -> 
     engine.submit(engine::Io::new(5, op, at, data));
     let mut done: Vec<Done> = Vec::new();
     while done.is_empty() {
-        engine.wait(1, &mut done)?;
+        engine.wait(Gather::ONE, &mut done)?;
     }
     let ended = done.remove(0);
     assert_eq!(ended.tag, 5);

@@ -1,7 +1,7 @@
 //! The engine for qcow2 and for hosts without io_uring: a few threads that block, made as they are needed.
 
 use super::Disk;
-use super::engine::{Done, Engine, Io};
+use super::engine::{Done, Engine, Gather, Io};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -145,7 +145,7 @@ impl Engine for Threads {
         }
     }
 
-    fn wait(&mut self, _events: usize, done: &mut Vec<Done>) -> io::Result<u32> {
+    fn wait(&mut self, _gather: Gather, done: &mut Vec<Done>) -> io::Result<u32> {
         self.take(done);
         if !done.is_empty() {
             return Ok(0);

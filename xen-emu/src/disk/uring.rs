@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "the kernel is given addresses that it uses later")]
 
 use super::Disk;
-use super::engine::{Done, Engine, GATHERING, Io, Op};
+use super::engine::{Done, Engine, Gather, Io, Op};
 use super::threads::Threads;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::io;
@@ -166,11 +166,11 @@ impl Uring {
         }
     }
 
-    /// Hands over what is new and waits for so many completions: for one as long as it takes, for more [`GATHERING`].
-    fn enter(&mut self, events: usize) -> io::Result<bool> {
+    /// Hands over what is new and waits for completions: for one as long as it takes.
+    fn enter(&mut self, gather: Gather) -> io::Result<bool> {
         self.calls += 1;
-        let time = types::Timespec::from(GATHERING);
-        let entered = match events {
+        let time = types::Timespec::from(gather.patience);
+        let entered = match gather.events {
             0 | 1 => self.ring.submit_and_wait(1),
             more => self.ring.submitter().submit_with_args(more, &types::SubmitArgs::new().timespec(&time)),
         };
@@ -213,7 +213,7 @@ impl Engine for Uring {
         }
     }
 
-    fn wait(&mut self, mut events: usize, done: &mut Vec<Done>) -> io::Result<u32> {
+    fn wait(&mut self, mut gather: Gather, done: &mut Vec<Done>) -> io::Result<u32> {
         self.calls = 0;
         if !self.ready.is_empty() {
             // Somebody may wait for those: hand over what is new, and go on.
@@ -222,10 +222,10 @@ impl Engine for Uring {
             self.reap()?;
         }
         while self.ready.is_empty() {
-            if self.enter(events)? {
+            if self.enter(gather)? {
                 break;
             }
-            events = 1;
+            gather = Gather::ONE;
         }
         done.append(&mut self.ready);
         Ok(self.calls)
@@ -236,7 +236,7 @@ impl Engine for Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         while self.free.len() < self.slots.len() {
-            if let Err(e) = self.enter(1) {
+            if let Err(e) = self.enter(Gather::ONE) {
                 tracing::error!("io_uring: {e}; memory of requests in flight is kept for ever");
                 std::mem::forget(std::mem::take(&mut self.slots));
                 return;

@@ -6,24 +6,28 @@
 //!
 //! The more requests are under way, the more ends may gather before the guest is told, and the more new requests before
 //! the guest has to kick ([`Run::batch`]): what is left lying is taken up with the next end, of which there is one as
-//! long as anything is under way. With few under way everything goes at once. Nothing is allocated for a request:
-//! flights and their lists are used again.
+//! long as anything is under way. Ends wait for each other a part of the time that requests take anyway
+//! ([`Run::gather`]). With few under way everything goes at once. Nothing is allocated for a request: flights and their
+//! lists are used again.
 
 use super::pins::Held;
 use super::proto::{self, Limits, Parsed, Piece, Slot, Transfer, Work};
 use super::queue::{Ending, Queue, Serving, Stop};
 use crate::backend::device::DeviceError;
-use crate::disk::engine::{Done, Engine, Io, Op};
+use crate::disk::engine::{Done, Engine, Gather, Io, Op};
 use crate::disk::sys::Buffers;
 use crate::log::limited;
 use std::io;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use xen_abi::Gref;
 use xen_abi::io::blkif::{BlkifOp, BlkifRsp, Segment};
 use xen_domain::ring::RingError;
 
-/// One of so many requests under way may wait for company, and one in so many new ones.
-const SHARE: usize = 4;
+/// The part of the requests under way that may gather, and of the time that a request takes lately.
+const SHARE: u32 = 4;
+/// The longest that ends wait for each other.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// What is left to be done of a request, in order.
 type Steps = [Option<Op>; 3];
@@ -39,6 +43,7 @@ struct Flight {
     steps: Steps,
     writes: bool,
     barrier: bool,
+    begun: Instant,
 }
 
 fn steps(transfer: Transfer) -> Steps {
@@ -72,6 +77,9 @@ pub struct Run<'a> {
     page: Vec<u8>,
     writes: usize,
     barrier: bool,
+    /// When this turn began, and how long requests take lately.
+    now: Instant,
+    pace: Duration,
     /// How many requests are still taken, once it is to end.
     left: Option<u32>,
     /// A request that waits for those before it.
@@ -92,6 +100,8 @@ impl<'a> Run<'a> {
             page: Vec::new(),
             writes: 0,
             barrier: false,
+            now: Instant::now(),
+            pace: Duration::ZERO,
             left: None,
             waiting: None,
         }
@@ -115,8 +125,9 @@ impl<'a> Run<'a> {
             }
             let counters = &self.queue.counters;
             counters.turns.fetch_add(1, Ordering::Relaxed);
-            let calls = self.engine.wait(self.batch(), &mut done)?;
+            let calls = self.engine.wait(self.gather(), &mut done)?;
             counters.calls.fetch_add(calls.into(), Ordering::Relaxed);
+            self.now = Instant::now();
             done.drain(..).for_each(|done| self.ended(done));
         }
     }
@@ -131,7 +142,12 @@ impl<'a> Run<'a> {
 
     /// How many ends, or new requests, are worth a turn of their own.
     fn batch(&self) -> usize {
-        (self.under_way() / SHARE).max(1)
+        (self.under_way() / SHARE as usize).max(1)
+    }
+
+    /// Ends that come within a part of their requests' time are told together.
+    fn gather(&self) -> Gather {
+        Gather { events: self.batch(), patience: (self.pace / SHARE).min(PATIENCE) }
     }
 
     /// Takes requests until the ring is empty or one has to wait for those before it.
@@ -224,6 +240,7 @@ impl<'a> Run<'a> {
             steps,
             writes: false,
             barrier: false,
+            begun: self.now,
         });
         (flight.id, flight.operation, flight.at, flight.steps) = (id, operation, at, steps);
         flight.barrier = operation == BlkifOp::WRITE_BARRIER;
@@ -281,7 +298,8 @@ impl<'a> Run<'a> {
         true
     }
 
-    fn begin(&mut self, flight: Flight) {
+    fn begin(&mut self, mut flight: Flight) {
+        flight.begun = self.now;
         self.writes += usize::from(flight.writes);
         self.barrier |= flight.barrier;
         let tag = match self.free.pop() {
@@ -325,6 +343,7 @@ impl<'a> Run<'a> {
         };
         let Some(flight) = self.flights.get_mut(done.tag as usize).and_then(Option::take) else { return };
         self.free.push(done.tag);
+        self.pace = (self.pace * 7 + self.now.duration_since(flight.begun)) / 8;
         self.writes -= usize::from(flight.writes);
         self.barrier &= !flight.barrier;
         self.answer(flight.id, flight.operation, status);

@@ -1,6 +1,6 @@
 use super::fake::{DATA, FRAMES, Guest, Wish, config, segments};
 use super::*;
-use crate::disk::engine::{Io, Op, start};
+use crate::disk::engine::{Gather, Io, Op, start};
 use crate::disk::sys::Buffers;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -367,7 +367,7 @@ fn unaligned_pages_are_copied_only_for_o_direct() {
         engine.submit(Io::new(0, op, 1024, data));
         let mut done = Vec::new();
         while done.is_empty() {
-            engine.wait(1, &mut done).unwrap();
+            engine.wait(Gather::ONE, &mut done).unwrap();
         }
         done.remove(0).result.unwrap();
     };
