@@ -3,6 +3,7 @@
 
 pub mod input;
 pub mod ring;
+pub mod state;
 pub mod store;
 pub mod wire;
 
@@ -10,4 +11,5 @@ pub mod wire;
 pub type Target = fn(&[u8]) -> u64;
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 3] = [("wire", wire::run), ("store", store::run), ("ring", ring::run)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("wire", wire::run), ("store", store::run), ("ring", ring::run), ("state", state::run)];

@@ -40,37 +40,40 @@ pub struct World {
     requests: u64,
 }
 
-impl Default for World {
-    fn default() -> Self {
-        let mut store = Store::new();
-        let conns = vec![store.connect(), store.connect()];
-        let (domains, transactions, out) = (BTreeMap::new(), Vec::new(), Out::default());
-        Self { store, conns, domains, transactions, out, requests: 0 }
-    }
-}
-
 /// Plays the bytes.
 pub fn run(data: &[u8]) -> u64 {
-    let mut world = World::default();
-    let mut input = Input(data);
-    // Guests from the beginning: most bytes are about them.
-    for domid in [b"1\x001\x001\0", b"2\x001\x001\0"] {
-        world.ask(world.conns[0], MsgType::INTRODUCE, 0, domid);
-        world.ask(world.conns[0], MsgType::MKDIR, 0, &[b"/local/domain/", &domid[..1], b"\0"].concat());
-        world.ask(
-            world.conns[0],
-            MsgType::SET_PERMS,
-            0,
-            &[b"/local/domain/", &domid[..1], b"\0n", &domid[..1], b"\0"].concat(),
-        );
-    }
-    while !input.is_empty() {
-        world.step(&mut input);
-    }
+    let mut world = World::with_guests();
+    world.play(Input(data));
     world.finish()
 }
 
 impl World {
+    /// Two clients of a store.
+    pub fn on(mut store: Store) -> Self {
+        let conns = vec![store.connect(), store.connect()];
+        let (domains, transactions, out) = (BTreeMap::new(), Vec::new(), Out::default());
+        Self { store, conns, domains, transactions, out, requests: 0 }
+    }
+
+    /// With guests from the beginning: most bytes are about them.
+    pub fn with_guests() -> Self {
+        let mut world = Self::on(Store::new());
+        for domid in ["1", "2"] {
+            let (host, home) = (world.conns[0], format!("/local/domain/{domid}\0"));
+            world.ask(host, MsgType::INTRODUCE, 0, format!("{domid}\x001\x001\0").as_bytes());
+            world.ask(host, MsgType::MKDIR, 0, home.as_bytes());
+            world.ask(host, MsgType::SET_PERMS, 0, format!("{home}n{domid}\0").as_bytes());
+        }
+        world
+    }
+
+    /// Everything the bytes say.
+    pub fn play(&mut self, mut input: Input<'_>) {
+        while !input.is_empty() {
+            self.step(&mut input);
+        }
+    }
+
     fn step(&mut self, input: &mut Input<'_>) {
         match input.byte() {
             0..=1 => {
@@ -173,7 +176,7 @@ impl World {
     }
 
     /// Everybody leaves, and the store is as empty as at the beginning.
-    fn finish(mut self) -> u64 {
+    pub fn finish(mut self) -> u64 {
         self.store.check().expect("the books are right");
         for domid in self.domains.keys().copied().collect::<Vec<_>>() {
             self.store.release(domid, &mut self.out);

@@ -58,7 +58,7 @@ fn no_bytes_break_the_store() {
     let wanted = variable("XENSTORED_FUZZ_REQUESTS").unwrap_or(SHORT);
     let first = variable("XENSTORED_FUZZ_FIRST").unwrap_or(0);
     let (seeds, done) = (AtomicU64::new(first), AtomicU64::new(0));
-    let counts: [AtomicU64; 3] = Default::default();
+    let counts = targets::TARGETS.map(|_| AtomicU64::new(0));
     // Enough to have touched everything once; what is resident then may not grow much.
     let mut settled = 0;
     thread::scope(|scope| {
