@@ -8,6 +8,5 @@ pub mod console;
 pub mod device;
 pub mod evtchn;
 pub mod kinds;
-#[allow(dead_code, reason = "counters and accessors that nothing shows yet")]
 pub mod net;
 pub mod script;

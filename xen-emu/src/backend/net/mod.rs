@@ -74,11 +74,6 @@ impl Vif {
         Vif { name, config, attachment, script: None, queues, counters: Arc::default(), connected: None }
     }
 
-    /// Packets, bytes and so on since the domain began.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
     fn start(&mut self, connection: Connection) -> Result<Connected, DeviceError> {
         let queues = self.queues_of(&connection)?;
         let accepts = accepts(&connection);
@@ -266,6 +261,10 @@ impl Device for Vif {
         if let Some(connected) = self.connected.take() {
             self.stop(connected);
         }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.list()
     }
 
     fn rings(&self) -> Vec<u32> {

@@ -11,6 +11,7 @@ const VECTOR_MAX: usize = 24;
 
 nix::ioctl_write_int_bad!(tun_set_offload, 0x4004_54d0);
 nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
+nix::ioctl_read_bad!(tun_get_iff, 0x8004_54d2_u32, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tun_set_vnet_hdr_size, 0x4004_54d8, libc::c_int);
 nix::ioctl_write_ptr_bad!(tun_set_carrier, 0x4004_54e2, libc::c_int);
 nix::ioctl_read_bad!(get_index, libc::SIOCGIFINDEX, libc::ifreq);
@@ -25,13 +26,17 @@ nix::ioctl_write_ptr_bad!(bridge_add_port, 0x89a2, libc::ifreq);
 /// `IFF_*` flags of `TUNSETIFF`.
 pub mod iff {
     /// Ethernet frames.
-    pub const TAP: i32 = 0x0002;
+    pub const TAP: u16 = 0x0002;
     /// Several queues.
-    pub const MULTI_QUEUE: i32 = 0x0100;
+    pub const MULTI_QUEUE: u16 = 0x0100;
+    /// The interface outlives its descriptors: somebody has made it beforehand.
+    pub const PERSIST: u16 = 0x0800;
     /// Without a protocol word before each packet.
-    pub const NO_PI: i32 = 0x1000;
+    pub const NO_PI: u16 = 0x1000;
     /// With a `virtio_net_hdr` before each packet.
-    pub const VNET_HDR: i32 = 0x4000;
+    pub const VNET_HDR: u16 = 0x4000;
+    /// An error if the interface exists.
+    pub const EXCLUSIVE: u16 = 0x8000;
 }
 
 /// A request for an interface; a name that does not fit is refused.
@@ -48,12 +53,23 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 /// Attaches an open `/dev/net/tun` to the interface, which is made when missing.
-pub fn attach(tun: &impl AsFd, name: &str, flags: i32) -> io::Result<()> {
+pub fn attach(tun: &impl AsFd, name: &str, flags: u16) -> io::Result<()> {
     let mut request = request(name)?;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    request.ifr_ifru.ifru_flags = flags.cast_signed();
     // SAFETY: the descriptor is open and the struct initialised.
     unsafe { tun_set_iff(tun.as_fd().as_raw_fd(), &raw const request)? };
     Ok(())
+}
+
+/// Flags of the interface that this is attached to.
+pub fn flags(tun: &impl AsFd) -> io::Result<u16> {
+    // SAFETY: a C struct of integers and unions of integers, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open; the kernel fills in the whole struct, and the union's flags.
+    unsafe {
+        tun_get_iff(tun.as_fd().as_raw_fd(), &raw mut request)?;
+        Ok(request.ifr_ifru.ifru_flags.cast_unsigned())
+    }
 }
 
 /// Length of the header before each packet.

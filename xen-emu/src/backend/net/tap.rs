@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use xen_emu_api::device::VifAttach;
 use zerocopy::IntoBytes;
 
@@ -108,14 +109,13 @@ fn open_tun() -> Result<File, DeviceError> {
     options.open("/dev/net/tun").map_err(|e| DeviceError(format!("/dev/net/tun: {}", hint(&e))))
 }
 
-const FLAGS: i32 = iff::TAP | iff::NO_PI | iff::VNET_HDR;
+const FLAGS: u16 = iff::TAP | iff::NO_PI | iff::VNET_HDR;
 
 /// The first queue; whether there can be more.
 fn open_first(name: &str) -> Result<(File, bool), DeviceError> {
     let tun = open_tun()?;
-    let attached = match sys::attach(&tun, name, FLAGS | iff::MULTI_QUEUE) {
-        // An interface that exists was made with one queue.
-        Err(e) if e.kind() == ErrorKind::InvalidInput => sys::attach(&tun, name, FLAGS).map(|()| false),
+    let attached = match sys::attach(&tun, name, FLAGS | iff::MULTI_QUEUE | iff::EXCLUSIVE) {
+        Err(e) if e.kind() == ErrorKind::ResourceBusy => open_existing(&tun, name),
         attached => attached.map(|()| true),
     };
     let multi_queue = attached.map_err(|e| refused_tap(name, &e))?;
@@ -123,9 +123,24 @@ fn open_first(name: &str) -> Result<(File, bool), DeviceError> {
     Ok((tun, multi_queue))
 }
 
+/// Attaches to an interface that exists; whether there can be more queues.
+fn open_existing(tun: &File, name: &str) -> io::Result<bool> {
+    match sys::attach(tun, name, FLAGS | iff::MULTI_QUEUE) {
+        // It was made with one queue, and the kernel knows whether that is free.
+        Err(e) if e.kind() == ErrorKind::InvalidInput => {
+            return sys::attach(tun, name, FLAGS).map(|()| false);
+        }
+        attached => attached?,
+    }
+    // We are one of its queues now, whoever has the others: there must be none.
+    let made_beforehand = sys::flags(tun)? & iff::PERSIST != 0;
+    let shared = Path::new("/sys/class/net").join(name).join("queues/rx-1").exists();
+    if made_beforehand && !shared { Ok(true) } else { Err(ErrorKind::ResourceBusy.into()) }
+}
+
 fn refused_tap(name: &str, e: &io::Error) -> DeviceError {
     DeviceError(match e.raw_os_error() {
-        Some(libc::EBUSY) => {
+        _ if e.kind() == ErrorKind::ResourceBusy => {
             format!("TAP interface {name} is in use by somebody else; name another by vifname=")
         }
         Some(libc::EINVAL) => {

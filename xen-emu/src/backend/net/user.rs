@@ -15,6 +15,8 @@ use xen_emu_api::device::Forward;
 
 /// Longest frame.
 const FRAME_MAX: usize = 65535;
+/// How passt begins what it says beside the reason that it ends for.
+const ASIDES: [&str; 3] = ["Don't run as root", "Failed to send", "No external routable interface"];
 /// Bytes before each frame.
 const PREFIX: usize = 4;
 
@@ -66,8 +68,9 @@ impl Passt {
             return Ok(Box::new(Stream::new(ours)));
         }
         let words = String::from_utf8_lossy(&output.stderr);
-        let lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
-        let words: Vec<&str> = lines.filter(|line| !line.starts_with("Don't run as root")).collect();
+        let said = words.lines().map(str::trim).filter(|line| !line.is_empty());
+        let words: Vec<&str> =
+            said.filter(|line| !ASIDES.iter().any(|aside| line.starts_with(aside))).collect();
         Err(DeviceError(format!("passt refuses: {}", words.join("; "))))
     }
 }

@@ -99,16 +99,6 @@ impl Chain {
         }
     }
 
-    /// Whether no slot of it has been seen.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Slots seen.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
     /// Forgets everything but the memory.
     pub fn clear(&mut self) {
         self.fragments.clear();
@@ -311,7 +301,7 @@ mod tests {
                     chain.clear();
                 }
             }
-            prop_assert_eq!(answered + chain.len(), slots.len());
+            prop_assert_eq!(answered + chain.slots.len(), slots.len());
         }
     }
 }

@@ -92,6 +92,7 @@ fn set_mapping(hash: &mut Hash, data: [u32; 3], around: &Surroundings<'_>) -> An
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read(gref: Gref, buf: &mut [u8]) -> Option<()> {
         let page: Vec<u8> = (0..1024u32).flat_map(|i| (i % 3).to_le_bytes()).collect();
@@ -134,5 +135,23 @@ mod tests {
         let request = CtrlRequest { id: 1, r#type: CtrlType::SET_HASH_MAPPING, data: [5, 4, 0] };
         assert_eq!(answer(&mut hash, &request, &two).status, CtrlStatus::INVALID_PARAMETER);
         assert_eq!(hash.mapping, [0, 0, 0, 0, 0, 1, 2, 0], "nothing is changed by a bad table");
+    }
+
+    proptest! {
+        /// Whatever is asked: it is answered, and packets go to queues that there are.
+        #[test]
+        fn any_requests(requests in proptest::collection::vec((0u16..14, any::<[u8; 3]>(), any::<u32>()), 1..60)) {
+            let around = Surroundings { read: &read, queues: 3 };
+            let mut hash = Hash::default();
+            for (id, (kind, small, large)) in (0..).zip(requests) {
+                // Mostly numbers that make some sense.
+                let data = small.map(|word| if word == 255 { large } else { u32::from(word % 160) });
+                let request = CtrlRequest { id, r#type: CtrlType(kind), data };
+                let answered = answer(&mut hash, &request, &around);
+                prop_assert_eq!((answered.id, answered.r#type), (id, CtrlType(kind)));
+                prop_assert!(hash.mapping.len() <= MAPPING_MAX as usize);
+                prop_assert!(hash.mapping.iter().all(|queue| *queue < 3));
+            }
+        }
     }
 }

@@ -65,11 +65,6 @@ impl Accepts {
         let (gso_v4, gso_v6) = (self.gso_v4 && self.csum_v4, self.gso_v6 && self.csum_v6 && self.csum_v4);
         Accepts { gso_v4: gso_v4 && self.sg, gso_v6: gso_v6 && self.sg, ..self }
     }
-
-    /// Whether any packet may come unsegmented.
-    pub fn gso(&self) -> bool {
-        self.gso_v4 || self.gso_v6
-    }
 }
 
 /// The header for a packet of the guest: `flags` of its first request, its first bytes in `head` (where the sum of

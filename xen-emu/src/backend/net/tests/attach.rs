@@ -150,6 +150,8 @@ fn taps_on_a_bridge() {
         let error = refused(Tap::open("vif9.0", &no_bridge, None));
         assert!(error.contains("vif7.0 is a network interface, but no bridge"), "{error}");
         assert!(sys::index(&control, "vif9.0").is_err(), "left behind");
+        let taken = refused(Tap::open("vif7.0", &VifAttach::Tap, None));
+        assert!(taken.contains("vif7.0 is in use by somebody else"), "{taken}");
         assert_eq!((one.mtu(), one.queues() > 1), (Some(1500), true));
         let all = Accepts { sg: true, csum_v4: true, csum_v6: true, gso_v4: true, gso_v6: true };
         let mut from = one.links(4, all).unwrap();

@@ -113,7 +113,7 @@ fn long_packets_are_not_copied() {
         gso_size: 1448,
         ..Default::default()
     };
-    let copied = |rig: &Rig| rig.vif.counters().rx_copied.load(Ordering::Relaxed);
+    let copied = |rig: &Rig| rig.vif.counters.rx_copied.load(Ordering::Relaxed);
     for i in 0..10 {
         rig.post(0, 40 - rig.queues[0].posted.len());
         rig.peer_send(0, header, &data);
