@@ -17,6 +17,7 @@ mod machine;
 mod memory;
 mod reactor;
 mod socket;
+mod store_again;
 mod supervise;
 #[cfg(test)]
 mod testing;
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use store_again::StoreRing;
 use vm::Vm;
 use xen_domain::effect::Backend;
 use xen_domain::mem::SpecialPage;
@@ -168,13 +170,12 @@ fn connect(
     let mut store = xenbus_setup::connect(&launch)
         .with_context(|| format!("xenstored at {}", launch.xenstored.display()))?;
     let (kick, notify) = built.fds(Backend::Store)?;
-    let page = built.store_page.as_fd();
+    let ring = StoreRing { page: built.store_page.try_clone()?.into(), kick, notify, facts };
     let connected = (|| {
-        xenbus_setup::setup(&mut store, &launch, &facts).context("xenstored")?;
+        xenbus_setup::setup(&mut store, &launch, &ring.facts).context("xenstored")?;
         let bus = devices(&launch, built)?;
-        let kick = kick.as_fd();
-        let introduced =
-            xenbus_setup::introduce(&mut store, launch.domid, &facts, page, kick, notify.as_fd());
+        let (page, kick, notify) = (ring.page.as_fd(), ring.kick.as_fd(), ring.notify.as_fd());
+        let introduced = xenbus_setup::introduce(&mut store, launch.domid, &ring.facts, page, kick, notify);
         Ok((bus, introduced.context("xenstored")?))
     })();
     let (bus, life_line) = connected.inspect_err(|_: &anyhow::Error| {
@@ -182,7 +183,20 @@ fn connect(
     })?;
     tracing::debug!("store, console and devices connected");
     let vm: Arc<dyn Vm> = built.guest.clone();
-    Ok(Parts { launch, run_dir, vm, events, console, bus, store, life_line, ready: None, log, start_time })
+    Ok(Parts {
+        launch,
+        run_dir,
+        vm,
+        events,
+        console,
+        bus,
+        store,
+        ring,
+        life_line,
+        ready: None,
+        log,
+        start_time,
+    })
 }
 
 /// The configured devices, which wait for the guest then.

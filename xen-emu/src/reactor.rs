@@ -1,6 +1,7 @@
 //! The main thread: one loop over control socket, console, store, signals and what the machine tells, until the
 //! domain is gone.
 
+mod again;
 mod answer;
 mod end;
 
@@ -9,8 +10,10 @@ use crate::backend::console::{self, Console};
 use crate::control::Server;
 use crate::log::Dmesg;
 use crate::socket::ClientId;
+use crate::store_again::StoreRing;
 use crate::supervise::{self, Fate};
 use crate::vm::{Vm, VmEvent};
+use again::LostStore;
 use anyhow::Context;
 use calloop::channel::{self, Channel};
 use calloop::generic::Generic;
@@ -66,6 +69,8 @@ pub struct Parts {
     pub bus: Bus,
     /// The connection that has introduced the domain.
     pub store: Client,
+    /// Its ring, for a store that comes back.
+    pub ring: StoreRing,
     /// Our end of the life line.
     pub life_line: UnixStream,
     /// Told `ok` once everything is served, or in one line why it is not.
@@ -154,6 +159,8 @@ struct Reactor {
     answered: Ping,
     control: Server,
     store: Option<Client>,
+    /// To find the store again when it is gone.
+    lost: LostStore,
     life_line: UnixStream,
     ready: Option<File>,
     log: Dmesg,
@@ -177,8 +184,20 @@ struct Reactor {
 
 impl Reactor {
     fn new(parts: Parts, handle: LoopHandle<'static, Reactor>) -> anyhow::Result<Reactor> {
-        let Parts { launch, run_dir, vm, events, console, bus, store, life_line, ready, log, start_time } =
-            parts;
+        let Parts {
+            launch,
+            run_dir,
+            vm,
+            events,
+            console,
+            bus,
+            store,
+            ring,
+            life_line,
+            ready,
+            log,
+            start_time,
+        } = parts;
         let path = run_dir.control();
         let control = Server::open(&path).with_context(|| path.display().to_string())?;
         life_line.set_nonblocking(true)?;
@@ -187,6 +206,7 @@ impl Reactor {
         let signals = Rc::new(SignalFd::with_flags(&signals(), flags).context("signals")?);
         let (prepared, when_prepared) = ping::make_ping().context("ping")?;
         let (answered, when_answered) = ping::make_ping().context("ping")?;
+        let (back, when_back) = ping::make_ping().context("ping")?;
         let mut reactor = Reactor {
             handle,
             watches: HashMap::new(),
@@ -201,6 +221,7 @@ impl Reactor {
             answered,
             control,
             store: Some(store),
+            lost: LostStore::new(ring, back),
             life_line,
             ready,
             log,
@@ -222,6 +243,7 @@ impl Reactor {
         };
         handle.insert_source(events, tell).map_err(|e| e.error)?;
         handle.insert_source(when_prepared, |(), (), r| r.prepared()).map_err(|e| e.error)?;
+        handle.insert_source(when_back, |(), (), r| r.store_is_back()).map_err(|e| e.error)?;
         handle.insert_source(when_answered, |(), (), r| r.pass_on()).map_err(|e| e.error)?;
         for (source, fd) in reactor.console.sources() {
             let on = if source == console::Source::Kick { Interest::READ } else { Interest::BOTH };
@@ -294,10 +316,10 @@ impl Reactor {
             }
             Source::Store => {
                 let polled = self.store.as_mut().map(|store| store.next_event(Some(Duration::ZERO)));
-                if let Some(Err(e)) = polled {
-                    warn!("the store is gone, the domain runs on without: {e}");
-                    self.store = None;
-                    self.forget(Source::Store);
+                match polled {
+                    Some(Ok(_)) => {}
+                    Some(Err(e)) => self.store_is_gone(&e),
+                    None => self.store_is_gone(&"the connection is lost"),
                 }
             }
         }

@@ -118,7 +118,9 @@ fn serve(mut stream: UnixStream, served: &Mutex<Served>) {
         input.extend(&chunk[..n]);
         while let Ok(Some((header, payload))) = wire::split(&input) {
             let (mut out, mut served) = (Out::default(), served.lock().unwrap());
-            served.store.handle(conn, header, payload, false, &mut out);
+            // Rings are believed to be there, and are not served.
+            let ring = header.kind == wire::MsgType::INTRODUCE;
+            served.store.handle(conn, header, payload, ring, &mut out);
             let done = wire::HEADER_LEN + payload.len();
             for (to, bytes, _) in out.messages() {
                 // One that has left hears nothing.

@@ -188,7 +188,10 @@ impl Reactor {
     ) -> xenstored::client::Result<T> {
         let mut store = match self.store.take() {
             Some(store) => store,
-            None => xenbus_setup::connect(&self.launch)?,
+            None => {
+                self.look_for_store();
+                xenbus_setup::connect(&self.launch)?
+            }
         };
         let result = talk(&mut store);
         // Any other failure leaves the connection out of step.
@@ -217,6 +220,7 @@ impl Reactor {
         {
             supervise::discard(&unwanted);
         }
+        self.lost.stop();
         if let Err(e) = self.with_store(|store| store.forget_domain(domid, &uuid)) {
             warn!("the store keeps nodes of domain {domid}: {e}");
         }

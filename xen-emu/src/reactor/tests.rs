@@ -118,6 +118,9 @@ impl Stage {
             };
             xenbus_setup::setup(&mut store, &launch, &facts)?;
             let bus = Bus::start(xenbus_setup::connect(&launch)?, fake::wiring(launch.domid))?;
+            let page = File::open("/dev/null")?.into();
+            let (kick, notify) = (EventFd::new()?.into(), EventFd::new()?.into());
+            let ring = StoreRing { page, kick, notify, facts };
             Ok(Parts {
                 launch,
                 run_dir,
@@ -126,6 +129,7 @@ impl Stage {
                 console,
                 bus,
                 store,
+                ring,
                 life_line: line,
                 ready: Some(File::create(ready_path)?),
                 log: told,

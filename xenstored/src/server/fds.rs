@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno as Sys;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
@@ -21,7 +22,7 @@ const ADOPTED: usize = 64;
 pub(super) struct RingSet {
     pub(super) ring: Ring,
     pub(super) kick: OwnedFd,
-    pub(super) notify: OwnedFd,
+    pub(super) notify: Notify,
     pub(super) lifeline: Option<OwnedFd>,
 }
 
@@ -41,13 +42,37 @@ impl RingSet {
                 return Err(invalid("kick and notify must be eventfds"));
             }
         }
-        for fd in [&kick, &notify].into_iter().chain(&lifeline) {
+        // The eventfds' flags are their makers' too, who may wait in a read of theirs: they stay as they are.
+        if let Some(fd) = &lifeline {
             let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-            if !flags.contains(OFlag::O_NONBLOCK) {
-                fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-            }
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
+        let flags = OFlag::from_bits_retain(fcntl(&notify, FcntlArg::F_GETFL)?);
+        let notify = Notify { fd: notify, blocks: !flags.contains(OFlag::O_NONBLOCK) };
         Ok(Self { ring: Ring::new(page)?, kick, notify, lifeline })
+    }
+}
+
+/// The eventfd by which a domain is notified.
+pub(super) struct Notify {
+    fd: OwnedFd,
+    /// A write to it waits while its counter is full.
+    blocks: bool,
+}
+
+impl Notify {
+    /// Signals it. One whose counter is full has been signalled.
+    pub(super) fn signal(&self) {
+        let mut room = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
+        if !self.blocks || poll(&mut room, PollTimeout::ZERO) == Ok(1) {
+            let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl AsFd for Notify {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -8,7 +8,7 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::counters::Counters;
-use super::fds;
+use super::fds::{self, Notify};
 use super::outbox::Outbox;
 use crate::DomId;
 use crate::ring::{Fault, Ring};
@@ -42,7 +42,7 @@ pub(super) struct DomainRing {
     pub(super) domid: DomId,
     pub(super) ring: Ring,
     pub(super) kick: OwnedFd,
-    pub(super) notify: OwnedFd,
+    pub(super) notify: Notify,
     pub(super) lifeline: Option<OwnedFd>,
     pub(super) features: u32,
     /// It did something impossible and is not served until it reconnects or is introduced again.
@@ -164,8 +164,7 @@ impl Link {
         if let Carrier::Ring(domain) = &self.carrier
             && std::mem::take(&mut self.notify)
         {
-            // An eventfd whose counter is full has been signalled.
-            let _ = nix::unistd::write(&domain.notify, &1u64.to_ne_bytes());
+            domain.notify.signal();
         }
     }
 }

@@ -147,7 +147,7 @@ impl Server {
                     conn: id,
                     page: domain.ring.as_fd().as_raw_fd(),
                     kick: domain.kick.as_raw_fd(),
-                    notify: domain.notify.as_raw_fd(),
+                    notify: domain.notify.as_fd().as_raw_fd(),
                     lifeline: domain.lifeline.as_ref().map_or(-1, AsRawFd::as_raw_fd),
                     faulty: domain.faulty,
                     shutdown: self.store.is_shut_down(domain.domid),

@@ -1,5 +1,9 @@
 //! The rules of the ring, one test per row, against the daemon.
 
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use xenstored::client::{Client, RingFds};
 use xenstored::wire::{Errno, MsgType};
 
@@ -217,6 +221,35 @@ fn introduce_takes_its_descriptors_in_order_and_a_second_one_rebinds() {
     assert!(host.is_introduced(5).unwrap(), "the life line of the first one is not its any more");
     host.release(5).unwrap();
     assert_eq!(event(&mut host).1, "out");
+}
+
+/// Eventfds made without EFD_NONBLOCK, whose maker waits in a read.
+#[test]
+fn eventfds_keep_the_flags_of_their_makers() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let (page, eventfd) = (Guest::new(), || EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
+    let (kick, notify) = (eventfd(), eventfd());
+    let fds = RingFds { kick: kick.as_fd(), notify: notify.as_fd(), ..page.fds() };
+    host.introduce(5, 1, 2, fds).unwrap();
+    assert_eq!(notify.read().unwrap(), 1, "the ring is served");
+    for n in 0..10 {
+        page.put_request(READ, 0, b"/nope\0");
+        kick.write(1).unwrap();
+        while page.word(RSP_PROD) != 23 * (n + 1) {
+            assert!(notify.read().unwrap() > 0);
+        }
+        page.set_word(RSP_CONS, page.word(RSP_PROD));
+    }
+    // A full counter stops nobody.
+    host.read("/").unwrap();
+    if poll(&mut [PollFd::new(notify.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1) {
+        notify.read().unwrap();
+    }
+    notify.write(u64::MAX - 1).unwrap();
+    page.put_request(READ, 0, b"/nope\0");
+    kick.write(1).unwrap();
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
 }
 
 #[test]
