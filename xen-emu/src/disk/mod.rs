@@ -8,6 +8,7 @@ pub mod engine;
 mod lock;
 mod qcow2;
 mod raw;
+mod refcount;
 pub mod sys;
 mod threads;
 mod uring;

@@ -1,7 +1,7 @@
 //! qcow2 images by the crate imago, with their backing files, each of which is locked for reading.
 
 use super::sys::Buffers;
-use super::{Discard, DiskError, Image, Options, lock, open_file};
+use super::{Discard, DiskError, Image, Options, lock, open_file, refcount};
 use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -62,6 +62,7 @@ impl Stack<'_> {
         if file.read_exact(&mut magic).is_err() || magic != MAGIC {
             return Err(DiskError::format(path, "not a qcow2 image; for plain bytes say format=raw"));
         }
+        let counted = !writable || refcount::counts_its_header(&file).unwrap_or(false);
         self.files.push(file);
         let opened = guarded(|| {
             let open = |direct| {
@@ -72,6 +73,11 @@ impl Stack<'_> {
         });
         let mut layer =
             opened.map_err(|e| DiskError::format(path, format!("not a usable qcow2 image: {e}")))?;
+        if !counted {
+            let what =
+                "a corrupt qcow2 image: its reference counts deny its header; try qemu-img check -r all";
+            return Err(DiskError::format(path, what));
+        }
         if layer.requires_external_data_file() {
             let name = layer.implicit_external_data_file().cloned();
             let name = name.ok_or_else(|| DiskError::format(path, "its data file has no name"))?;

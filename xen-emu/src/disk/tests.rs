@@ -1,5 +1,6 @@
 use super::engine::{Done, EngineKind, Gather, start};
 use super::*;
+use proptest::prelude::*;
 use std::fs;
 use std::sync::Arc;
 
@@ -150,4 +151,52 @@ fn raw_images_are_written_discarded_resized_and_end_where_they_end() {
             assert_eq!(disk.refresh().unwrap(), 1 << 20);
         }
     }
+}
+
+/// A good image of a few clusters, of which some words are others; every row of it is a place and a value.
+fn spoilt(base: &[u8], words: &[(usize, u32)]) -> Vec<u8> {
+    let mut bytes = base.to_vec();
+    for (at, value) in words {
+        if let Some(word) = bytes.get_mut(*at..*at + 4) {
+            word.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    /// It is refused, or fails its requests, or is a disk of whatever it says; nothing ends and nothing hangs.
+    #[test]
+    fn a_spoilt_qcow2_image_harms_nobody(
+        words in proptest::collection::vec((spoilt_place(), spoilt_value()), 1..5),
+        at in prop_oneof![Just(0u64), 0..(1u64 << 20), any::<u64>().prop_map(|n| n >> 8)],
+    ) {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        fs::write(file.path(), header(1 << 20, "", None)).unwrap();
+        let first = Arc::new(Disk::open(file.path(), &options(DiskFormat::Qcow2)).unwrap());
+        run(&first, Op::Write, 65536, &[3; 4096]);
+        run(&first, Op::Flush, 0, &[]);
+        drop(first);
+        let good = fs::read(file.path()).unwrap();
+        fs::write(file.path(), spoilt(&good, &words)).unwrap();
+        if let Ok(disk) = Disk::open(file.path(), &options(DiskFormat::Qcow2)) {
+            let disk = Arc::new(disk);
+            let at = at & !511;
+            for (op, len) in [(Op::Read, 8192), (Op::Write, 8192), (Op::Flush, 0), (Op::Read, 8192)] {
+                let _ = run_by(EngineKind::Threads, &disk, op, at, &vec![1; len]);
+            }
+            let _ = run_by(EngineKind::Threads, &disk, Op::Discard { len: 131_072, secure: false }, at, &[]);
+        }
+    }
+}
+
+/// In the header, its extensions, and the beginnings of the tables.
+fn spoilt_place() -> impl Strategy<Value = usize> {
+    prop_oneof![6 => 1..28usize, 2 => 0..64usize, 4 => (0..6usize, 0..6usize).prop_map(|(cluster, n)| cluster * 16384 + n)]
+        .prop_map(|n| n * 4)
+}
+
+fn spoilt_value() -> impl Strategy<Value = u32> {
+    prop_oneof![0..40u32, any::<u32>(), (0..32u32).prop_map(|n| 1 << n), (0..8u32).prop_map(|n| n << 16)]
 }
