@@ -97,7 +97,7 @@ box() {
 }
 # in_box: its shell is there.
 in_box() {
-    expect 90 'guest: shell'
+    expect 200 'guest: shell'
     sleep 1
     quiet_shell
 }

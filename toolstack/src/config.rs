@@ -51,6 +51,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         actions: actions(settings)?,
         acpi: settings.flag("acpi")?.unwrap_or(true),
         max_grant_frames: settings.count("max_grant_frames", (1, 1 << 16), "64")?.unwrap_or(GRANT_FRAMES),
+        max_grant_version: settings.count("max_grant_version", (1, 2), "1")?.unwrap_or(2),
         event_channels: settings.choice("event_channels", "ABI", &EventChannels::ALL)?.unwrap_or_default(),
         max_event_channels: settings
             .count("max_event_channels", (63, 1 << 17), "1023")?
@@ -254,6 +255,11 @@ mod tests {
         assert_eq!(got.upcall, Upcall::Global);
         assert_eq!((got.actions.crash, got.actions.reboot), (Action::CoredumpRestart, Action::Restart));
         let small = parsed(BASE).unwrap().domain;
+        let version = |text: &str| {
+            parsed(&format!("{BASE} max_grant_version={text}")).map(|p| p.domain.max_grant_version)
+        };
+        assert_eq!((small.max_grant_version, version("1").unwrap(), version("2").unwrap()), (2, 1, 2));
+        assert!(version("3").is_err());
         assert_eq!((small.vcpus, small.max_vcpus, small.memory_mib, small.maxmem_mib), (1, 1, 128, 128));
         assert_eq!((small.max_grant_frames, small.max_event_channels, small.acpi), (64, 1023, true));
         let pinned = parsed(&format!("{BASE} vcpus=3; cpus=['0', 0]")).unwrap().domain.cpus;

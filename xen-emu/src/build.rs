@@ -158,6 +158,7 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow:
         max_pages: config.maxmem_mib.max(config.memory_mib) << 8,
         memory_map: layout.memory_map.clone(),
         max_grant_frames: config.max_grant_frames,
+        max_grant_version: config.max_grant_version,
         max_ports: config.max_event_channels.saturating_add(1),
         fifo: fifo(config),
         commandline: String::new(),

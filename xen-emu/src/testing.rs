@@ -34,6 +34,7 @@ pub fn launch(domid: u16) -> Launch {
             actions: Actions::default(),
             acpi: true,
             max_grant_frames: 64,
+            max_grant_version: 2,
             event_channels: EventChannels::default(),
             max_event_channels: 1023,
             upcall: Upcall::default(),

@@ -172,6 +172,9 @@ pub struct DomainConfig {
     pub acpi: bool,
     /// Grant table frames the guest may have.
     pub max_grant_frames: u32,
+    /// Highest version of the grant table that the guest may choose, 1 or 2.
+    #[serde(default = "both")]
+    pub max_grant_version: u32,
     /// The ABI of event channels.
     #[serde(default)]
     pub event_channels: EventChannels,
@@ -202,4 +205,8 @@ pub struct Launch {
     pub supervise: bool,
     /// The domain.
     pub config: DomainConfig,
+}
+/// Versions of the grant table.
+fn both() -> u32 {
+    2
 }

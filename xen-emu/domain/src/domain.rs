@@ -46,6 +46,8 @@ pub struct Params {
     pub memory_map: Vec<MemmapEntry>,
     /// Grant table frames.
     pub max_grant_frames: u32,
+    /// Highest version of the grant table that the guest may choose, 1 or 2.
+    pub max_grant_version: u32,
     /// Highest port + 1 that may be allocated.
     pub max_ports: u32,
     /// EVTCHNOP_init_control switches to the FIFO ABI; false: it answers -ENOSYS and the guest stays with 2-level.

@@ -340,6 +340,7 @@ impl Bench {
             max_pages: Self::FRAMES,
             memory_map: vec![ram, hole],
             max_grant_frames: 4,
+            max_grant_version: 2,
             max_ports: 1023,
             fifo: false,
             commandline: "none".to_owned(),

@@ -158,6 +158,10 @@ fn change_version(domain: &mut Domain, version: u32, cx: &mut Cx<'_>) -> Result<
     if version != 1 && version != 2 {
         return Err(Errno::EINVAL);
     }
+    if version > domain.config.max_grant_version {
+        // As if there were no such operation.
+        return Err(Errno::ENOSYS);
+    }
     let active = Arc::clone(&domain.grants.active);
     if active.version() == version {
         return Ok(());

@@ -95,6 +95,14 @@ fn copy(source: CopyPtr, dest: CopyPtr, len: u16, flags: u16) -> Copy {
 }
 
 #[test]
+fn a_guest_that_may_have_version_1_alone_is_told_that_there_is_no_other() {
+    let mut b = Bench::new(Width::Bits64);
+    b.domain.config.max_grant_version = 1;
+    assert_eq!(b.version(2), (Err(Errno::ENOSYS), 1));
+    assert_eq!(b.version(1), (Ok(0), 1));
+}
+
+#[test]
 fn copies_go_by_grant_and_by_frame() {
     const S: u16 = GNTCOPY_SOURCE_GREF;
     const D: u16 = GNTCOPY_DEST_GREF;
