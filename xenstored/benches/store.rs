@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p xenstored --bench store`. On a store of n nodes an operation must cost the same for every n.
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use xenstored::out::Out;
 use xenstored::store::{ConnId, Store};
 use xenstored::wire::{Header, MsgType};
@@ -102,17 +102,17 @@ fn operations(criterion: &mut Criterion) {
 
 fn watchers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("write with watchers");
-    for count in [0, 1, 1000] {
-        // On the node itself, and as many on nodes beside it, which must cost nothing.
+    // On a node above, and on nodes beside it, which must cost nothing.
+    for (above, beside) in [(0, 0), (0, 1000), (1, 0), (1000, 0)] {
         let mut bed = Bed::with(1000);
-        for n in 0..count {
+        let paths = (0..above).map(|_| "/local/domain/1/d1".to_owned());
+        for path in paths.chain((0..beside).map(|n| format!("/beside/{n}"))) {
             let conn = bed.store.connect();
             let own = std::mem::replace(&mut bed.conn, conn);
-            bed.ask(MsgType::WATCH, 0, b"/local/domain/1/d1\0token\0");
-            bed.ask(MsgType::WATCH, 0, format!("/beside/{n}\0token\0").as_bytes());
+            bed.ask(MsgType::WATCH, 0, format!("{path}\0token\0").as_bytes());
             bed.conn = own;
         }
-        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+        group.bench_function(format!("{above} above, {beside} beside"), |bencher| {
             bencher.iter(|| bed.ask(MsgType::WRITE, 0, b"/local/domain/1/d1/k1\0x"));
         });
     }
