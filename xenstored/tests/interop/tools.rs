@@ -106,10 +106,28 @@ fn run(program: &Path, daemon: &Daemon, args: &[String], width: Option<u16>) -> 
     Output { stdout, ..child.wait_with_output().unwrap() }
 }
 
+/// A line of a listing about the daemon itself: what it counts need not be the same in two daemons.
+fn is_count(line: &str) -> bool {
+    let folder = |name: &str| line.trim_start().trim_start_matches("/tool/xenstored/").starts_with(name);
+    line.contains(" = \"requests ") || folder("connection = ") || folder("domain = ")
+}
+
 fn show(output: &Output, program: &Path) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let out: String = out.split_inclusive('\n').filter(|line| !is_count(line)).collect();
     format!("status {:?}\n{out}--- {err}", output.status.code())
         .replace(&*program.to_string_lossy(), "xenstore")
+}
+
+/// Whether Debian's tool is there, and the one that ours takes after: 4.20's has other usage lines.
+fn comparable() -> bool {
+    let Some(tool) = installed(DEBIANS, "xenstore-utils") else { return false };
+    let usage = Command::new(tool).args(["read", "-h"]).output().unwrap();
+    let known = String::from_utf8_lossy(&usage.stderr).contains("[-s]");
+    if !known {
+        println!("SKIP: {DEBIANS} is not of Xen 4.17");
+    }
+    known
 }
 
 /// Gives a command to either tool.
@@ -122,14 +140,14 @@ fn compare(stores: &(Daemon, Daemon), args: &[String], width: Option<u16>) {
 
 #[test]
 fn our_tool_does_what_debians_does() {
-    if installed(DEBIANS, "xenstore-utils").is_none() {
+    if !comparable() {
         return;
     }
     let stores = (Daemon::start(), Daemon::start());
     for line in COMMANDS {
         let word = |word: &str| if word == "''" { String::new() } else { word.replace('_', " ") };
         let args: Vec<String> = line.split_whitespace().map(word).collect();
-        let widths = if line.starts_with("ls") { &WIDTHS[..] } else { &WIDTHS[..1] };
+        let widths = if line.starts_with("ls") && line.contains(" /a") { &WIDTHS[..] } else { &WIDTHS[..1] };
         widths.iter().for_each(|width| compare(&stores, &args, *width));
     }
 }
@@ -144,7 +162,6 @@ fn our_tool_does_what_debians_does_whatever_it_is_told() {
         "/a/b",
         "/a/b/c",
         "/x/y/z",
-        "/",
         "a/b",
         "rel",
         "/a/",
@@ -152,8 +169,9 @@ fn our_tool_does_what_debians_does_whatever_it_is_told() {
         "/a b",
         "/nope/x",
         "@releaseDomain",
-        "/tool",
         "@x",
+        "/",
+        "/tool",
     ];
     const VALUES: [&str; 10] =
         ["", "1", "a\\tb", "\\x41\\x4", "\\7\\779", "\\", "é", "sp ace", "\"q\"", "\\r\\n"];
@@ -176,7 +194,7 @@ fn our_tool_does_what_debians_does_whatever_it_is_told() {
         "--number=2",
         "--",
     ];
-    if installed(DEBIANS, "xenstore-utils").is_none() {
+    if !comparable() {
         return;
     }
     let stores = (Daemon::start(), Daemon::start());
@@ -187,11 +205,13 @@ fn our_tool_does_what_debians_does_whatever_it_is_told() {
         let mut args = if mode == "watch" { vec![mode, "-n1"] } else { vec![mode] };
         let options: &[&str] = if mode == "watch" { &OPTIONS[..10] } else { &OPTIONS };
         (0..random.below(3)).for_each(|_| args.push(random.pick(options)));
-        for at in 0..random.below(5) {
+        // A listing of all shows what the daemons count, cut where a terminal ends.
+        let (least, paths) = if mode == "ls" { (1, &PATHS[..12]) } else { (0, &PATHS[..]) };
+        for at in 0..random.below(5).max(least) {
             args.push(random.pick(match (mode, at) {
                 ("write", at) if at % 2 == 1 => &VALUES[..],
                 ("chmod", 1..) => &PERMS,
-                _ => &PATHS,
+                _ => paths,
             }));
         }
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
