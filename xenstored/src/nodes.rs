@@ -232,6 +232,7 @@ impl Store {
                         event.removed = node;
                     }
                 }
+                Step::Write(path, value) => self.replace_value(&path, &value),
                 Step::Put(path, value, perms) => self.put(&path, &value, self.of_the_living(perms)),
             }
         }

@@ -140,8 +140,14 @@ impl Entry {
 }
 
 /// The permissions of a node; never empty. Nodes that inherit them share them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct Perms(Arc<[Entry]>);
+
+impl PartialEq for Perms {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
 
 impl Perms {
     /// `n0`: for domain 0 only.

@@ -55,6 +55,8 @@ struct Own {
     id: u64,
     value: Box<[u8]>,
     perms: Perms,
+    /// Only the value differs from what the store has.
+    only_value: bool,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +108,8 @@ pub struct Transaction {
 pub(crate) enum Step {
     /// The node goes, if it is there; the event that tells of it.
     Remove(Path, Option<usize>),
+    /// The node gets this value.
+    Write(Path, Box<[u8]>),
     /// The node comes, or gets this value and these permissions.
     Put(Path, Box<[u8]>, Perms),
 }
@@ -190,9 +194,14 @@ impl Transaction {
 
     /// Sets value and permissions of an existing node.
     pub fn set(&mut self, path: &Path, id: u64, value: &[u8], perms: &Perms, generation: u64) {
+        let only_value = self.seen.get(path).is_some_and(|seen| match (&seen.now, &seen.base) {
+            (Now::Own(own), _) => own.only_value && own.perms == *perms,
+            (Now::Same, Some(base)) => base.perms == *perms,
+            _ => false,
+        });
         let seen = entry(&mut self.seen, &mut self.bytes, path);
         seen.generation = generation;
-        let own = Now::Own(Own { id, value: value.into(), perms: perms.clone() });
+        let own = Now::Own(Own { id, value: value.into(), perms: perms.clone(), only_value });
         self.bytes += value.len();
         if let Now::Own(before) = std::mem::replace(&mut seen.now, own) {
             self.bytes -= before.value.len();
@@ -342,7 +351,10 @@ impl Transaction {
             .collect();
         let removes = removes.into_iter().map(|(path, event)| Step::Remove(path, event));
         let puts = puts.into_iter().zip(comes).filter(|(_, comes)| !comes);
-        let puts = puts.map(|((own, path, _), _)| Step::Put(path, own.value, own.perms));
+        let puts = puts.map(|((own, path, _), _)| match own.only_value {
+            true => Step::Write(path, own.value),
+            false => Step::Put(path, own.value, own.perms),
+        });
         (removes.chain(puts).collect(), self.events)
     }
 
