@@ -1,5 +1,7 @@
 //! The store daemon.
-#![forbid(unsafe_code)]
+
+#[cfg(target_env = "gnu")]
+mod trim;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -63,6 +65,12 @@ struct Args {
     trial: bool,
 }
 
+#[cfg(target_env = "gnu")]
+const TRIM: fn() = trim::trim;
+/// Other allocators do it by themselves, or cannot.
+#[cfg(not(target_env = "gnu"))]
+const TRIM: fn() = || {};
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
@@ -77,7 +85,7 @@ fn main() -> Result<()> {
     let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
     let resumed = state.is_some();
     let (disk, begin) = begin(&args, state)?;
-    let setup = Setup { socket, trace: trace(&args)?, disk, counters: !args.no_counters };
+    let setup = Setup { socket, trace: trace(&args)?, disk, counters: !args.no_counters, trim: TRIM };
     let pid_file = args.pid_file.as_deref();
     if let Some(file) = pid_file {
         fs::write(file, format!("{}\n", std::process::id()))

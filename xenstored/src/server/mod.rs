@@ -78,6 +78,8 @@ pub struct Setup {
     pub disk: Option<Disk>,
     /// Whether nodes under /tool/xenstored show what every connection did.
     pub counters: bool,
+    /// Gives freed memory back to the system.
+    pub trim: fn(),
 }
 
 /// The daemon's state.
@@ -115,6 +117,9 @@ pub(crate) struct Server {
     spare: Vec<u8>,
     /// The store has left-over work.
     untidy: bool,
+    /// Slices of it done without a break.
+    tidied: usize,
+    trim: fn(),
     stopping: bool,
     log: LogLimit,
 }
@@ -143,7 +148,7 @@ pub fn run(setup: Setup, begin: Begin, ready: impl FnOnce()) -> io::Result<()> {
 
 impl Server {
     fn new(setup: Setup, mut store: Store) -> io::Result<Self> {
-        let Setup { socket, trace, disk, counters } = setup;
+        let Setup { socket, trace, disk, counters, trim } = setup;
         let poller = Poller::new()?;
         let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         mask.thread_block()?;
@@ -175,6 +180,8 @@ impl Server {
             chunk: vec![0; CHUNK],
             spare: Vec::new(),
             untidy: false,
+            tidied: 0,
+            trim,
             stopping: false,
             log: LogLimit::default(),
         })

@@ -18,6 +18,8 @@ const ROUNDS: usize = 8;
 const RING: usize = xen_abi::io::xs_wire::XENSTORE_RING_SIZE as usize;
 /// Unsent bytes from which on a client on the socket is not read from.
 const SOCKET_BACKLOG: usize = 256 * 1024;
+/// Slices of left-over work after which freed memory goes back to the system: that takes milliseconds.
+const TRIM_AFTER: usize = 50;
 /// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
 const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
 
@@ -52,7 +54,17 @@ impl Server {
             }
         }
         self.flush_written();
+        self.tidy();
+    }
+
+    /// One slice of left-over work. After a lot of it the freed memory goes back to the system.
+    fn tidy(&mut self) {
         self.untidy = self.store.tidy(TIDY);
+        if self.untidy {
+            self.tidied += 1;
+        } else if std::mem::take(&mut self.tidied) >= TRIM_AFTER {
+            (self.trim)();
+        }
     }
 
     /// One slice: send, take in, handle. A ring is looked at again as long as something comes, because that costs
