@@ -24,6 +24,11 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
 /// The line of a configuration that asks for FIFO event channels.
 const FIFO: &str = "event_channels = 'fifo'";
 
+/// What a row is called that runs only when it is asked for.
+pub const LONG: &str = "long-";
+/// Blocks go one by one, each with a grant of its own.
+const PLAIN_BLOCKS: &str = "feature_persistent=0 max_indirect_segments=0";
+
 /// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
 pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
@@ -80,6 +85,19 @@ pub const TESTS: &[Test] = &[
     test("console-flood", "flood.sh", &[], 180),
     test("console-readers", "readers.sh", &[], 90),
     test("block-devices", "block.sh", &["debian-12"], 300),
+    test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 2400),
+    test("long-device-modules", "modules.sh", &["debian-12"], 300),
+    test("long-device-media", "media.sh", &["debian-12"], 400),
+    test("long-device-refusals", "refused-devices.sh", &["debian-12"], 400),
+    test("durable-raw", "durable.sh", &["debian-12", "raw", "none", "4", "all"], 500),
+    test("long-durable-raw-plain", "durable.sh", &["debian-12", "raw", "writeback", "1", PLAIN_BLOCKS], 500),
+    test("long-durable-qcow2", "durable.sh", &["debian-12", "qcow2", "none", "4", "all"], 500),
+    test(
+        "long-durable-qcow2-plain",
+        "durable.sh",
+        &["debian-12", "qcow2", "writeback", "1", PLAIN_BLOCKS],
+        500,
+    ),
     test("network-devices", "network.sh", &["debian-12"], 300),
     test("debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
     test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
