@@ -157,19 +157,20 @@ impl Transaction {
     /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
     #[must_use]
     pub fn nearest<'a>(&'a self, tree: &'a Tree, path: &Path) -> (Sight<'a>, usize) {
-        let (mut nearest, mut depth) = (Sight::from(tree.root()), 0);
+        let mut nearest = (Sight::from(tree.root()), 0);
         let (mut store, mut covered) = (Some(tree.root()), false);
-        for above in ancestors(path) {
+        // To the end: what was seen stays, even if others have removed what is above it.
+        for (depth, above) in ancestors(path).into_iter().enumerate() {
             let seen = self.seen.get(above);
-            if above.len() > 1 {
+            if depth > 0 {
                 store = store.and_then(|node| node.child(name(above)));
-                depth += 1;
             }
             covered |= seen.is_some_and(|seen| seen.covered);
-            let Some(found) = sight(seen, || store.filter(|_| !covered)) else { return (nearest, depth - 1) };
-            nearest = found;
+            if let Some(found) = sight(seen, || store.filter(|_| !covered)) {
+                nearest = (found, depth);
+            }
         }
-        (nearest, depth)
+        nearest
     }
 
     /// The names of the children, oldest first, each with a NUL.

@@ -52,6 +52,19 @@ fn t2_what_was_seen_stays_and_own_writes_are_seen_inside_only() {
 }
 
 #[test]
+fn t2_so_does_what_decided_that_nothing_was_there() {
+    play(
+        "0 mkdir /a/b
+         0 set_perms /a/b r0
+         5 transaction_start => 1
+         5.1 read /a/b/c => ENOENT
+         0 rm /a
+         5.1 read /a/b/c => ENOENT
+         5.1 transaction_end T => EAGAIN",
+    );
+}
+
+#[test]
 fn t3_a_commit_fails_if_what_was_seen_has_changed() {
     let table = [
         ("read /a", "write /a 1", "EAGAIN"),
