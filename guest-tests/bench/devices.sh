@@ -1,8 +1,8 @@
-# devices.sh ROUNDS SECONDS PROGRAM...: disk and network of one guest under each program in turn, all in this L1: 2 vCPUs, 512 MiB, Debian's
+# devices.sh PARTS ROUNDS SECONDS PROGRAM...: disk, network (or "disk,network") of one guest under each program in turn, all in this L1: 2 vCPUs, 512 MiB, Debian's
 # 6.12 cloud kernel, a raw file on ext4 opened without L1's page cache, a tap on a bridge. Loads run in the Debian system on xvda, by the
 # same fio, iperf3 and ping for all. Each load runs twice: for its speed, and then traced, for VM exits and system calls per request.
-rounds=$1 seconds=$2
-shift 2
+parts=,$1, rounds=$2 seconds=$3
+shift 3
 mkdir -p /tmp/bench && cd /tmp/bench || exit
 . /lab/tests/lib-devices.sh
 mkdir -p values
@@ -86,17 +86,24 @@ latency() {
     note "$1" 'ping, average round trip, ms' "$(sed -n 's|^rtt [^=]*= [^/]*/\([^/]*\)/.*|\1|p' said)"
 }
 
+disks() {
+    disk "$1" 'disk, sequential read of 256 KiB' read 256 8
+    disk "$1" 'disk, sequential write of 256 KiB' write 256 8
+    disk "$1" 'disk, random read of 4 KiB' randread 4 32
+    disk "$1" 'disk, random write of 4 KiB' randwrite 4 32
+}
+network() {
+    tcp "$1" 'network, TCP from the guest' ''
+    tcp "$1" 'network, TCP to the guest' -R
+    latency "$1"
+}
+
 mkfifo stdin
 for round in $(seq "$rounds"); do
     for program; do
         start "$program"
-        disk "$program" 'disk, sequential read of 256 KiB' read 256 8
-        disk "$program" 'disk, sequential write of 256 KiB' write 256 8
-        disk "$program" 'disk, random read of 4 KiB' randread 4 32
-        disk "$program" 'disk, random write of 4 KiB' randwrite 4 32
-        tcp "$program" 'network, TCP from the guest' ''
-        tcp "$program" 'network, TCP to the guest' -R
-        latency "$program"
+        case $parts in *,disk,*) disks "$program" ;; esac
+        case $parts in *,network,*) network "$program" ;; esac
         say 'exit'
         until_true 60 eval '! process "$program" >/dev/null' || fail "$program does not end"
     done

@@ -2,6 +2,14 @@
 # Init of L1. Mounts, modules and channels, then the one program of this run, then power-off.
 # Channels are virtio-serial ports: lab.ctl (a line per event), lab.out and lab.err (the program's), lab.files (a tar of /out).
 # /lab/settings sets: limit (seconds), interactive (empty or 1), rows, columns.
+if [ "${1:-}" != moved ]; then
+    # Nobody can pivot away from the root that an initramfs is, as passt does. A mount of it is a root like any other.
+    /bin/busybox mkdir /root.d
+    /bin/busybox mount --bind / /root.d
+    cd /root.d || exit
+    /bin/busybox mount --move . /
+    exec /bin/busybox chroot . /init moved
+fi
 /bin/busybox --install -s /bin
 export PATH=/usr/bin:/bin HOME=/root TERM=linux USER=root
 mount -t proc proc /proc

@@ -23,13 +23,13 @@ use crate::suite::scripts;
 const KERNEL: &str = "6.12-cloud";
 /// The system whose fio and iperf3 measure devices, and a drive for the measured file.
 const IMAGE: &str = "debian-12";
-/// Loads of one program in one round of `devices.sh`, each run twice.
-const LOADS: u64 = 6;
+/// Loads of one program in one round of `devices.sh`, each run twice: of a disk, and of a network card.
+const LOADS: [u64; 2] = [4, 3];
 
 /// `cargo lab bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Boots, disk and network under load, or the store; all if not given
+    /// Boots, disk and network under load (or one of them), or the store; all if not given
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each program, taken in turn
@@ -50,6 +50,10 @@ enum What {
     Boot,
     /// Disk and network
     Devices,
+    /// Disk alone
+    Disk,
+    /// Network alone
+    Network,
     /// xenstored beside C xenstored, on this machine
     Store,
 }
@@ -63,7 +67,9 @@ pub fn run(bench: &Bench) -> Result<u8> {
     for what in chosen {
         let status = match what {
             What::Boot => bench.boot(&cache)?,
-            What::Devices => bench.devices(&cache)?,
+            What::Devices => bench.devices(&cache, "disk,network", LOADS.iter().sum())?,
+            What::Disk => bench.devices(&cache, "disk", LOADS[0])?,
+            What::Network => bench.devices(&cache, "network", LOADS[1])?,
             What::Store => store::run(&cache, bench.rounds, bench.seconds.unwrap_or(1))?,
         };
         match status {
@@ -80,14 +86,14 @@ impl Bench {
         self.measure(cache, "boot.sh", &self.words(None, &[]), limit, Vec::new())
     }
 
-    fn devices(&self, cache: &Cache) -> Result<u8> {
+    fn devices(&self, cache: &Cache, parts: &str, loads: u64) -> Result<u8> {
         let seconds = self.seconds.unwrap_or(10);
-        let one = (u64::from(seconds) + 20) * LOADS * 2 + 120;
+        let one = (u64::from(seconds) + 20) * loads * 2 + 120;
         let limit = 300 + u64::from(self.rounds) * self.programs.len() as u64 * one;
         self.measure(
             cache,
             "devices.sh",
-            &self.words(Some(seconds), &["qemu-hvm"]),
+            &format!("{parts} {}", self.words(Some(seconds), &["qemu-hvm"])),
             limit,
             drives(cache, &[IMAGE])?,
         )

@@ -10,13 +10,13 @@ use crate::cache::Cache;
 use crate::cpio::Archive;
 use crate::guests::Guests;
 use crate::kernel::Kernel;
-use crate::packages::USERLAND;
+use crate::packages::{PASST, USERLAND};
 use crate::qemu::add_peer;
 use crate::system::{add_modules, add_userland};
 
 const INIT: &str = include_str!("../lab/l1-init.sh");
 /// Loaded before anything runs. `virtio` first: the channels are made of it.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_console",
     "kvm_amd",
@@ -28,6 +28,7 @@ const MODULES: [&str; 11] = [
     "ext4",
     "bridge",
     "veth",
+    "sch_netem",
 ];
 /// Names under which our multi-call programs are called too.
 const LINKS: [(&str, &str); 9] = [
@@ -73,6 +74,9 @@ pub fn write_image(cache: &Cache, kernel: &Kernel, contents: &Contents, path: &P
     image.file("etc/profile", 0o644, b"PS1='L1# '\ncat /lab/motd\n")?;
     image.file("lab/motd", 0o644, MOTD.as_bytes())?;
     add_userland(&mut image, &USERLAND.get(cache)?)?;
+    for program in ["passt", "passt.avx2"] {
+        image.copy(&format!("usr/bin/{program}"), &PASST.get(cache)?.join("usr/bin").join(program))?;
+    }
     add_modules(&mut image, "lab/modules", &kernel.modules(&MODULES)?)?;
     for program in &contents.programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();

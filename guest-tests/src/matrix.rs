@@ -5,7 +5,7 @@ use crate::script::Host::{self, Plain, WithXen};
 /// One row.
 #[derive(Debug)]
 pub struct Test {
-    /// What it reports under.
+    /// What it reports under. Those that begin with `long-` run only when they are asked for.
     pub name: &'static str,
     /// L1's kernel.
     pub host: Host,
@@ -99,6 +99,10 @@ pub const TESTS: &[Test] = &[
         500,
     ),
     test("network-devices", "network.sh", &["debian-12"], 300),
+    test("network-refused", "network-refused.sh", &["debian-12"], 600),
+    test("network-load", "network-load.sh", &["debian-12", "4", "20000"], 1200),
+    test("network-user", "network-user.sh", &["debian-12"], 1200),
+    test("long-network-load", "network-load.sh", &["debian-12", "64", "1000000"], 3600),
     test("debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
     test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
     test("debian-12-qcow2-button", "debian.sh", &["debian-12", "pygrub", "qcow2", "button"], 600),

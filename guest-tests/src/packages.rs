@@ -33,6 +33,9 @@ pub const QEMU: Set =
 pub const USERLAND: Set =
     Set { name: "userland", choice: Choice::Closure("bookworm", &["busybox-static", "xenstore-utils"]) };
 
+/// User-mode networking for guests of unprivileged users.
+pub const PASST: Set = Set { name: "passt", choice: Choice::Closure("bookworm", &["passt"]) };
+
 /// GRUB as a PVH kernel, which boots what is on a guest's disk.
 pub const GRUB: Set = Set { name: "grub", choice: Choice::Newest("^grub-xen-host$") };
 

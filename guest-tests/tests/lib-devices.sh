@@ -39,13 +39,44 @@ lan() {
     ip addr add $lan.1/24 dev xenbr0
     ip link set xenbr0 up
     mkdir -p /run/lan/www
-    ln -s /tools/srv/apt /run/lan/www/apt
+    ln -sfn /tools/srv/apt /run/lan/www/apt
     : >/run/lan/leases
     printf '%s\n' "start $lan.100" "end $lan.200" 'interface xenbr0' 'lease_file /run/lan/leases' 'pidfile /run/lan/pid' \
         'option subnet 255.255.255.0' >/run/lan/udhcpd.conf
     udhcpd -S /run/lan/udhcpd.conf >/dev/null 2>&1
     httpd -p $lan.1:80 -h /run/lan/www
 }
+# outside: a network beyond L1's own, as an unprivileged user has it: L1 is .2, its gateway .254, and at .1 the images' package
+# repository by http, and a name server with that address for every name. It ends with the script.
+beyond=192.168.78
+outside() {
+    mkdir -p /run/lan/www
+    ln -sfn /tools/srv/apt /run/lan/www/apt
+    cp /lab/tests/names.py /run/lan/
+    unshare -n sh -c 'until ip link show in0 2>/dev/null; do sleep 0.1; done
+        ip link set lo up; ip addr add '$beyond'.1/24 dev in0; ip addr add '$beyond'.254/24 dev in0; ip link set in0 up
+        httpd -p '$beyond'.1:80 -h /run/lan/www; exec tools python3 /run/lan/names.py '$beyond'.1' >outside.log 2>&1 &
+    world=$!
+    trap 'kill $world 2>/dev/null' EXIT
+    tools ip link add out0 type veth peer name in0 netns $world || fail 'no network outside'
+    ip addr add $beyond.2/24 dev out0
+    ip link set out0 up
+    ip route add default via $beyond.254
+    echo "nameserver $beyond.1" >/etc/resolv.conf
+    until_true 60 eval "ping -c 1 -W 1 $beyond.1 >/dev/null" || fail 'the network outside does not come up'
+}
+
+# user_home: nobody may use KVM, and has a folder for its run directory; `as_nobody COMMAND` is it.
+user_home() {
+    chmod 666 /dev/kvm
+    mkdir -m 700 home
+    [ -p stdin ] || mkfifo stdin
+    chmod 666 stdin
+    chown nobody home
+}
+as_nobody() { su nobody -s /bin/sh -c "export XDG_RUNTIME_DIR=$PWD/home; $1"; }
+# guest_files: vmlinuz and initrd.img of the disk's own kernel.
+guest_files() { on_partition cp -L root/vmlinuz root/initrd.img . && chmod 644 vmlinuz initrd.img; }
 
 # power_on NAME: creates NAME.cfg with its console in NAME.log.
 power_on() {

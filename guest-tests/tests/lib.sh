@@ -57,7 +57,7 @@ want() { grep -qE -- "$2" "$1" || { cat "$1"; fail "${3:-no line like \"$2\" in 
 domain_pid() { pgrep_f "xen-emu" "$1"; }
 pgrep_f() {
     for p in /proc/[0-9]*; do
-        line=$(tr '\0' ' ' <"$p/cmdline" 2>/dev/null) || continue
+        line=$({ tr '\0' ' ' <"$p/cmdline"; } 2>/dev/null) || continue
         case $line in *"$1"*"$2"*) echo "${p#/proc/}" ;; esac
     done
 }
