@@ -235,7 +235,8 @@ impl Effects for Fx<'_> {
     }
 
     fn wake(&mut self, vcpu: VcpuId) {
-        self.post(vcpu, Mail::Wake);
+        // Nobody need wait until it runs.
+        let _ = self.guest.post(vcpu, Mail::Wake);
     }
 
     fn look_at(&mut self, vcpu: VcpuId) {
