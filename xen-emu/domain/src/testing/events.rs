@@ -92,10 +92,16 @@ impl GuestEvents {
 
     /// Unmasks a port where that needs no hypercall; `spin` is called while the word is BUSY.
     pub fn unmask(&self, mem: &dyn GuestMem, port: Port, spin: impl Fn()) -> Unmasked {
+        let (word, bit) = self.mask_word(port);
         if matches!(self, GuestEvents::TwoLevel { .. }) {
+            // The mask first, or an event that comes between is seen by nobody; EVTCHNOP_unmask wants it set.
+            must!(mem.fetch_and_u32(word, !bit));
+            if !self.is_pending(mem, port) {
+                return Unmasked::Done;
+            }
+            must!(mem.fetch_or_u32(word, bit));
             return Unmasked::Ask;
         }
-        let (word, bit) = self.mask_word(port);
         let mut value = must!(mem.load_u32(word));
         loop {
             if value & PENDING != 0 {
