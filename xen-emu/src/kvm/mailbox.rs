@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What a vCPU thread shall do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +148,16 @@ impl<T> Mailboxes<T> {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// On a vCPU's own thread: wait until there is something to [`Mailboxes::serve`], at most so long.
+    pub fn sleep(&self, vcpu: usize, limit: Duration) {
+        let state = self.lock();
+        let idle = |state: &mut State<T>| {
+            let mail = state.queues.get(vcpu).is_some_and(|queue| !queue.mail.is_empty());
+            !(mail || state.paused || state.shut_down || state.stop)
+        };
+        drop(self.changed.wait_timeout_while(state, limit, idle));
     }
 
     /// The vCPU's thread ends: nobody must wait for it any more.

@@ -32,6 +32,8 @@ use xen_domain::mem::{Fault, Gpa, Translate};
 use xen_emu_api::control::VcpuStatus;
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// How long a vCPU that polls with interrupts off sleeps at most.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Work for a vCPU's own thread.
 pub enum Mail {
@@ -364,11 +366,16 @@ impl Vcpu {
 
     /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it: the vCPU halts until an interrupt comes or
     /// mail wakes it, which the core posts for the event and the timers for the deadline. Mail that came before it
-    /// halts is still read before it enters the guest.
+    /// halts is still read before it enters the guest. With interrupts off only mail can wake it, which it sleeps for
+    /// here; now and then the guest looks for itself.
     fn block(&self, deadline: Option<u64>) {
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_sub(self.guest.now().system_ns);
-            self.guest.timers.set(Timer::Poll(self.id), Some(Duration::from_nanos(left)));
+        let now = self.guest.now().system_ns;
+        let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
+        if self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0) {
+            return self.guest.mailboxes.sleep(self.index(), left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
+        }
+        if left.is_some() {
+            self.guest.timers.set(Timer::Poll(self.id), left);
         }
         let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
         if let Err(e) = self.fd.set_mp_state(halted) {
