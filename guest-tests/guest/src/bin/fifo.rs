@@ -116,7 +116,9 @@ fn masks(events: &Events) -> Verdict {
         send(other)?;
         let before = traps::count(VECTOR);
         fifo::unmask(port)?;
+        // Not the next instruction but the one after it is the first that can be interrupted.
         cpu::sti();
+        cpu::pause();
         cpu::cli();
         check!(traps::count(VECTOR) <= before + 1, "round {round}: upcalls");
         taken(events, &[other, port], "after the mask")?;
@@ -146,7 +148,14 @@ fn timer(events: &Events) -> Verdict {
         }
         taken(events, &[port], "the periodic timer")?;
     }
+    // A tick may be under way.
+    fifo::mask(port);
     guest::smp::vcpu_op(VcpuOp::STOP_PERIODIC_TIMER, 0)?;
+    cpu::sti();
+    cpu::pause();
+    cpu::cli();
+    events.take_selector();
+    fifo::take(0, |_| ());
     println!("timers fire");
     Ok(())
 }
