@@ -4,10 +4,11 @@
 //! notifications in one system call. A guest that breaks its ring has its device closed; whatever else it does wrong
 //! is that request's error.
 //!
-//! The more requests are under way, the more ends may gather before the guest is told, and the more new requests before
-//! the guest has to kick ([`Run::batch`]): what is left lying is taken up with the next end, of which there is one as
-//! long as anything is under way. Ends wait for each other a part of the time that requests take anyway
-//! ([`Run::gather`]). With few under way everything goes at once. Nothing is allocated for a request: flights and their
+//! On a host with one CPU the guest stands still whenever this thread runs. There, the more requests are under way, the
+//! more ends gather before the guest is told, and the more new requests before the guest has to kick ([`Run::batch`]):
+//! what is left lying is taken up with the next end, of which there is one as long as anything is under way. Ends wait
+//! for each other a part of the time that requests take anyway ([`Run::gather`]). With few under way, and where there
+//! are more CPUs, everything goes at once: the disk must not wait for work. Nothing is allocated for a request: flights and their
 //! lists are used again.
 
 use super::pins::Held;
@@ -46,6 +47,15 @@ struct Flight {
     begun: Instant,
 }
 
+/// `$XLR_BLK_GATHER`, 0 or 1; else by whether there is one CPU.
+fn gathers() -> bool {
+    match std::env::var("XLR_BLK_GATHER").as_deref() {
+        Ok("0") => false,
+        Ok("1") => true,
+        _ => std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1),
+    }
+}
+
 fn steps(transfer: Transfer) -> Steps {
     match transfer {
         Transfer::Read => [Some(Op::Read), None, None],
@@ -80,6 +90,8 @@ pub struct Run<'a> {
     /// When this turn began, and how long requests take lately.
     now: Instant,
     pace: Duration,
+    /// Whether requests wait for company.
+    gathers: bool,
     /// How many requests are still taken, once it is to end.
     left: Option<u32>,
     /// A request that waits for those before it.
@@ -102,6 +114,7 @@ impl<'a> Run<'a> {
             barrier: false,
             now: Instant::now(),
             pace: Duration::ZERO,
+            gathers: gathers(),
             left: None,
             waiting: None,
         }
@@ -142,7 +155,7 @@ impl<'a> Run<'a> {
 
     /// How many ends, or new requests, are worth a turn of their own.
     fn batch(&self) -> usize {
-        (self.under_way() / SHARE as usize).max(1)
+        if self.gathers { (self.under_way() / SHARE as usize).max(1) } else { 1 }
     }
 
     /// Ends that come within a part of their requests' time are told together.
