@@ -3,6 +3,9 @@
 //! Layout and rules: `public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`. The page is a memfd. It is mapped if it can
 //! be sealed against shrinking; one that cannot is read and written as a file, because whoever could truncate it could
 //! kill the process that maps it.
+//!
+//! A guest kicks only if it finds, after it has moved its own index, that the store had taken or given all before. So an
+//! index that is written here must be seen before the guest's is read again: sequentially consistent, both.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -46,7 +49,7 @@ impl Page {
     fn load(&self, offset: usize) -> Result<u32, Fault> {
         match self {
             Self::Mapped(region) => {
-                region.as_volatile_slice().load(offset, Ordering::Acquire).map_err(memory)
+                region.as_volatile_slice().load(offset, Ordering::SeqCst).map_err(memory)
             }
             Self::File(file) => {
                 // A read of a file is not atomic: two equal ones are taken for one that was not torn.
@@ -70,7 +73,7 @@ impl Page {
     fn store(&self, offset: usize, value: u32) -> Result<(), Fault> {
         match self {
             Self::Mapped(region) => {
-                region.as_volatile_slice().store(value, offset, Ordering::Release).map_err(memory)
+                region.as_volatile_slice().store(value, offset, Ordering::SeqCst).map_err(memory)
             }
             Self::File(file) => file.write_all_at(&value.to_le_bytes(), offset as u64).map_err(Fault::Page),
         }

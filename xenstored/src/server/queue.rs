@@ -14,8 +14,6 @@ use crate::wire::{self, HEADER_LEN, Header};
 const SLICE: usize = 64;
 /// Times that a ring is looked at anew before the next connection has its turn.
 const ROUNDS: usize = 8;
-/// Bytes of requests that a ring holds.
-const RING: usize = xen_abi::io::xs_wire::XENSTORE_RING_SIZE as usize;
 /// Unsent bytes from which on a client on the socket is not read from.
 const SOCKET_BACKLOG: usize = 256 * 1024;
 /// Slices of left-over work after which freed memory goes back to the system: that takes milliseconds.
@@ -128,11 +126,11 @@ impl Server {
         if let Some(link) = self.links.get_mut(&conn) {
             let mut kept = bytes.len();
             if link.is_ring() {
-                // What was not handled stays in the ring, but for a message that is larger than that.
-                let mut taken = handled.saturating_sub(before);
-                if taken == 0 && count == RING && matches!(wire::split(&bytes), Ok(None)) {
-                    taken = count;
-                }
+                // Whole messages that were not handled stay in the ring. A part of one does not: Linux kicks for the
+                // rest of a message only if it sees that all before was taken.
+                let rest = bytes.get(handled..).unwrap_or_default();
+                let part = matches!(wire::split(rest), Ok(None));
+                let taken = if part { count } else { handled.saturating_sub(before) };
                 kept = before + taken;
                 link.handled = taken;
                 link.counters.received(taken);

@@ -136,7 +136,10 @@ impl Guest {
                 self.page.write_all_at(&[*byte], at.into()).unwrap();
             }
             self.set_word(REQ_PROD, prod.wrapping_add(u32::try_from(now.len()).unwrap()));
-            self.kick();
+            // As Linux does it: not while the store has something of before to take.
+            if self.word(REQ_CONS).wrapping_sub(prod) <= 1024 {
+                self.kick();
+            }
             bytes = rest;
             if now.is_empty() {
                 self.wait();
@@ -148,7 +151,10 @@ impl Guest {
     pub fn request(&mut self, kind: u32, payload: &[u8]) -> (u32, Vec<u8>) {
         let len = u32::try_from(payload.len()).unwrap();
         let header: Vec<u8> = [kind, 7, 0, len].iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.send(&[&header, payload].concat());
+        // In two pieces, as Linux does it; the store may well see the first one alone.
+        self.send(&header);
+        std::thread::sleep(std::time::Duration::from_micros(200));
+        self.send(payload);
         self.reply()
     }
 
@@ -189,10 +195,11 @@ impl Guest {
                 self.input.push(byte[0]);
             }
             self.set_word(RSP_CONS, prod);
-            if count > 0 {
-                self.kick();
-            } else {
-                self.wait();
+            match count {
+                0 => self.wait(),
+                // As Linux does it: the store can have waited for room only if there was none.
+                1024 => self.kick(),
+                _ => {}
             }
         }
     }
