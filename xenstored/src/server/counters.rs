@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use super::Server;
 use super::link::{Carrier, Link};
 use crate::wire::{Header, MsgType};
 
+/// So long the nodes stay as they are: two listings of the whole store, one after the other, are the same.
+const FRESH: Duration = Duration::from_secs(5);
 /// Where the nodes are.
 const HOME: &str = "/tool/xenstored";
 
@@ -57,8 +60,13 @@ pub(super) fn is_asked_for(header: &Header, payload: &[u8]) -> bool {
 }
 
 impl Server {
-    /// Brings the nodes up to date.
+    /// Brings the nodes up to date, unless they were just now.
     pub(super) fn publish_counters(&mut self) {
+        let now = self.began.elapsed();
+        if self.published_at.is_some_and(|then| now < then + FRESH) {
+            return;
+        }
+        self.published_at = Some(now);
         let mut nodes = BTreeMap::new();
         for (conn, link) in &self.links {
             let name = match &link.carrier {

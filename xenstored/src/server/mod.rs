@@ -109,6 +109,8 @@ pub(crate) struct Server {
     update: Option<Update>,
     disk: Option<Disk>,
     published: BTreeMap<String, String>,
+    /// When, on the server's clock.
+    published_at: Option<Duration>,
     /// Counts of connections that are gone.
     closed: Counters,
     trace: Trace,
@@ -175,6 +177,7 @@ impl Server {
             update: None,
             disk,
             published: BTreeMap::new(),
+            published_at: None,
             closed: Counters::default(),
             trace,
             chunk: vec![0; CHUNK],
