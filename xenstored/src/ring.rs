@@ -48,9 +48,7 @@ enum Page {
 impl Page {
     fn load(&self, offset: usize) -> Result<u32, Fault> {
         match self {
-            Self::Mapped(region) => {
-                region.as_volatile_slice().load(offset, Ordering::SeqCst).map_err(memory)
-            }
+            Self::Mapped(region) => region.as_volatile_slice().load(offset, Ordering::SeqCst).map_err(memory),
             Self::File(file) => {
                 // A read of a file is not atomic: two equal ones are taken for one that was not torn.
                 let read = || -> Result<u32, Fault> {
