@@ -29,7 +29,7 @@ pub const LONG: &str = "long-";
 /// Blocks go one by one, each with a grant of its own.
 const PLAIN_BLOCKS: &str = "feature_persistent=0 max_indirect_segments=0";
 
-/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
+/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI [UPCALL]]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
 pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
@@ -47,6 +47,25 @@ pub const TESTS: &[Test] = &[
     test("boot-6.1-full-2cpu-256M", "boot.sh", &["6.1-full", "2", "256", "poweroff"], 120),
     test("boot-6.1-full-4cpu-1G", "boot.sh", &["6.1-full", "4", "1024", "poweroff"], 120),
     test("boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
+    // A vector of each vCPU, which the lab's processor does not make the default.
+    test(
+        "boot-vector-6.12-cloud-4cpu",
+        "boot.sh",
+        &["6.12-cloud", "4", "512", "poweroff", "2level", "vector"],
+        120,
+    ),
+    test(
+        "boot-vector-6.1-full-2cpu",
+        "boot.sh",
+        &["6.1-full", "2", "512", "poweroff", "2level", "vector"],
+        120,
+    ),
+    test(
+        "boot-fifo-vector-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "fifo", "vector"],
+        150,
+    ),
     test("boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 120),
     test("cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level"], 120),
     test("cpus-fifo-6.1-cloud", "cpus.sh", &["6.1-cloud", "fifo"], 120),
