@@ -3,6 +3,8 @@
 lan
 guest running 6.12-cloud wait 'vif = ["bridge=xenbr0"]'
 start running
+# Another guest's console will read stdin.
+kill $!
 id=$(xlr domid running)
 processes=$(pidof xen-emu)
 failed=
