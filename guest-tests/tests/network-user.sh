@@ -78,7 +78,10 @@ s.bind((\"\", 5300))
 while True:
     data, who = s.recvfrom(2000)
     s.sendto(data.upper(), who)' >/dev/null 2>&1 </dev/null &"
-answered() { echo hello | timeout 5 nc -u -w 2 127.0.0.1 5353 >echoed; grep -q HELLO echoed; }
+answered() {
+    tools bash -c 'exec 3<>/dev/udp/127.0.0.1/5353; echo hello >&3; read -r -t 5 line <&3; echo "$line"' >echoed
+    grep -q HELLO echoed
+}
 until_true 60 answered || fail 'no answer by UDP'
 ssh_guest 'poweroff' || :
 gone_for_nobody() { ! as_nobody 'xlr list g' >/dev/null 2>&1; }
