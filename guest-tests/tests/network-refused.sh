@@ -51,8 +51,8 @@ refused 1 'bad.cfg:8:.*3' xlr create bad.cfg
 # And at attach.
 refused 1 'vif 1: bridge nowhere does not exist' xlr network-attach running bridge=nowhere
 refused 1 'mac `x`' xlr network-attach running mac=x
-refused 1 'nowhere' xlr network-detach running 00:16:3e:99:99:99
-refused 1 'vif 7|7' xlr network-detach running 7
+refused 1 'Unknown device 00' xlr network-detach running 00:16:3e:99:99:99
+refused 1 'Unknown device 7' xlr network-detach running 7
 refused 1 'nosuch' xlr network-attach nosuch bridge=xenbr0
 
 # Nobody in particular may not make a TAP, whoever may open /dev/net/tun; it is told what it can have.
