@@ -222,7 +222,7 @@ fn work(vcpu: u32) {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        act(me, random);
+        act(me, random, &known);
         upcall(me, &known);
     }
     FINISHED.fetch_add(1, SeqCst);
@@ -244,7 +244,7 @@ fn settled() -> bool {
     ACCOUNT.iter().all(|account| account.seen.load(SeqCst) == account.sends.load(SeqCst))
 }
 
-fn act(me: usize, random: u64) {
+fn act(me: usize, random: u64, known: &Cell<u32>) {
     let [what, any, vcpu] = [0, 16, 48].map(|bits| usize::try_from(random >> bits & 0xffff).unwrap_or(0));
     let any = any % OPEN.load(SeqCst);
     let own = any - any % VCPUS + me;
@@ -271,14 +271,14 @@ fn act(me: usize, random: u64) {
                 let vcpu = u32::try_from(vcpu).unwrap_or(0) % CPUS.load(SeqCst);
                 trouble(5, evtchn_op(EvtchnOp::BIND_VCPU, &mut BindVcpu { port, vcpu }).map(drop));
             }
-            _ => reopen(slot, index, port, sent),
+            _ => reopen(slot, index, (port, sent), || upcall(me, known)),
         }
     }
     slot.lock.store(false, SeqCst);
 }
 
 /// Closes a channel, whose waiting event is lost with it, and binds it anew.
-fn reopen(slot: &Slot, index: usize, port: Port, sent: Port) {
+fn reopen(slot: &Slot, index: usize, (port, sent): (Port, Port), handle_events: impl Fn()) {
     mask(port);
     let account = account_of(port);
     let sends = account.sends.load(SeqCst);
@@ -287,12 +287,12 @@ fn reopen(slot: &Slot, index: usize, port: Port, sent: Port) {
     if sent != port {
         close(sent);
     }
-    // Others may hold every free port for the moment, and ports that are still queued are not free.
+    // Others may hold every free port for the moment, and ports that are still queued, here too, are not free.
     while let Err(errno) = open(slot, index) {
         if errno != Errno::ENOSPC {
             return trouble(6, Err(errno));
         }
-        cpu::pause();
+        handle_events();
     }
 }
 
