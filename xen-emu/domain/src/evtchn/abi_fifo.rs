@@ -103,11 +103,6 @@ impl Fifo {
         ports.filter_map(|(port, state)| std::mem::take(&mut state.early).then_some(port)).collect()
     }
 
-    /// Raises the port when its word is there.
-    pub(crate) fn set_early(&mut self, port: Port) {
-        self.state(port).early = true;
-    }
-
     /// Every frame that is written to.
     #[cfg(test)]
     pub(crate) fn frames(&self) -> Vec<u64> {
@@ -198,15 +193,16 @@ impl PortOps for Fifo {
 
     fn set_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<Raised, Fault> {
         let Some(word) = self.word(port) else {
-            self.set_early(port);
+            self.state(port).early = true;
             return Ok(Raised::Quiet);
         };
-        // A guest must not unmask anything before the vCPU has its control block: Xen drops the event.
+        if mem.fetch_or_u32(word, PENDING)? & (MASKED | LINKED) != 0 {
+            return Ok(Raised::Quiet);
+        }
+        // A guest must not unmask anything before the vCPU has its control block: as on Xen, such an event is on no queue.
         let control = self.controls.get(at.vcpu as usize).and_then(Option::as_ref);
         let Some(block) = control.map(|control| control.block) else { return Ok(Raised::Quiet) };
-        if mem.fetch_or_u32(word, PENDING)? & (MASKED | LINKED) != 0
-            || mem.fetch_or_u32(word, LINKED)? & LINKED != 0
-        {
+        if mem.fetch_or_u32(word, LINKED)? & LINKED != 0 {
             return Ok(Raised::Quiet);
         }
         let queue = Queue { vcpu: at.vcpu, priority: self.state(port).priority };

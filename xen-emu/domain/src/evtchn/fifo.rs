@@ -61,8 +61,9 @@ impl Domain {
             let at = self.place(vcpu);
             let pending = TwoLevel.is_pending(cx.mem, &at, port) == Ok(true);
             let _ = TwoLevel.clear_pending(cx.mem, &at, port);
-            if let Some(fifo) = self.ports.abi.fifo().filter(|_| pending) {
-                fifo.set_early(port);
+            if pending {
+                // It waits for the event array, unless another vCPU has been so quick as to provide that.
+                self.set_pending(port, cx);
             }
         }
     }

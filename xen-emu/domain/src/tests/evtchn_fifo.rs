@@ -185,6 +185,21 @@ fn what_was_pending_goes_along_to_fifo_and_back_it_is_gone() {
 }
 
 #[test]
+fn an_event_for_a_vcpu_without_a_control_block_waits_behind_its_mask() {
+    let mut b = Bench::with_fifo();
+    b.init_control(0, BLOCKS, 0).unwrap();
+    b.expand_array(ARRAY).unwrap();
+    let port = b.bind_ipi(1).unwrap();
+    b.set_event_word(port, MASKED);
+    b.effects();
+    b.send(port).unwrap();
+    assert_eq!((b.effects(), b.event_word(port)), (vec![], PENDING | MASKED));
+    b.init_control(1, BLOCKS, 128).unwrap();
+    b.unmask(port).unwrap();
+    assert_eq!((b.effects(), b.event_word(port)), (vec![Effect::Upcall(1)], PENDING | LINKED));
+}
+
+#[test]
 fn a_closed_port_comes_back_when_it_has_left_its_queue() {
     let mut b = Bench::with_fifo();
     let mut guest = b.start_fifo();
