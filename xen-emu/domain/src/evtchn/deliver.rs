@@ -41,7 +41,7 @@ impl Domain {
                 Waiting::No => false,
                 Waiting::Upcall => id == notified,
                 Waiting::Port(polled) => polled == port,
-                Waiting::AnyPort => id == notified,
+                Waiting::AnyPort => true,
             };
             if woken {
                 vcpu.waiting = Waiting::No;

@@ -174,7 +174,7 @@ fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
 fn poll_waits_for_its_port_even_masked() {
     for width in BOTH {
         let mut b = Bench::new(width);
-        for _ in 0..2 {
+        for _ in 0..3 {
             b.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu: 1, port: Port(0) }).0.unwrap();
         }
         let mask = SpecialPage::SharedInfo.home().offset(Layout::of(width.into()).mask as u64);
@@ -190,13 +190,19 @@ fn poll_waits_for_its_port_even_masked() {
             b.call(SCHED, [SchedOp::POLL.0.into(), Bench::ARG])
         };
         assert_eq!(result(poll(&mut b, 129, 0)), Err(Errno::EINVAL));
-        assert_eq!(poll(&mut b, 1, 77), Outcome::Block(Until { deadline: Some(77) }));
         let send = |b: &mut Bench, port| {
             b.vcpu = 1;
             b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(port) }).0.unwrap();
             b.vcpu = 0;
             b.effects()
         };
+        assert_eq!(poll(&mut b, 2, 0), Outcome::Block(Until { deadline: None }));
+        assert_eq!(
+            send(&mut b, 3),
+            [Effect::Wake(0)],
+            "any event of the domain ends a poll of several ports"
+        );
+        assert_eq!(poll(&mut b, 1, 77), Outcome::Block(Until { deadline: Some(77) }));
         assert_eq!(send(&mut b, 2), [], "not its port");
         assert_eq!(send(&mut b, 1), [Effect::Wake(0)]);
         assert_eq!(poll(&mut b, 1, 0), Outcome::Done(0), "pending now");
