@@ -213,6 +213,8 @@ impl Effects for Fx<'_> {
 
     fn set_fifo(&mut self, on: bool) {
         logged("FIFO event channels", self.guest.accel.set_fifo(on));
+        // A vCPU that polls in the kernel would not hear of the other ABI's events: it comes out and polls again.
+        self.guest.kick_all();
     }
 
     fn raise(&mut self, port: Port, vcpu: VcpuId) -> bool {

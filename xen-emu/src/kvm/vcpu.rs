@@ -371,11 +371,11 @@ impl Vcpu {
     fn block(&self, deadline: Option<u64>) {
         let now = self.guest.now().system_ns;
         let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
-        if self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0) {
+        let deaf = self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0);
+        // The timeout of an earlier poll must not end this one.
+        self.guest.timers.set(Timer::Poll(self.id), left.filter(|_| !deaf));
+        if deaf {
             return self.guest.mailboxes.sleep(self.index(), left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
-        }
-        if left.is_some() {
-            self.guest.timers.set(Timer::Poll(self.id), left);
         }
         let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
         if let Err(e) = self.fd.set_mp_state(halted) {
