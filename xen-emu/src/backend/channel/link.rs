@@ -74,15 +74,15 @@ impl Link {
             if talk.is_none() {
                 talk = outlet.accept().map(|peer| Talk { peer, silent: false });
             }
-            while self.step(&mut talk)? {}
-            if self.wait(&outlet, talk.as_ref()) {
+            let more = self.step(&mut talk)?;
+            if self.wait(&outlet, talk.as_ref(), more) {
                 return Ok(());
             }
         }
     }
 
-    /// Sleeps until there may be something to do; whether that is to stop.
-    fn wait(&self, outlet: &Outlet, talk: Option<&Talk<'_>>) -> bool {
+    /// Sleeps until there may be something to do, not at all if there is; whether that is to stop.
+    fn wait(&self, outlet: &Outlet, talk: Option<&Talk<'_>>, more: bool) -> bool {
         let mut fds = vec![
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.kick.as_fd(), PollFlags::POLLIN),
@@ -97,7 +97,7 @@ impl Link {
             None => fds.extend(outlet.listener().map(|fd| PollFd::new(fd, PollFlags::POLLIN))),
         }
         // Interrupted is as good as ready.
-        let _ = poll(&mut fds, PollTimeout::NONE);
+        let _ = poll(&mut fds, if more { PollTimeout::ZERO } else { PollTimeout::NONE });
         let stop = fds.first().and_then(PollFd::any).unwrap_or(false);
         // The count says nothing: every step looks at the rings.
         let _ = (&self.kick).read(&mut [0; 8]);

@@ -11,10 +11,58 @@ use std::time::Duration;
 use vm_memory::VolatileSlice;
 use xen_abi::io::console::{OUT_CONS, OUT_PROD};
 use xen_domain::gnttab::{GrantError, Pinned};
-use xen_domain::mem::{Fault, Gpa};
+use xen_domain::mem::{Fault, Gpa, GuestMem};
 use xen_emu_api::device::ChannelConnection;
 
 impl GuestRam for Page {
+    fn slice(&self, _: Gpa, _: usize) -> Result<VolatileSlice<'_>, Fault> {
+        Err(Fault)
+    }
+}
+
+/// A guest that has always written more by the time that somebody looks.
+struct Endless(Page);
+
+impl GuestMem for Endless {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
+        self.0.read(gpa, buf)
+    }
+    fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), Fault> {
+        self.0.write(gpa, buf)
+    }
+    fn load_u32(&self, gpa: Gpa) -> Result<u32, Fault> {
+        match gpa == Gpa(OUT_PROD as u64) {
+            true => Ok(self.0.load_u32(Gpa(OUT_CONS as u64))?.wrapping_add(1024)),
+            false => self.0.load_u32(gpa),
+        }
+    }
+    fn store_u32(&self, gpa: Gpa, value: u32) -> Result<(), Fault> {
+        self.0.store_u32(gpa, value)
+    }
+    fn load_u64(&self, _: Gpa) -> Result<u64, Fault> {
+        Err(Fault)
+    }
+    fn fetch_or_u8(&self, _: Gpa, _: u8) -> Result<u8, Fault> {
+        Err(Fault)
+    }
+    fn fetch_or_u32(&self, _: Gpa, _: u32) -> Result<u32, Fault> {
+        Err(Fault)
+    }
+    fn fetch_and_u32(&self, _: Gpa, _: u32) -> Result<u32, Fault> {
+        Err(Fault)
+    }
+    fn fetch_or_u64(&self, _: Gpa, _: u64) -> Result<u64, Fault> {
+        Err(Fault)
+    }
+    fn fetch_and_u64(&self, _: Gpa, _: u64) -> Result<u64, Fault> {
+        Err(Fault)
+    }
+    fn cas_u32(&self, _: Gpa, _: u32, _: u32) -> Result<Result<u32, u32>, Fault> {
+        Err(Fault)
+    }
+}
+
+impl GuestRam for Endless {
     fn slice(&self, _: Gpa, _: usize) -> Result<VolatileSlice<'_>, Fault> {
         Err(Fault)
     }
@@ -110,6 +158,19 @@ fn said(path: &Path, client: &mut UnixStream, want: &str) {
     let mut got = vec![0; want.len()];
     client.read_exact(&mut got).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     assert_eq!(String::from_utf8_lossy(&got), want);
+}
+
+#[test]
+fn a_guest_that_never_stops_writing_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = Guest::new();
+    let mut channel = open(ChannelConnection::Socket { path: dir.path().join("agent.sock") }).unwrap();
+    let connection = guest.connection(&[("ring-ref", "8"), ("port", "13")]);
+    channel.connect(Connection { memory: Arc::new(Endless(Page::default())), ..connection }).unwrap();
+    let [_, (_, from_guest)] = channel.counters()[..] else { panic!() };
+    eventually(|| channel.counters()[1].1 > from_guest);
+    channel.disconnect();
+    assert_eq!((channel.rings(), guest.pins.load(SeqCst)), (vec![], 0));
 }
 
 #[test]
