@@ -90,14 +90,20 @@ impl Server {
         let Some(entry) = self.entries.get_mut(place) else { return };
         let back = place.back();
         let mut made = Batch::default();
-        for (name, value) in entry.nodes.drain(..) {
-            made.write(&format!("{back}/{name}"), value);
+        for (name, value) in &entry.nodes {
+            made.write(&format!("{back}/{name}"), value.clone());
         }
         if state == XenbusState::CONNECTED {
             made.rm(&format!("{back}/error"));
         }
         made.write(&format!("{back}/state"), state.0.to_string());
         self.tell(place, |store| store.transaction(|store| store.run(&made)));
+        // A store that is lost hears of them when it is back.
+        if self.store.is_some()
+            && let Some(entry) = self.entries.get_mut(place)
+        {
+            entry.nodes.clear();
+        }
     }
 
     /// New values for a device that goes on; its frontend, if there is one, reads them when the state is written again.
@@ -169,6 +175,9 @@ impl Server {
             }
             store.transaction(|store| nodes::remove(store, place))
         });
+        if self.store.is_none() {
+            self.left.push(place.clone());
+        }
     }
 
     /// Takes up a device that was opened: its nodes, its watches, and it waits for the guest. All or nothing.

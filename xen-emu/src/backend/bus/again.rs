@@ -36,6 +36,7 @@ impl Server {
         if self.talk(|store| store.read_opt(&home))?.is_none() {
             return Err(DeviceError("the store does not know the domain".into()));
         }
+        self.clear_up()?;
         for place in self.entries.keys().cloned().collect::<Vec<_>>() {
             let state = place.back() + "/state";
             let known = self.talk(|store| store.read_opt(&state))?.is_some();
@@ -46,6 +47,20 @@ impl Server {
                 Watched::all(listens)
                     .try_for_each(|watched| store.watch(&watched.path(&place), &watched.token(&place)))
             })?;
+            if let Some(entry) = self.entries.get_mut(&place) {
+                entry.nodes.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the nodes of devices that went while the store was away.
+    fn clear_up(&mut self) -> Result<(), DeviceError> {
+        while let Some(place) = self.left.last().cloned() {
+            if !self.entries.contains_key(&place) && !self.coming.contains_key(&place) {
+                self.talk(|store| store.transaction(|store| nodes::remove(store, &place)))?;
+            }
+            self.left.pop();
         }
         Ok(())
     }
@@ -64,6 +79,9 @@ fn told(place: &Place, entry: &mut Entry, known: bool) -> Batch {
         }
         told.write(&format!("{front}/state"), entry.state.0.to_string());
         told.write(&format!("{back}/online"), u8::from(entry.backend.online).to_string());
+    }
+    for (name, value) in &entry.nodes {
+        told.write(&format!("{back}/{name}"), value.clone());
     }
     told.write(&format!("{back}/state"), entry.backend.phase.state().0.to_string());
     told

@@ -34,6 +34,8 @@ pub(super) struct Server {
     /// Devices that are being opened, and those whose host's end is going.
     pub coming: BTreeMap<Place, Coming>,
     pub going: BTreeMap<Place, Entry>,
+    /// Devices that are gone, whose nodes a lost store may have still.
+    pub left: Vec<Place>,
     pub configs: Arc<Mutex<Vec<Device>>>,
     closing: bool,
 }
@@ -45,10 +47,19 @@ impl Server {
         (line, commands): (Line, Receiver<Command>),
         configs: Arc<Mutex<Vec<Device>>>,
     ) -> Server {
-        let (entries, coming, going) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let store = Some(store);
-        let again = Instant::now();
-        Server { store, again, wiring, line, commands, entries, coming, going, configs, closing: false }
+        Server {
+            store: Some(store),
+            again: Instant::now(),
+            wiring,
+            line,
+            commands,
+            entries: BTreeMap::new(),
+            coming: BTreeMap::new(),
+            going: BTreeMap::new(),
+            left: Vec::new(),
+            configs,
+            closing: false,
+        }
     }
 
     /// Until told to close; all devices are closed then.

@@ -484,7 +484,26 @@ fn a_store_that_comes_back_finds_the_devices_as_they_are() {
     stage.becomes("state", "4");
     assert_eq!(stage.store.listing(), before);
     assert_eq!(stage.log(), "open, connect 8 32, finish, disconnect, connect 8 32");
+    // What changes while it is away it hears later.
+    stage.store.hang_up();
+    stage.client = stage.store.client();
+    assert_eq!(stage.ask(Request::Resize { devid: 51712, bytes: Some(1 << 21) }), Reply::Ok);
+    stage.becomes("sectors", "4096");
     stage.front(5, 5);
+}
+
+#[test]
+fn a_device_that_went_while_the_store_was_away_is_not_left_in_it() {
+    let mut stage = stage();
+    let before = stage.store.listing();
+    stage.bus.attach(&disk()).unwrap();
+    stage.store.hang_up();
+    stage.client = stage.store.client();
+    assert_eq!(stage.ask(stage.detach(true)), Reply::Ok);
+    while stage.read(BACK).is_some() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(stage.store.listing(), before);
 }
 
 /// The script finds the backend's nodes; what it makes is opened, and undone when the device has gone.
