@@ -69,12 +69,14 @@ impl Reactor {
     fn ask_power_off(&mut self) -> Result<&'static str, String> {
         let Err(why) = self.vm.power_button() else { return Ok("power button pressed") };
         let control = format!("/local/domain/{}/control", self.launch.domid);
-        let listens = self.store.as_mut().is_some_and(|store| {
-            let feature = store.read_opt(&format!("{control}/feature-poweroff"));
-            feature.is_ok_and(|value| value.as_deref() == Some("1"))
-                && store.write(&format!("{control}/shutdown"), "poweroff").is_ok()
+        let listens = self.with_store(|store| {
+            let listens = store.read_opt(&format!("{control}/feature-poweroff"))?.as_deref() == Some("1");
+            if listens {
+                store.write(&format!("{control}/shutdown"), "poweroff")?;
+            }
+            Ok(listens)
         });
-        if listens { Ok("asked through control/shutdown") } else { Err(why) }
+        if listens.unwrap_or(false) { Ok("asked through control/shutdown") } else { Err(why) }
     }
 
     pub(super) fn shut_down(&mut self, code: u32) {
