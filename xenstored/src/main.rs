@@ -193,16 +193,20 @@ fn raise_descriptor_limit() {
 }
 
 /// The log: lines for which there is no room are lost, because the store must not wait for whoever reads them.
+/// What goes wrong is nobody's concern: the subscriber would say so on this very stderr, and panic if that fails too.
 struct Stderr;
+
+/// Bytes that a pipe with room takes without blocking (`PIPE_BUF`).
+const ROOM: usize = 4096;
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let stderr = io::stderr();
         let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut fds, PollTimeout::ZERO) {
-            Ok(1) => stderr.lock().write(line),
-            _ => Ok(line.len()),
-        }
+        let ready = poll(&mut fds, PollTimeout::ZERO) == Ok(1);
+        let some = line.get(..ROOM).unwrap_or(line);
+        let written = if ready { stderr.lock().write(some).unwrap_or(0) } else { 0 };
+        Ok(if written > 0 { written } else { line.len() })
     }
 
     fn flush(&mut self) -> io::Result<()> {

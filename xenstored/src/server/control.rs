@@ -1,8 +1,13 @@
 //! The CONTROL commands that concern the daemon, not the store: logs, reports, live update.
 
 use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use super::Server;
 use crate::store::ConnId;
@@ -79,13 +84,20 @@ fn logfile(server: &mut Server, _: ConnId, _: &Header, args: &[&[u8]]) -> Answer
     ok()
 }
 
+/// Never waits, not even for who should read what turns out to be a pipe.
+fn write_file(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    options.open(path)?.write_all(text.as_bytes())
+}
+
 /// The whole report goes into a file, or as much of it as fits into the reply.
 fn memreport(server: &mut Server, _: ConnId, _: &Header, args: &[&[u8]]) -> Answer {
     let report = server.report();
     match args {
         [] => Ok(Some(report)),
         [file] => {
-            std::fs::write(path(file)?, report).map_err(|error| {
+            write_file(&path(file)?, &report).map_err(|error| {
                 tracing::warn!("report file {}: {error}", String::from_utf8_lossy(file));
                 Errno::EIO
             })?;

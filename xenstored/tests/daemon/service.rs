@@ -122,6 +122,36 @@ fn connections_and_domains_are_counted_in_the_report_and_in_nodes() {
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
 }
 
+/// A log on a full disk, and one whose reader is gone. A report into a pipe that nobody reads.
+#[test]
+fn a_log_that_cannot_be_written_stops_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gone, stderr) = UnixStream::pair().unwrap();
+    drop(gone);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for stderr in [Stdio::from(OwnedFd::from(stderr)), Stdio::from(full)] {
+        let mut child = Command::new(BINARY)
+            .args(["-N", "--log", "info", "--ready-fd", "1"])
+            .env("XENSTORED_RUNDIR", folder.path())
+            .env_remove("XENSTORED_PATH")
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut host = xenstored::client::Client::connect(folder.path().join("socket")).unwrap();
+        assert_eq!(host.control(&["print", &"a long line ".repeat(300)]).unwrap(), "OK");
+        let pipe = folder.path().join("pipe");
+        let _ = nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU);
+        let refused = host.control(&["memreport", pipe.to_str().unwrap()]);
+        assert_eq!(refused.unwrap_err().errno(), Some(Errno::EIO));
+        assert_eq!(host.control(&["check"]).unwrap(), "OK");
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
+
 #[test]
 fn sighup_opens_the_trace_anew() {
     let folder = tempfile::tempdir().unwrap();
