@@ -78,8 +78,9 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.encode()))?)
     }
 
-    /// Waits for something else from now on.
+    /// Waits for something else from now on. For nothing: a hang-up, which is always told, is told once.
     pub(super) fn set(&self, fd: impl AsFd, token: Token, flags: EpollFlags) {
+        let flags = if flags.is_empty() { EpollFlags::EPOLLET } else { flags };
         // Fails only for what was not added, and then nobody is told anyway.
         let _ = self.epoll.modify(fd, &mut EpollEvent::new(flags, token.encode()));
     }
@@ -108,6 +109,24 @@ impl Poller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hang_up_is_told_once_to_who_waits_for_nothing() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut poller = Poller::new().unwrap();
+        let token = Token::Client(ConnId(1));
+        poller.add(&ours, token).unwrap();
+        poller.set(&ours, token, EpollFlags::empty());
+        drop(theirs);
+        let mut ready = Vec::new();
+        for _ in 0..3 {
+            poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        }
+        assert_eq!(ready, [token]);
+        poller.set(&ours, token, EpollFlags::EPOLLIN);
+        poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert_eq!(ready, [token; 2]);
+    }
 
     #[test]
     fn tokens_survive_the_kernel() {
