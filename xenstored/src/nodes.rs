@@ -57,7 +57,7 @@ impl Store {
     ///
     /// # Errors
     /// `ENOSPC` in a transaction that looked at too many nodes, `ENOMEM` in one that takes too much memory.
-    pub(crate) fn note(&self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
+    pub(crate) fn note(&mut self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::TransactionNodes);
         let Some(tx) = &mut call.tx else { return Ok(()) };
         let before = tx.bytes;

@@ -216,13 +216,21 @@ impl Store {
     ///
     /// # Errors
     /// `ENOMEM` if not.
-    pub(crate) fn check_memory(&self, call: &Call<'_>, more: usize) -> Result<(), Errno> {
+    pub(crate) fn check_memory(&mut self, call: &Call<'_>, more: usize) -> Result<(), Errno> {
         if call.caller.privileged || more == 0 {
             return Ok(());
         }
+        let limit = self.limit(&call.caller, Limit::Memory);
         let open = call.tx.as_ref().map_or(0, |tx| tx.bytes);
-        let used = self.memory(call.conn) + open + more;
-        if used > self.limit(&call.caller, Limit::Memory) { Err(Errno::ENOMEM) } else { Ok(()) }
+        let more = self.usage.unread_bytes(call.caller.domid) + open + more;
+        // Removed nodes that are still counted are counted off first.
+        while self.memory(call.conn).saturating_add(more) > limit {
+            if self.removed.is_empty() {
+                return Err(Errno::ENOMEM);
+            }
+            self.tidy(64);
+        }
+        Ok(())
     }
 
     /// The domain of this connection has shut down. Announced once, until RESUME.

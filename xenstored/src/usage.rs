@@ -52,6 +52,11 @@ impl Usage {
         self.most.get(&domid).copied().unwrap_or_default()
     }
 
+    /// Bytes of messages that wait for a domain, as last noted.
+    pub(crate) fn unread_bytes(&self, domid: DomId) -> usize {
+        self.unread.get(&domid).map_or(0, |unread| unread.bytes)
+    }
+
     pub(crate) fn text(&self) -> String {
         let mut text = String::from("Max. seen accounting values:\n");
         for (limit, most) in COUNTED.iter().zip(self.most_of_all) {

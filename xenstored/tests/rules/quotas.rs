@@ -149,6 +149,23 @@ fn q2_memory_is_counted_and_given_back() {
     );
 }
 
+/// Between two requests nobody has cleaned up.
+#[test]
+fn q2_what_was_removed_is_given_back_at_once() {
+    let mut player = Player::new();
+    let value = "v".repeat(2000);
+    for step in ["0 mkdir /d", "0 set_perms /d b0", "5 mkdir /d/five", "0 set_quota 5 memory 10000"] {
+        assert_eq!(player.step(step), "OK");
+    }
+    for _ in 0..3 {
+        for n in 0..4 {
+            assert_eq!(player.step(&format!("5 write /d/five/a/{n} {value}")), "OK");
+        }
+        assert_eq!(player.step(&format!("5 write /d/five/more {value}")), "ENOMEM");
+        assert_eq!(player.step("5 rm /d/five/a"), "OK");
+    }
+}
+
 #[test]
 fn q3_a_guest_that_disturbs_transactions_is_slowed_down() {
     let mut player = Player::new();
