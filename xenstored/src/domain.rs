@@ -28,8 +28,8 @@ pub struct Domain {
     pub life: Life,
     /// Its ring's connection, once it is introduced.
     pub conn: Option<ConnId>,
-    /// The domain whose rights it has.
-    pub target: Option<DomId>,
+    /// The domain whose rights it has, and that one's life then.
+    pub target: Option<(DomId, Life)>,
     /// It has shut down, and that was announced.
     pub shutdown: bool,
 }
@@ -89,7 +89,6 @@ impl Domains {
     pub fn caller(&self, domid: DomId) -> Caller {
         let life = self.life(domid).unwrap_or(Life::NEVER);
         let target = self.get(domid).and_then(|domain| domain.target);
-        let target = target.and_then(|target| Some((target, self.life(target)?)));
         Caller { domid, life, target, privileged: domid == 0 }
     }
 

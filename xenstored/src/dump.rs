@@ -76,9 +76,10 @@ impl Store {
         self.conns.iter().map(open).filter(|(.., open)| *open > 0)
     }
 
-    /// The domain whose rights a domain has.
+    /// The domain whose rights a domain has, unless that one is no more.
     pub(crate) fn target(&self, domid: DomId) -> Option<DomId> {
-        self.domains.get(domid)?.target
+        let (target, life) = self.domains.get(domid)?.target?;
+        Some(target).filter(|target| self.domains.life(*target) == Some(life))
     }
 
     /// Whether a domain has shut down and was not resumed.
@@ -225,7 +226,7 @@ impl Import {
             Record::DomainGone { domid } => {
                 self.store.domains.end(*domid);
                 self.store.dormant.remove(domid);
-                self.store.quota.forget(*domid);
+                self.quotas.retain(|(of, ..)| *of != Some(*domid));
                 Some(())
             }
             _ => Some(()),
@@ -255,8 +256,8 @@ impl Import {
 
     fn add_conn(&mut self, id: u32, spec: &ConnSpec) -> Option<()> {
         let conn = match *spec {
-            ConnSpec::Socket { .. } => self.store.connect(),
-            ConnSpec::Ring { domid: 0, .. } => return None,
+            // On Xen domain 0 has a ring too; here it cannot go on, but what refers to it makes sense.
+            ConnSpec::Socket { .. } | ConnSpec::Ring { domid: 0, .. } => self.store.connect(),
             ConnSpec::Ring { domid, target, .. } => {
                 self.store.domains.ensure(domid);
                 let conn = self.store.add_conn(self.store.domains.caller(domid));

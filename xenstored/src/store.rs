@@ -127,7 +127,13 @@ impl Store {
     /// A client's socket is closed. Its watches and transactions go.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset(conn);
-        self.conns.remove(&conn);
+        let domid = self.conns.remove(&conn).map(|state| state.caller.domid);
+        // A ring that is lost without its domain: another one can be introduced.
+        if let Some(domain) = domid.and_then(|domid| self.domains.get_mut(domid))
+            && domain.conn == Some(conn)
+        {
+            domain.conn = None;
+        }
     }
 
     /// It is `now`, counted from any moment in the past; the server says so before it has requests handled.

@@ -82,6 +82,72 @@ fn a_store_survives_as_records() {
     assert_eq!(ask(&mut store, host, MsgType::READ, 0, b"/a\0"), ["2"]);
 }
 
+/// Of a ring without its descriptors, such as C xenstored's, only the domain is left.
+#[test]
+fn a_domain_whose_ring_is_lost_can_be_introduced_again() {
+    let mut store = Store::new();
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    let guest = |store: &Store| store.domains.get(5).and_then(|domain| domain.conn);
+    let lost = guest(&store).unwrap();
+    store.disconnect(lost);
+    assert_eq!(ask(&mut store, host, MsgType::IS_DOMAIN_INTRODUCED, 0, b"5\0"), ["F\0"]);
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    let found = guest(&store).unwrap();
+    assert_eq!(ask(&mut store, found, MsgType::GET_DOMAIN_PATH, 0, b"5\0"), ["/local/domain/5\0"]);
+}
+
+/// On Xen domain 0 has a ring: what refers to its connection makes sense.
+#[test]
+fn the_ring_of_domain_0_is_no_mistake() {
+    let spec = ConnSpec::Ring { domid: 0, target: None, evtchn: 1 };
+    let mut import = Import::new();
+    for record in [
+        Record::Conn { id: 1, spec, input: b"", output: b"", partial: 0 },
+        Record::Watch { conn: 1, path: b"device", token: b"t", depth: None },
+        Record::Transaction { conn: 1, id: 7 },
+    ] {
+        assert_eq!(import.take(&record), Some(()), "{record:?}");
+    }
+    let conn = import.conn(1).unwrap();
+    let mut store = import.finish();
+    store.disconnect(conn);
+    assert_eq!(store.check(), Ok(()));
+}
+
+/// A domain may have more than the default allows.
+#[test]
+fn watches_survive_whatever_the_limits() {
+    let mut store = Store::new();
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    ask(&mut store, host, MsgType::SET_QUOTA, 0, b"5\0watches\x00200\0");
+    let guest = store.domains.get(5).and_then(|domain| domain.conn).unwrap();
+    for n in 0..200 {
+        assert_eq!(ask(&mut store, guest, MsgType::WATCH, 0, format!("n{n}\0t\0").as_bytes())[0], "OK\0");
+    }
+    let spec = ConnSpec::Ring { domid: 5, target: None, evtchn: 1 };
+    let (mut store, conns) = through_records(&store, &[(guest, spec)]);
+    assert_eq!(ask(&mut store, conns[0], MsgType::UNWATCH, 0, b"n199\0t\0"), ["OK\0"]);
+    assert_eq!(ask(&mut store, conns[0], MsgType::WATCH, 0, b"n199\0t\0")[0], "OK\0");
+    assert_eq!(ask(&mut store, conns[0], MsgType::WATCH, 0, b"more\0t\0"), ["ENOSPC\0"]);
+    assert_eq!(ask(&mut store, conns[0], MsgType::READ, 0, b"/tool\0"), ["EACCES\0"], "still a guest");
+}
+
+#[test]
+fn xsa_322_a_target_is_one_life_of_a_domain() {
+    let mut store = Store::new();
+    let host = store.connect();
+    for domid in [5, 9] {
+        ask(&mut store, host, MsgType::INTRODUCE, 0, format!("{domid}\x001\x002\0").as_bytes());
+    }
+    ask(&mut store, host, MsgType::SET_TARGET, 0, b"9\x005\0");
+    assert_eq!(store.target(9), Some(5));
+    ask(&mut store, host, MsgType::RELEASE, 0, b"5\0");
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    assert_eq!(store.target(9), None, "a live update gives it no rights of the new one");
+}
+
 #[test]
 fn a323_rights_of_a_dead_domain_stay_dead() {
     let mut store = Store::new();
@@ -102,7 +168,6 @@ fn records_that_make_no_sense_are_refused() {
     let perms = vec![NodePerm { letter: b'n', stale: false, domid: 0 }];
     let node = |path, perms| Record::Node { conn: 0, tx: 0, access: 0, perms, path, value: b"" };
     let bad_perm = vec![NodePerm { letter: b'x', stale: false, domid: 0 }];
-    let ring = ConnSpec::Ring { domid: 0, target: None, evtchn: 1 };
     for record in [
         node(b"/a/b", perms.clone()),
         node(b"a", bad_perm),
@@ -110,7 +175,6 @@ fn records_that_make_no_sense_are_refused() {
         node(b"/a/", perms),
         Record::Watch { conn: 3, path: b"/a", token: b"", depth: None },
         Record::Transaction { conn: 3, id: 1 },
-        Record::Conn { id: 1, spec: ring, input: b"", output: b"", partial: 0 },
     ] {
         assert_eq!(Import::new().take(&record), None, "{record:?}");
     }

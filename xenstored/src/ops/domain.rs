@@ -78,13 +78,13 @@ pub(super) fn set_target(store: &mut Store, call: &mut Call<'_>, out: &mut Out) 
 impl Store {
     /// Gives a domain the rights of another; `false` if one of them is not introduced.
     pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> bool {
-        if !self.domains.is_introduced(target) {
+        let Some(life) = self.domains.life(target).filter(|_| self.domains.is_introduced(target)) else {
             return false;
-        }
+        };
         let Some(domain) = self.domains.get_mut(domid).filter(|domain| domain.conn.is_some()) else {
             return false;
         };
-        domain.target = Some(target);
+        domain.target = Some((target, life));
         let conn = domain.conn;
         let caller = self.domains.caller(domid);
         if let Some(state) = conn.and_then(|conn| self.conns.get_mut(&conn)) {

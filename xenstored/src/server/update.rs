@@ -38,6 +38,8 @@ const OUTPUT: usize = 4096;
 pub const UPDATE_OPTION: &str = "--live-update";
 /// The option that says where.
 pub const STATE_OPTION: &str = "--state-fd";
+/// What C xenstored says instead.
+const SHORT_OPTION: &str = "-U";
 /// The option that makes it a trial.
 pub const TRIAL_OPTION: &str = "--trial";
 
@@ -213,7 +215,9 @@ impl Server {
         let Some(update) = &self.update else { return Default::default() };
         let own = || std::env::args_os().skip(1).collect();
         let mut args: Vec<OsString> = update.args.clone().unwrap_or_else(own);
-        args.retain(|arg| ![UPDATE_OPTION, STATE_OPTION].iter().any(|option| belongs(arg, option)));
+        args.retain(|arg| {
+            ![UPDATE_OPTION, SHORT_OPTION, STATE_OPTION].iter().any(|option| belongs(arg, option))
+        });
         args.push(UPDATE_OPTION.into());
         (update.binary.clone(), args)
     }
