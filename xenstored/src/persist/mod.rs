@@ -33,6 +33,8 @@ use crate::tree::Tree;
 const LOG: u64 = 4 * 1024 * 1024;
 /// How long what is written stays in the system's memory with [`Fsync::Interval`].
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often a disk that takes longer than that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// When what is written is made to reach the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,31 +102,39 @@ impl Disk {
     pub fn open(folder: &FilePath, fsync: Fsync) -> io::Result<(Self, Store)> {
         let lock = lock(folder)?;
         let (store, number) = load(folder)?;
-        let disk = Self::begin(folder, fsync, number + 1, &store, lock)?;
+        let begun = begin(folder, number + 1, &store)?;
+        let disk = Self::with(folder, fsync, number + 1, begun, &store, lock);
         Ok((disk, store))
     }
 
-    /// Opens a folder for a store that is there already, after a live update; what the folder has is replaced.
+    /// Opens a folder for a store that is there already, after a live update; what the folder has is replaced. A disk
+    /// that refuses does not end what goes on: see [`Disk::commit`].
     ///
     /// # Errors
-    /// As [`Disk::open`].
+    /// If it is no folder that can be opened, or another daemon has it.
     pub fn replace(folder: &FilePath, fsync: Fsync, store: &Store) -> io::Result<Self> {
         let lock = lock(folder)?;
         let number = numbers(folder, "snapshot.")?.into_iter().chain(numbers(folder, "log.")?).max();
-        Self::begin(folder, fsync, number.unwrap_or(0) + 1, store, lock)
+        let number = number.unwrap_or(0) + 1;
+        let begun = begin(folder, number, store);
+        let failed = begun.as_ref().err().map(|error| {
+            tracing::error!("state folder: {error}: what changes now may be lost");
+            Instant::now()
+        });
+        let nowhere = |_| Ok::<_, io::Error>((File::options().write(true).open("/dev/null")?, 0));
+        let disk = Self::with(folder, fsync, number, begun.or_else(nowhere)?, store, lock);
+        Ok(Self { failed, ..disk })
     }
 
-    fn begin(
+    fn with(
         folder: &FilePath,
         fsync: Fsync,
         number: u64,
+        (log, snapshot_len): (File, u64),
         store: &Store,
         lock: nix::fcntl::Flock<File>,
-    ) -> io::Result<Self> {
-        let snapshot_len = write_snapshot(folder, number, &Source::of(store).stream())?;
-        let log = create_log(folder, number)?;
-        remove_before(folder, number);
-        Ok(Self {
+    ) -> Self {
+        Self {
             folder: folder.to_owned(),
             fsync,
             number,
@@ -138,7 +148,7 @@ impl Disk {
             snapshot: None,
             failed: None,
             _lock: lock,
-        })
+        }
     }
 
     /// A domain has set or dropped watches, or all of them are gone.
@@ -162,8 +172,7 @@ impl Disk {
 
     fn begin_anew(&mut self, store: &Store) -> io::Result<()> {
         let number = self.number + 1;
-        self.snapshot_len = write_snapshot(&self.folder, number, &Source::of(store).stream())?;
-        self.log = create_log(&self.folder, number)?;
+        (self.log, self.snapshot_len) = begin(&self.folder, number, store)?;
         (self.number, self.log_len, self.written) = (number, 0, Written::of(store));
         tracing::info!("state folder: written again");
         Ok(())
@@ -209,7 +218,8 @@ impl Disk {
 
     /// When [`Disk::step`] has something to do; none if nothing.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.unsynced.map(|since| since + INTERVAL)
+        let due = self.unsynced? + INTERVAL;
+        Some(if self.syncing.is_some() { due.max(Instant::now() + LOOK) } else { due })
     }
 
     /// Has what is due reach the disk, in a thread of its own, and looks what became of what was begun.
@@ -391,9 +401,17 @@ fn numbers(folder: &FilePath, prefix: &str) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Nobody sees half a snapshot: it has its name when it is on the disk.
+/// Writes all of a store, and begins the log of what changes then.
+fn begin(folder: &FilePath, number: u64, store: &Store) -> io::Result<(File, u64)> {
+    let len = write_snapshot(folder, number, &Source::of(store).stream())?;
+    let log = create_log(folder, number)?;
+    remove_before(folder, number);
+    Ok((log, len))
+}
+
+/// Nobody sees half a snapshot: it has its name when it is on the disk. Another one may be being written meanwhile.
 fn write_snapshot(folder: &FilePath, number: u64, bytes: &[u8]) -> io::Result<u64> {
-    let half = folder.join("snapshot.new");
+    let half = folder.join(format!("new.{number}"));
     let mut file = options().truncate(true).open(&half)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -416,7 +434,7 @@ fn options() -> OpenOptions {
 
 /// Removes what a snapshot has made superfluous. What stays is in nobody's way.
 fn remove_before(folder: &FilePath, number: u64) {
-    for prefix in ["snapshot.", "log."] {
+    for prefix in ["snapshot.", "log.", "new."] {
         for old in numbers(folder, prefix).unwrap_or_default().into_iter().filter(|&old| old < number) {
             let _ = fs::remove_file(folder.join(format!("{prefix}{old}")));
         }

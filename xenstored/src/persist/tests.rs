@@ -132,8 +132,45 @@ fn logs_are_replaced_by_snapshots() {
     drop(disk);
     assert_eq!(content(&open(&folder).1), want);
     // A snapshot that was being written when the daemon died.
-    fs::write(folder.path().join("snapshot.new"), b"xenst").unwrap();
+    fs::write(folder.path().join("new.3"), b"xenst").unwrap();
     assert_eq!(content(&open(&folder).1), want);
+}
+
+/// After a live update the store is there already: it goes on without its folder, and has it again later.
+#[test]
+fn a_disk_that_refuses_ends_no_store() {
+    let folder = tempdir().unwrap();
+    drop(open(&folder));
+    let mut store = Store::new();
+    let host = store.connect();
+    ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
+    // Where the next snapshot would be written.
+    fs::create_dir(folder.path().join("new.2")).unwrap();
+    let mut disk = Disk::replace(folder.path(), Fsync::Never, &store).unwrap();
+    assert!(disk.failed.is_some());
+    disk.failed = Instant::now().checked_sub(INTERVAL);
+    disk.commit(&store);
+    assert!(disk.failed.is_none());
+    ask(&mut store, host, MsgType::WRITE, 0, b"/b\x002");
+    disk.commit(&store);
+    let want = content(&store);
+    drop(disk);
+    assert_eq!(content(&open(&folder).1), want);
+}
+
+#[test]
+fn xsa_483_a_limit_ends_with_its_domain() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    ask(&mut store, host, MsgType::SET_QUOTA, 0, b"5\0nodes\x003\0");
+    disk.commit(&store);
+    ask(&mut store, host, MsgType::RELEASE, 0, b"5\0");
+    disk.commit(&store);
+    drop(disk);
+    let (_disk, store) = open(&folder);
+    assert_eq!(store.quota.value(Some(5), crate::quota::Limit::Nodes), 1000);
 }
 
 proptest! {

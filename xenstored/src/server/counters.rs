@@ -89,6 +89,13 @@ impl Server {
         self.published = nodes;
     }
 
+    /// Counts begin anew: what a daemon before has left of them goes.
+    pub(super) fn forget_counters(&mut self) {
+        for name in ["connection", "domain", "total"] {
+            self.request(MsgType::RM, format!("{HOME}/{name}\0").as_bytes());
+        }
+    }
+
     fn total(&self) -> Counters {
         let mut total = self.closed;
         self.links.values().for_each(|link| total.add(&link.counters));

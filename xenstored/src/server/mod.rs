@@ -144,6 +144,7 @@ pub fn run(setup: Setup, begin: Begin, ready: impl FnOnce()) -> io::Result<()> {
         Begin::State(state) => Server::resume(setup, *state)?,
         Begin::Store(store) => Server::new(setup, *store)?,
     };
+    server.forget_counters();
     ready();
     server.run()
 }

@@ -68,6 +68,10 @@ impl Server {
         }
         self.deliver(None);
         self.flush_written();
+        // Also if nobody was told of it.
+        if let Some(disk) = &mut self.disk {
+            disk.commit(&self.store);
+        }
     }
 
     /// Answers a domain that asks to reconnect. `false` for a ring that is not to be served.

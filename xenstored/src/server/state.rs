@@ -14,7 +14,6 @@ use super::{Server, Setup};
 use crate::dump::Import;
 use crate::migration::{ConnSpec, Reader, Record, Stream};
 use crate::store::{ConnId, Store};
-use crate::wire::MsgType;
 
 /// A state that was read: what [`Server::resume`] makes a daemon of.
 #[derive(Debug)]
@@ -178,10 +177,6 @@ impl Server {
                 tracing::warn!("a connection did not survive: {error}");
                 server.store.disconnect(conn);
             }
-        }
-        // Counts begin anew.
-        for name in ["connection", "domain", "total"] {
-            server.request(MsgType::RM, format!("/tool/xenstored/{name}\0").as_bytes());
         }
         Ok(server)
     }

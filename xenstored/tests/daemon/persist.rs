@@ -74,6 +74,19 @@ fn what_was_acknowledged_is_there_after_kill_9_under_load() {
     }
 }
 
+#[test]
+fn counters_do_not_outlive_their_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::with(&["--state-dir", folder.path().to_str().unwrap()]);
+    let mut others: Vec<Client> = (0..5).map(|_| daemon.client()).collect();
+    others.iter_mut().for_each(|client| drop(client.read("/").unwrap()));
+    let count = |client: &mut Client| client.directory("/tool/xenstored/connection").unwrap().len();
+    assert_eq!(count(&mut daemon.client()), 6);
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(count(&mut daemon.client()), 1);
+}
+
 fn count_up(client: &mut Client, n: usize, count: &AtomicU32) -> bool {
     client.set_timeout(LONG);
     let next = count.load(Ordering::Relaxed) + 1;
