@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn r1_r2_impossible_indices_are_faults_and_change_nothing() {
+    fn r1_r2_xsa_038_impossible_indices_are_faults_and_change_nothing() {
         for kind in KINDS {
             let (ring, file) = page(kind);
             for (prod, cons) in

@@ -124,6 +124,21 @@ fn r3_what_is_larger_than_the_ring_streams_and_who_does_not_read_is_not_heard() 
 }
 
 #[test]
+fn xsa_325_the_death_of_a_domain_with_a_bad_ring_is_announced() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.watch("@releaseDomain", "out").unwrap();
+    assert_eq!(event(&mut host).1, "out");
+    let guest = introduced(&mut host, 5);
+    guest.set_word(REQ_PROD, 5000);
+    guest.kick();
+    assert_eq!(guest.wait_for_error(), 2);
+    drop(guest);
+    assert_eq!(event(&mut host), ("@releaseDomain".into(), "out".into()));
+    assert_eq!(host.read_opt("/local/domain/5").unwrap(), None);
+}
+
+#[test]
 fn r4_features_are_offered_and_never_taken_back() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
