@@ -127,7 +127,11 @@ impl<'a> Run<'a> {
     pub fn turns(&mut self, stop: &Stop) -> io::Result<()> {
         let mut done = Vec::new();
         loop {
-            self.take(stop);
+            if let Some(how) = stop.asked() {
+                let few = if how == Ending::Finish { self.queue.ring.size() } else { 0 };
+                self.left.get_or_insert(few);
+            }
+            self.take();
             self.tell();
             if self.left.is_some() && self.idle() {
                 return Ok(());
@@ -159,20 +163,11 @@ impl<'a> Run<'a> {
         Gather { events: self.batch(), patience: (self.pace / SHARE).min(PATIENCE) }
     }
 
-    /// Whether requests are taken still. A guest can put them on the ring as fast as they fail, so each time this is asked.
-    fn takes(&mut self, stop: &Stop) -> bool {
-        if let Some(how) = stop.asked() {
-            let few = if how == Ending::Finish { self.queue.ring.size() } else { 0 };
-            self.left.get_or_insert(few);
-        }
-        self.left != Some(0)
-    }
-
     /// Takes requests until the ring is empty or one has to wait for those before it.
-    fn take(&mut self, stop: &Stop) {
+    fn take(&mut self) {
         let limits = self.serving.limits();
         let mut slot: Slot = [0; size_of::<Slot>()];
-        while self.takes(stop) && !self.queue.broken && self.waiting.is_none() && !self.barrier {
+        while !self.queue.broken && self.waiting.is_none() && !self.barrier && self.left != Some(0) {
             let queue = &mut *self.queue;
             match queue.ring.pop(&*queue.memory, &mut slot) {
                 Ok(true) => {
