@@ -122,7 +122,7 @@ pub const TESTS: &[Test] = &[
     test("network-devices", "network.sh", &["debian-12"], 300),
     test("network-refused", "network-refused.sh", &["debian-12"], 600),
     test("network-load", "network-load.sh", &["debian-12", "4", "20000"], 1200),
-    test("network-user", "network-user.sh", &["debian-12"], 1200),
+    test("long-network-user", "network-user.sh", &["debian-12"], 1200),
     test("long-network-load", "network-load.sh", &["debian-12", "64", "1000000"], 3600),
     test("debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
     test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
