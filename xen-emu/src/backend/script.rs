@@ -3,6 +3,8 @@
 
 use super::bus::Place;
 use super::device::DeviceError;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,7 +13,7 @@ use xen_emu_api::device::{Device, DiskConfig, DiskFormat};
 use xenstored::client::Client;
 
 /// Where scripts without a folder in their name are.
-const DIR: &str = "/etc/xen/scripts";
+pub const DIR: &str = "/etc/xen/scripts";
 /// As long as libxl waits for one.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -75,15 +77,26 @@ fn failed(script: &Path, action: &str, what: &str) -> DeviceError {
 }
 
 fn run(script: &Path, action: &str, place: &Place) -> Result<(), DeviceError> {
-    let failed = |what: String| failed(script, action, &what);
+    execute(script, &[action], place.kind, &place.back(), None)
+}
+
+/// Runs a hotplug script of any kind of device: `args` begin with the action, `backend` is the path of the backend's
+/// nodes, `more` a further variable of its environment.
+///
+/// # Errors
+/// It cannot be run, fails, or does not end in time; then it and what it has started are killed.
+pub fn execute(
+    script: &Path,
+    args: &[&str],
+    kind: &str,
+    backend: &str,
+    more: Option<(&str, &str)>,
+) -> Result<(), DeviceError> {
+    let failed = |what: String| failed(script, args.first().unwrap_or(&""), &what);
     let mut command = Command::new(script);
-    command.arg(action).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/").process_group(0);
-    command.envs([
-        ("script", script.display().to_string()),
-        ("XENBUS_TYPE", place.kind.to_owned()),
-        ("XENBUS_PATH", place.back()),
-        ("XENBUS_BASE_PATH", "backend".to_owned()),
-    ]);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/").process_group(0);
+    command.env("script", script).envs([("XENBUS_TYPE", kind), ("XENBUS_PATH", backend)]);
+    command.env("XENBUS_BASE_PATH", "backend").envs(more);
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
     match wait(&mut child) {
         Some(status) if status.success() => Ok(()),
@@ -92,7 +105,7 @@ fn run(script: &Path, action: &str, place: &Place) -> Result<(), DeviceError> {
     }
 }
 
-/// How it ended; it is killed when it does not.
+/// How it ended; it is killed, with its process group, when it does not.
 fn wait(child: &mut Child) -> Option<ExitStatus> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -101,7 +114,9 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let _ = child.kill();
+    if let Ok(group) = i32::try_from(child.id()) {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
     let _ = child.wait();
     None
 }
