@@ -127,11 +127,7 @@ impl<'a> Run<'a> {
     pub fn turns(&mut self, stop: &Stop) -> io::Result<()> {
         let mut done = Vec::new();
         loop {
-            if let Some(how) = stop.asked() {
-                let few = if how == Ending::Finish { self.queue.ring.size() } else { 0 };
-                self.left.get_or_insert(few);
-            }
-            self.take();
+            self.take(stop);
             self.tell();
             if self.left.is_some() && self.idle() {
                 return Ok(());
@@ -163,11 +159,20 @@ impl<'a> Run<'a> {
         Gather { events: self.batch(), patience: (self.pace / SHARE).min(PATIENCE) }
     }
 
+    /// Whether requests are taken still. A guest can put them on the ring as fast as they fail, so each time this is asked.
+    fn takes(&mut self, stop: &Stop) -> bool {
+        if let Some(how) = stop.asked() {
+            let few = if how == Ending::Finish { self.queue.ring.size() } else { 0 };
+            self.left.get_or_insert(few);
+        }
+        self.left != Some(0)
+    }
+
     /// Takes requests until the ring is empty or one has to wait for those before it.
-    fn take(&mut self) {
+    fn take(&mut self, stop: &Stop) {
         let limits = self.serving.limits();
         let mut slot: Slot = [0; size_of::<Slot>()];
-        while !self.queue.broken && self.waiting.is_none() && !self.barrier && self.left != Some(0) {
+        while self.takes(stop) && !self.queue.broken && self.waiting.is_none() && !self.barrier {
             let queue = &mut *self.queue;
             match queue.ring.pop(&*queue.memory, &mut slot) {
                 Ok(true) => {
@@ -356,7 +361,10 @@ impl<'a> Run<'a> {
         };
         let Some(flight) = self.flights.get_mut(done.tag as usize).and_then(Option::take) else { return };
         self.free.push(done.tag);
-        self.pace = (self.pace * 7 + self.now.duration_since(flight.begun)) / 8;
+        // A discard takes a time of its own, which says nothing of the others.
+        if flight.operation != BlkifOp::DISCARD {
+            self.pace = (self.pace * 7 + self.now.duration_since(flight.begun)) / 8;
+        }
         self.writes -= usize::from(flight.writes);
         self.barrier &= !flight.barrier;
         self.answer(flight.id, flight.operation, status);

@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub state: XenbusState,
     /// What the frontend wrote, while connected.
     pub front: Option<Frontend>,
+    /// The frontend has closed, and this long requests may still come.
+    pub lingers: Option<Instant>,
     /// How often it was connected.
     pub connections: u64,
     /// Nodes to be written with the next state.
@@ -53,6 +55,7 @@ impl Entry {
             backend: Backend::default(),
             state: XenbusState::INITIALISING,
             front: None,
+            lingers: None,
             connections: 0,
             nodes: Nodes::new(),
             error: None,
@@ -72,7 +75,7 @@ impl Entry {
 
     /// When there is something to do for it at the latest.
     pub fn until(&self) -> Option<Instant> {
-        self.leaving.iter().map(|(until, _)| *until).chain(self.abandoned).min()
+        self.leaving.iter().map(|(until, _)| *until).chain(self.abandoned).chain(self.lingers).min()
     }
 
     /// Whoever has waited long enough hears so.

@@ -74,6 +74,7 @@ impl Server {
             let now = Instant::now();
             self.look_for_store(now);
             self.settle(now);
+            self.end_lingering(now);
             self.entries.values_mut().for_each(|entry| entry.expire(now));
             let late = |entry: &Entry| entry.abandoned.is_some_and(|until| until <= now);
             let gone: Vec<_> =

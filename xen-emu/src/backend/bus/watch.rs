@@ -1,10 +1,16 @@
 //! What the store tells of devices: the frontend's state, and what others write to our own directory.
 
+use super::entry::Entry;
 use super::nodes::Place;
 use super::serve::Server;
+use std::time::{Duration, Instant};
 use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::{Backend, Event};
 use xenstored::client::WatchEvent;
+
+/// How long requests are taken from a frontend that has closed. Linux writes that while other processors of the guest may still put
+/// some on the ring, and its disk does not go before they are answered.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// What of a device is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +77,29 @@ impl Server {
     fn frontend(&mut self, place: &Place, state: XenbusState) {
         let Some(entry) = self.entries.get_mut(place) else { return };
         let before = std::mem::replace(&mut entry.state, state);
+        if state == XenbusState::CLOSED && entry.backend.phase.is_live() {
+            entry.lingers.get_or_insert_with(|| Instant::now() + LINGER);
+            return;
+        }
+        entry.lingers = None;
         if (before, state) == (XenbusState::CONNECTED, XenbusState::INITIALISED) {
             // It has begun anew, faster than we could see.
             self.on(place, Event::Frontend(XenbusState::INITIALISING));
         }
         self.on(place, Event::Frontend(state));
+    }
+
+    /// Devices whose frontends closed long enough ago.
+    pub(super) fn end_lingering(&mut self, now: Instant) {
+        let late = |entry: &Entry| entry.lingers.is_some_and(|until| until <= now);
+        let ended: Vec<_> =
+            self.entries.iter().filter(|(_, entry)| late(entry)).map(|(p, _)| p.clone()).collect();
+        for place in ended {
+            if let Some(entry) = self.entries.get_mut(&place) {
+                entry.lingers = None;
+            }
+            self.on(&place, Event::Frontend(XenbusState::CLOSED));
+        }
     }
 
     /// Others may write to our directory, as libxl does to have a device closed.
