@@ -9,6 +9,7 @@ use super::{Answer, Command, Connect, Open};
 use crate::backend::device::{self, DeviceError, Disc};
 use crate::backend::script::{self, Hotplug};
 use crate::guest::lock;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Instant;
 use xen_emu_api::control::Reply;
@@ -33,10 +34,15 @@ impl Coming {
     }
 }
 
-/// Carries something out beside the bus.
-fn beside(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), DeviceError> {
+/// Something to be carried out.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread beside the bus, that carries out what it is sent: should there be none, nothing is lost with it.
+fn beside(name: &str) -> Result<Sender<Work>, DeviceError> {
+    let (work, todo) = mpsc::channel::<Work>();
+    let body = move || todo.into_iter().for_each(|work| work());
     let started = thread::Builder::new().name(name.into()).spawn(body);
-    started.map(drop).map_err(|e| DeviceError(format!("no thread: {e}")))
+    started.map(|_| work).map_err(|e| DeviceError(format!("no thread: {e}")))
 }
 
 impl Server {
@@ -69,10 +75,11 @@ impl Server {
         }
         let (open, connect) = (self.wiring.open.clone(), self.wiring.connect.clone());
         let (line, place) = (self.line.clone(), place.clone());
-        beside("opening", move || {
+        let opening = move || {
             let opened = opened(&*open, &*connect, &place, &config);
             line.send(Command::Opened(place, opened));
-        })
+        };
+        beside("opening").map(|thread| drop(thread.send(Box::new(opening))))
     }
 
     /// Scripts read and write the backend's nodes; the guest sees nothing of them before the device is there.
@@ -114,13 +121,14 @@ impl Server {
         let opened = Opened { device, script: entry.script.take() };
         self.going.insert(place.clone(), entry);
         let (line, whose) = (self.line.clone(), place.clone());
-        let closing = move || {
+        let Ok(thread) = beside("closing") else {
+            drop(opened);
+            return self.closed(place);
+        };
+        drop(thread.send(Box::new(move || {
             drop(opened);
             line.send(Command::Closed(whose));
-        };
-        if beside("closing", closing).is_err() {
-            self.closed(place);
-        }
+        })));
     }
 
     /// The image is free and the host's end gone when others see the nodes go.
@@ -159,13 +167,14 @@ impl Server {
         };
         let tried = DiskConfig { target: Some(target), format, script: None, ..drive.clone() };
         let (open, line) = (self.wiring.open.clone(), self.line.clone());
-        let trying = move || {
+        let thread = match beside("opening") {
+            Ok(thread) => thread,
+            Err(e) => return self.changed(&place, disc, answer, Err(e)),
+        };
+        drop(thread.send(Box::new(move || {
             let tried = open(&Device::Disk(tried)).map(drop);
             line.send(Command::Tried(place, disc, answer, tried));
-        };
-        if let Err(e) = beside("opening", trying) {
-            tracing::warn!("a disc: {e}");
-        }
+        })));
     }
 
     /// The disc can be opened, or not.
