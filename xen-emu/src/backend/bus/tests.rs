@@ -58,6 +58,8 @@ struct World {
     ports: Mutex<Vec<u32>>,
     /// Opening /slow waits for this.
     gate: Mutex<()>,
+    /// Connecting to the store anew waits for this.
+    away: Mutex<()>,
     /// The next connect fails so.
     refuse: Mutex<Option<String>>,
     /// How the connected one reports a failure.
@@ -185,8 +187,11 @@ fn stage() -> Stage {
         }
         other => kinds::open(other, kinds::Facts { domid: 7, vcpus: 1 }),
     };
-    let path = store.path.clone();
-    let connect = Arc::new(move || Client::connect(&path));
+    let (path, there) = (store.path.clone(), world.clone());
+    let connect = Arc::new(move || {
+        drop(there.away.lock().unwrap());
+        Client::connect(&path)
+    });
     let channels = Arc::new(Ports(world.clone()));
     let wiring = Wiring { open: Arc::new(open), connect, channels, ..wiring(7) };
     let bus = Bus::start(store.client(), wiring).unwrap();
@@ -476,11 +481,14 @@ fn a_store_that_comes_back_finds_the_devices_as_they_are() {
     stage.front(1, 2);
     stage.connect();
     // It has lost the device's nodes; the device does not go with them.
+    let world = stage.world.clone();
+    let away = world.away.lock().unwrap();
     stage.store.hang_up();
     stage.client = stage.store.client();
     for path in [FRONT, BACK, "/libxl/7/device/vbd/51712"] {
         stage.client.rm(path).unwrap();
     }
+    drop(away);
     stage.becomes("state", "4");
     assert_eq!(stage.store.listing(), before);
     assert_eq!(stage.log(), "open, connect 8 32, finish, disconnect, connect 8 32");
