@@ -5,10 +5,9 @@ use super::link::{Attachment, Link, Slice, behind, gather, scatter};
 use super::proto::offload::{Accepts, VnetHeader};
 use super::sys;
 use crate::backend::device::DeviceError;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use xen_emu_api::device::Forward;
@@ -17,6 +16,11 @@ use xen_emu_api::device::Forward;
 const FRAME_MAX: usize = 65535;
 /// How passt begins what it says beside the reason that it ends for.
 const ASIDES: [&str; 3] = ["Don't run as root", "Failed to send", "No external routable interface"];
+/// The socket is passt's descriptor 3, and of no other program that is started at the same time: a descriptor that passt
+/// inherits directly would be theirs too.
+const EXEC: &str = "exec passt \"$@\" 3<&0 </dev/null";
+/// The shell's status when there is no such program.
+const NOT_FOUND: i32 = 127;
 /// Bytes before each frame.
 const PREFIX: usize = 4;
 
@@ -51,21 +55,21 @@ impl Passt {
         let failed = |e: io::Error| DeviceError(format!("cannot start passt: {e}"));
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| failed(e.into()))?;
-        let mut command = Command::new("passt");
-        command.args(["-q", "--fd", &theirs.as_raw_fd().to_string(), "-m", &self.mtu.to_string()]);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", EXEC, "passt", "-q", "--fd", "3", "-m", &self.mtu.to_string()]);
         for (option, spec) in self.forwards.iter().map(spec) {
             command.args([option, &spec]);
         }
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let output = command.output().map_err(|e| match e.kind() {
-            ErrorKind::NotFound => DeviceError(
-                "vif type=user needs passt, which is not installed (Debian: apt install passt)".into(),
-            ),
-            _ => failed(e),
-        })?;
-        if output.status.success() {
-            return Ok(Box::new(Stream::new(ours)));
+        command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let output = command.output().map_err(failed)?;
+        match output.status.code() {
+            Some(0) => return Ok(Box::new(Stream::new(ours))),
+            Some(NOT_FOUND) => {
+                return Err(DeviceError(
+                    "vif type=user needs passt, which is not installed (Debian: apt install passt)".into(),
+                ));
+            }
+            _ => {}
         }
         let words = String::from_utf8_lossy(&output.stderr);
         let said = words.lines().map(str::trim).filter(|line| !line.is_empty());
