@@ -237,7 +237,7 @@ impl XenKernel {
 }
 
 impl Ports {
-    /// Have what backends signal delivered by who can now.
+    /// Have what backends signal delivered by who can now. An error keeps no other backend from its carrier.
     fn settle(&mut self, vm: &VmFd, forward: &Forward) -> io::Result<()> {
         let carrier = match (self.fifo, self.placed) {
             (true, _) => Carrier::Forward,
@@ -245,13 +245,14 @@ impl Ports {
             (false, false) => Carrier::Nobody,
         };
         let before = std::mem::replace(&mut self.carrier, carrier);
-        if before != carrier {
-            for (&backend, fds) in &self.backends {
-                before.leave(vm, forward, backend, &fds.notify)?;
-                carrier.listen(vm, forward, backend, &fds.notify)?;
-            }
+        if before == carrier {
+            return Ok(());
         }
-        Ok(())
+        let moved = self.backends.iter().map(|(&backend, fds)| {
+            let left = before.leave(vm, forward, backend, &fds.notify);
+            left.and(carrier.listen(vm, forward, backend, &fds.notify))
+        });
+        moved.fold(Ok(()), io::Result::and)
     }
 
     fn forget_logged(&mut self, vm: &VmFd, port: Port) {
