@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use crate::DomId;
-use crate::path::Path;
 use crate::perms::{Caller, Life};
 use crate::store::ConnId;
 use crate::wire::number;
@@ -94,7 +93,7 @@ impl Domains {
 
     /// A privileged client created `path`, of which the first `depth` names existed: if the home of a domain came that
     /// is not introduced, a life begins.
-    pub fn home_created(&mut self, path: &Path, depth: usize) {
+    pub fn home_created(&mut self, path: &str, depth: usize) {
         if depth < HOME_DEPTH
             && let Some(domid) = home_of(path)
             && !self.is_introduced(domid)
@@ -148,7 +147,7 @@ impl Domain {
 const HOME_DEPTH: usize = 3;
 
 /// `N` of `/local/domain/N` and paths below, for domains other than 0.
-fn home_of(path: &Path) -> Option<DomId> {
+fn home_of(path: &str) -> Option<DomId> {
     let domid = number(path.strip_prefix("/local/domain/")?.split('/').next()?.as_bytes()).ok()?;
     (domid != 0 && domid < DOMID_FIRST_RESERVED).then_some(domid)
 }

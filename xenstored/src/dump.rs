@@ -244,7 +244,7 @@ impl Import {
             tx.failed = Some(Errno::EAGAIN);
             if let Some(state) = self.store.conns.get_mut(&conn) {
                 state.last_transaction = state.last_transaction.max(id);
-                self.store.open += usize::from(state.transactions.insert(id, tx).is_none());
+                self.store.open += usize::from(state.transactions.insert(id, Box::new(tx)).is_none());
             }
         }
         for (domid, limit, value) in std::mem::take(&mut self.quotas) {

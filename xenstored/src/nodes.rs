@@ -1,10 +1,11 @@
 //! Access to nodes as requests have it: permissions, error hiding, quotas, transactions, watch events.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::DomId;
 use crate::out::Out;
-use crate::path::{Name, Path, parent};
+use crate::path::{Name, components, parent, prefix, resolve};
 use crate::perms::{Access, Perms};
 use crate::quota::{Limit, node_bytes, node_size};
 use crate::store::{Call, Store};
@@ -15,8 +16,8 @@ use crate::wire::Errno;
 
 impl Store {
     /// The path argument of a request.
-    pub(crate) fn path(&self, call: &Call<'_>, arg: &[u8]) -> Result<Path, Errno> {
-        Path::parse(arg, call.caller.domid, self.path_max(call))
+    pub(crate) fn path<'a>(&self, call: &Call<'_>, arg: &'a [u8]) -> Result<Cow<'a, str>, Errno> {
+        resolve(arg, call.caller.domid, self.path_max(call))
     }
 
     /// The argument of a request that may be a special name.
@@ -37,7 +38,7 @@ impl Store {
     }
 
     /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
-    fn nearest<'a>(&'a self, call: &'a Call<'_>, path: &Path) -> (Sight<'a>, usize) {
+    fn nearest<'a>(&'a self, call: &'a Call<'_>, path: &str) -> (Sight<'a>, usize) {
         if let Some(tx) = &call.tx {
             return tx.nearest(&self.tree, path);
         }
@@ -46,7 +47,7 @@ impl Store {
     }
 
     /// The names of a node's children, oldest first, each with a NUL.
-    pub(crate) fn listing(&self, call: &Call<'_>, path: &Path) -> Arc<[u8]> {
+    pub(crate) fn listing(&self, call: &Call<'_>, path: &str) -> Arc<[u8]> {
         match &call.tx {
             Some(tx) => tx.listing(&self.tree, path),
             None => self.tree.get(path).map(|node| node.listing()).unwrap_or_default(),
@@ -57,16 +58,16 @@ impl Store {
     ///
     /// # Errors
     /// `ENOSPC` in a transaction that looked at too many nodes, `ENOMEM` in one that takes too much memory.
-    pub(crate) fn note(&mut self, call: &mut Call<'_>, path: &Path, aspect: Aspect) -> Result<(), Errno> {
+    pub(crate) fn note(&mut self, call: &mut Call<'_>, path: &str, aspect: Aspect) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::TransactionNodes);
         let Some(tx) = &mut call.tx else { return Ok(()) };
         let before = tx.bytes;
         tx.note(&self.tree, path, aspect, limit)?;
         if tx.find(&self.tree, path).is_none() {
             let (_, depth) = tx.nearest(&self.tree, path);
-            tx.note(&self.tree, &path.prefix(depth), Aspect::Content, limit)?;
+            tx.note(&self.tree, prefix(path, depth), Aspect::Content, limit)?;
             // If this one comes it becomes the ancestor that decides.
-            tx.note(&self.tree, &path.prefix(depth + 1), Aspect::Content, limit)?;
+            tx.note(&self.tree, prefix(path, depth + 1), Aspect::Content, limit)?;
         }
         let more = tx.bytes - before;
         self.check_memory(call, more)
@@ -80,7 +81,7 @@ impl Store {
     pub(crate) fn fetch<'a>(
         &'a self,
         call: &'a Call<'_>,
-        path: &Path,
+        path: &str,
         may: fn(Access) -> bool,
     ) -> Result<Sight<'a>, Errno> {
         let caller = &call.caller;
@@ -99,7 +100,7 @@ impl Store {
     pub(crate) fn write_node(
         &mut self,
         call: &mut Call<'_>,
-        path: &Path,
+        path: &str,
         value: &[u8],
         out: &mut Out,
     ) -> Result<(), Errno> {
@@ -112,7 +113,7 @@ impl Store {
             Some(tx) => tx.set(path, id, value, &perms, self.tree.next_generation()),
             None => self.replace_value(path, value),
         }
-        self.changed(call, path, None, [None, Some(perms)], out);
+        self.changed(call, path, None, [None, Some(&perms)], out);
         Ok(())
     }
 
@@ -120,13 +121,13 @@ impl Store {
     pub(crate) fn create_node(
         &mut self,
         call: &mut Call<'_>,
-        path: &Path,
+        path: &str,
         value: &[u8],
         out: &mut Out,
     ) -> Result<(), Errno> {
         let (nearest, depth) = self.nearest(call, path);
         let perms = nearest.perms.inherited_by(&call.caller);
-        let missing: Vec<usize> = path.components().skip(depth).map(|name| name.len() + 1).collect();
+        let missing: Vec<usize> = components(path).skip(depth).map(|name| name.len() + 1).collect();
         let above = nearest.listing_len + missing.first().copied().unwrap_or_default();
         self.check_size(call, nearest.perms, above, nearest.value.len())?;
         for name in missing.iter().skip(1) {
@@ -144,19 +145,19 @@ impl Store {
         if call.caller.privileged {
             self.domains.home_created(path, depth);
         }
-        self.changed(call, path, None, [None, Some(perms)], out);
+        self.changed(call, path, None, [None, Some(&perms)], out);
         Ok(())
     }
 
     fn create_later(
         &mut self,
         call: &mut Call<'_>,
-        (path, depth): (&Path, usize),
+        (path, depth): (&str, usize),
         node: (&[u8], &Perms),
     ) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::TransactionNodes);
         let Some(tx) = &mut call.tx else { return Ok(()) };
-        let missing = path.components().count() - depth;
+        let missing = components(path).count() - depth;
         let ids = (0..missing).map(|_| self.tree.next_generation()).min();
         tx.create((path, depth), node, ids.unwrap_or_default(), limit)?;
         if node.1.owner() == call.caller.domid {
@@ -166,11 +167,10 @@ impl Store {
     }
 
     /// Removes a node and all below it; without a `call` because its owner died.
-    pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &Path, out: &mut Out) {
+    pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &str, out: &mut Out) {
         let Some(call) = call else {
             if let Some(node) = self.take(path) {
-                let perms = [Some(node.perms.clone()), None];
-                self.fire(&Change { path: path.clone(), removed: Some(node), perms }, out);
+                self.fire(&Change { path, removed: Some(&node), perms: [Some(&node.perms), None] }, out);
             }
             return;
         };
@@ -186,14 +186,14 @@ impl Store {
             }
             None => removed = self.take(path),
         }
-        self.changed(call, path, removed, [Some(perms), None], out);
+        self.changed(call, path, removed.as_ref(), [Some(&perms), None], out);
     }
 
     /// Replaces the permissions of an existing node.
     pub(crate) fn set_node_perms(
         &mut self,
         call: &mut Call<'_>,
-        path: &Path,
+        path: &str,
         perms: &Perms,
         out: &mut Out,
     ) -> Result<(), Errno> {
@@ -210,7 +210,7 @@ impl Store {
             }
             None => self.replace_perms(path, perms.clone()),
         }
-        self.changed(call, path, None, [Some(old), Some(perms.clone())], out);
+        self.changed(call, path, None, [Some(&old), Some(perms)], out);
         Ok(())
     }
 
@@ -236,13 +236,13 @@ impl Store {
                 Step::Put(path, value, perms) => self.put(&path, &value, self.of_the_living(perms)),
             }
         }
-        for change in &events {
-            self.fire(change, out);
+        for event in &events {
+            self.fire(&event.change(), out);
         }
         Ok(())
     }
 
-    pub(crate) fn put(&mut self, path: &Path, value: &[u8], perms: Perms) {
+    pub(crate) fn put(&mut self, path: &str, value: &[u8], perms: Perms) {
         let Some(now) = self.tree.get(path) else { return self.insert(path, &perms, value) };
         let same = now.perms == perms;
         // A write of the same value is a change too.
@@ -261,33 +261,33 @@ impl Store {
         if lives { perms } else { Perms::private() }
     }
 
-    fn insert(&mut self, path: &Path, perms: &Perms, value: &[u8]) {
+    fn insert(&mut self, path: &str, perms: &Perms, value: &[u8]) {
         let owner = perms.owner();
         let (nearest, depth) = self.tree.nearest(path);
         let above = nearest.perms.owner();
         if let Some(id) = self.tree.create(path, depth, perms, value) {
-            let names = path.components().skip(depth);
+            let names = components(path).skip(depth);
             let (nodes, bytes) = names
                 .fold((0, value.len()), |(n, sum), name| (n + 1, sum + node_bytes(perms, name.len(), 0)));
-            self.accounts.charge(owner, above, (id, &path.prefix(depth + 1)), nodes, bytes);
+            self.accounts.charge(owner, above, (id, prefix(path, depth + 1)), nodes, bytes);
         }
     }
 
-    fn take(&mut self, path: &Path) -> Option<Arc<Node>> {
+    fn take(&mut self, path: &str) -> Option<Arc<Node>> {
         let node = self.tree.remove(path)?;
         self.bury(Arc::clone(&node));
         Some(node)
     }
 
-    fn replace_value(&mut self, path: &Path, value: &[u8]) {
+    fn replace_value(&mut self, path: &str, value: &[u8]) {
         if let Some((owner, grown)) = self.tree.write(path, value) {
             self.accounts.resize(owner, grown);
         }
     }
 
-    pub(crate) fn replace_perms(&mut self, path: &Path, perms: Perms) {
+    pub(crate) fn replace_perms(&mut self, path: &str, perms: Perms) {
         let Some(old) = self.tree.set_perms(path, perms) else { return };
-        let above = parent(path).filter(|_| !path.is_root()).and_then(|above| self.tree.get(above));
+        let above = parent(path).filter(|_| path != "/").and_then(|above| self.tree.get(above));
         let above = above.map_or(0, |node| node.perms.owner());
         let Some(node) = self.tree.get(path) else { return };
         let before = node_bytes(&old, node.name().len(), node.value().len());
@@ -302,16 +302,15 @@ impl Store {
     fn changed(
         &mut self,
         call: &mut Call<'_>,
-        path: &Path,
-        removed: Option<Arc<Node>>,
-        perms: [Option<Perms>; 2],
+        path: &str,
+        removed: Option<&Arc<Node>>,
+        perms: [Option<&Perms>; 2],
         out: &mut Out,
     ) {
-        let change = Change { path: path.clone(), removed, perms };
         match &mut call.tx {
-            Some(tx) => tx.event(change),
+            Some(tx) => tx.event(path, perms),
             None => {
-                self.fire(&change, out);
+                self.fire(&Change { path, removed, perms }, out);
                 self.charge_writer(call);
             }
         }

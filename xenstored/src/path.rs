@@ -1,5 +1,6 @@
 //! Node paths, and the wider class of names that can be watched.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -33,18 +34,12 @@ impl Path {
     /// # Errors
     /// `EINVAL` for a character that is not allowed, an empty component, a slash at the end, too many bytes.
     pub fn parse(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Result<Self, Errno> {
-        let text = std::str::from_utf8(arg).map_err(|_| Errno::EINVAL)?;
-        let path = if text.starts_with('/') {
-            Self(text.into())
-        } else if text.is_empty() || text.starts_with('@') {
-            return Err(Errno::EINVAL);
-        } else {
-            Self(format!("{}/{text}", home(caller)).into())
-        };
-        let limit = path_max.map_or(XENSTORE_ABS_PATH_MAX, |max| max + home_prefix_len(&path));
-        let shape = path.is_root() || (!path.ends_with('/') && !path.contains("//"));
-        let fits = path.len() <= limit.min(XENSTORE_ABS_PATH_MAX);
-        if shape && fits && path.bytes().all(valid_char) { Ok(path) } else { Err(Errno::EINVAL) }
+        Ok(Self(resolve(arg, caller, path_max)?.into()))
+    }
+
+    /// A text that [`resolve`] answered, or a beginning of one.
+    pub(crate) fn of(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
     }
 
     /// Whether this is `/`.
@@ -55,13 +50,13 @@ impl Path {
 
     /// The names from the root down; none for `/`.
     pub fn components(&self) -> impl Iterator<Item = &str> {
-        self.0.split('/').filter(|name| !name.is_empty())
+        components(self)
     }
 
     /// The last name, empty for `/`.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or_default()
+        name(self)
     }
 
     /// The path of the parent; none for `/`.
@@ -73,11 +68,7 @@ impl Path {
     /// The path of the first `depth` components, all of them if there are fewer.
     #[must_use]
     pub fn prefix(&self, depth: usize) -> Self {
-        if depth == 0 {
-            return Self::root();
-        }
-        let end = self.match_indices('/').nth(depth).map_or(self.len(), |(at, _)| at);
-        Self(self.get(..end).unwrap_or(self).into())
+        Self(prefix(self, depth).into())
     }
 
     /// The path of a child. `name` is a single valid name.
@@ -148,19 +139,55 @@ impl Name {
     }
 }
 
+/// Reads a request's path argument, see [`Path::parse`]; one that is absolute is not copied.
+pub(crate) fn resolve(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Result<Cow<'_, str>, Errno> {
+    let text = std::str::from_utf8(arg).map_err(|_| Errno::EINVAL)?;
+    let path = match arg.first() {
+        Some(b'/') => Cow::Borrowed(text),
+        None | Some(b'@') => return Err(Errno::EINVAL),
+        Some(_) => Cow::Owned(format!("{}/{text}", home(caller))),
+    };
+    let limit = path_max.map_or(XENSTORE_ABS_PATH_MAX, |max| max + home_prefix_len(&path));
+    let fits = path.len() <= limit.min(XENSTORE_ABS_PATH_MAX);
+    if fits && is_well_formed(&path) { Ok(path) } else { Err(Errno::EINVAL) }
+}
+
+/// Characters that are allowed, no empty name, no slash at the end but that of `/`.
+fn is_well_formed(path: &str) -> bool {
+    let mut after_slash = false;
+    let valid = path.bytes().all(|byte| {
+        let empty_name = after_slash && byte == b'/';
+        after_slash = byte == b'/';
+        valid_char(byte) && !empty_name
+    });
+    valid && (!after_slash || path.len() == 1)
+}
+
+/// The names of an absolute path from the root down; none for `/`.
+pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !name.is_empty())
+}
+
+/// The last name of an absolute path, empty for `/`.
+pub(crate) fn name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+/// The first `depth` names of an absolute path, all of them if there are fewer.
+pub(crate) fn prefix(path: &str, depth: usize) -> &str {
+    if depth == 0 {
+        return "/";
+    }
+    let end = path.match_indices('/').nth(depth).map_or(path.len(), |(at, _)| at);
+    path.get(..end).unwrap_or(path)
+}
+
 /// The parent of an absolute path other than `/`.
 pub(crate) fn parent(path: &str) -> Option<&str> {
     match path.rfind('/')? {
         0 => Some("/"),
         end => path.get(..end),
     }
-}
-
-/// An absolute path and those above it, from `/` down.
-pub(crate) fn ancestors(path: &str) -> Vec<&str> {
-    let ends = path.match_indices('/').skip(1).map(|(at, _)| at).chain([path.len()]);
-    let below = ends.filter_map(|end| path.get(..end)).filter(|above| above.len() > 1);
-    ["/"].into_iter().chain(below).collect()
 }
 
 /// The path of a domain's home as text.
@@ -177,7 +204,7 @@ fn home_prefix_len(path: &str) -> usize {
     }
 }
 
-fn valid_char(byte: u8) -> bool {
+const fn valid_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
 }
 
@@ -229,8 +256,6 @@ mod tests {
         assert_eq!(path.parent().unwrap().parent(), Some(Path::root()));
         assert_eq!((Path::root().parent(), Path::root().join("a").to_string()), (None, "/a".into()));
         assert_eq!([0, 1, 2, 9].map(|n| path.prefix(n).to_string()), ["/", "/a", "/a/b", "/a/b"]);
-        assert_eq!(ancestors("/a/b/c"), ["/", "/a", "/a/b", "/a/b/c"]);
-        assert_eq!(ancestors("/"), ["/"]);
         assert_eq!(Path::home(3).join("x").to_string(), "/local/domain/3/x");
     }
 }

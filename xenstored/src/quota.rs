@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::DomId;
+use crate::ids::IdMap;
 use crate::path::Path;
 use crate::perms::Perms;
 use crate::tree::Node;
@@ -133,7 +134,7 @@ struct Account {
 
 /// The nodes of every unprivileged owner.
 #[derive(Debug, Default)]
-pub struct Accounts(HashMap<DomId, Account>);
+pub struct Accounts(IdMap<DomId, Account>);
 
 impl Accounts {
     /// How many nodes a domain owns.
@@ -162,7 +163,7 @@ impl Accounts {
         &mut self,
         owner: DomId,
         above: DomId,
-        (id, path): (u64, &Path),
+        (id, path): (u64, &str),
         nodes: usize,
         bytes: usize,
     ) {
@@ -171,7 +172,7 @@ impl Accounts {
             account.nodes += nodes;
             account.bytes += bytes;
             if owner != above {
-                account.tops.insert(id, path.clone());
+                account.tops.insert(id, Path::of(path));
             }
         }
     }
@@ -198,7 +199,7 @@ impl Accounts {
     }
 
     /// A node at `path` went over from `old` to another owner: its children may become topmost nodes, or cease to be.
-    pub fn owner_changed(&mut self, node: &Node, path: &Path, (old, bytes): (DomId, usize), above: DomId) {
+    pub fn owner_changed(&mut self, node: &Node, path: &str, (old, bytes): (DomId, usize), above: DomId) {
         let new = node.perms.owner();
         self.discharge(old, node.id, bytes);
         self.charge(new, above, (node.id, path), 1, node.bytes());
@@ -208,7 +209,7 @@ impl Accounts {
             if owner == new {
                 account.tops.remove(&child.id);
             } else if owner == old {
-                account.tops.insert(child.id, path.join(child.name()));
+                account.tops.insert(child.id, Path::of(path).join(child.name()));
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::DomId;
 use crate::domain::Domains;
 use crate::dormant::Dormant;
+use crate::ids::IdMap;
 use crate::ops;
 use crate::out::{Action, Out};
 use crate::pace::{Cause, Pace};
@@ -30,7 +31,7 @@ pub struct ConnId(pub u64);
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) caller: Caller,
-    pub(crate) transactions: BTreeMap<u32, Transaction>,
+    pub(crate) transactions: IdMap<u32, Box<Transaction>>,
     pub(crate) last_transaction: u32,
     /// Watched name and token of every watch, with its number in the index.
     pub(crate) watches: HashMap<(Arc<str>, Box<[u8]>), u64>,
@@ -60,7 +61,7 @@ pub struct Call<'a> {
     /// Whether a usable ring came along, see [`Store::handle`].
     pub ring: bool,
     /// The transaction it belongs to.
-    pub tx: Option<Transaction>,
+    pub tx: Option<Box<Transaction>>,
 }
 
 /// The store.
@@ -76,7 +77,7 @@ pub struct Store {
     pub(crate) dormant: HashMap<DomId, Vec<Dormant>>,
     /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
     pub(crate) special: BTreeMap<String, Perms>,
-    pub(crate) conns: HashMap<ConnId, Conn>,
+    pub(crate) conns: IdMap<ConnId, Conn>,
     pub(crate) pace: Pace,
     /// Open transactions of all connections.
     pub(crate) open: usize,
@@ -110,7 +111,7 @@ impl Store {
             usage: Usage::default(),
             dormant: HashMap::new(),
             special: BTreeMap::from(special),
-            conns: HashMap::new(),
+            conns: IdMap::default(),
             pace: Pace::default(),
             open: 0,
             woken: Vec::new(),
@@ -168,7 +169,9 @@ impl Store {
             out.error(&call, errno);
         }
         let id = call.header.tx_id;
-        if let (Some(tx), Some(state)) = (call.tx, self.conns.get_mut(&conn)) {
+        if let Some(tx) = call.tx
+            && let Some(state) = self.conns.get_mut(&conn)
+        {
             state.transactions.insert(id, tx);
         }
         out.actions.extend(self.woken.drain(..).map(Action::Wake));
@@ -182,7 +185,7 @@ impl Store {
             self.watches.remove(&name, number);
         }
         self.open -= state.transactions.len();
-        state.transactions = BTreeMap::new();
+        state.transactions = IdMap::default();
         let cause = state.cause.take();
         self.pass_turn(conn, cause.as_ref());
     }
@@ -303,7 +306,7 @@ impl Store {
     pub(crate) fn add_conn(&mut self, caller: Caller) -> ConnId {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        let (transactions, watches) = (BTreeMap::new(), HashMap::new());
+        let (transactions, watches) = (IdMap::default(), HashMap::new());
         let state = Conn { caller, transactions, last_transaction: 0, watches, watch_bytes: 0, cause: None };
         self.conns.insert(conn, state);
         conn
@@ -314,12 +317,14 @@ impl Store {
     }
 
     /// Tells the watches of a change.
-    pub(crate) fn fire(&self, change: &Change, out: &mut Out) {
+    pub(crate) fn fire(&self, change: &Change<'_>, out: &mut Out) {
         if self.watches.count() == 0 {
             return;
         }
-        let above = parent(&change.path).filter(|_| !change.path.is_root());
-        let above = above.and_then(|above| self.tree.get(above)).map(|node| &node.perms);
+        let above = || {
+            let above = parent(change.path).filter(|_| change.path != "/");
+            above.and_then(|above| self.tree.get(above)).map(|node| &node.perms)
+        };
         let caller = |conn| self.conns.get(&conn).map(|state| state.caller);
         self.watches.fire(change, above, caller, |watch, path| out.event(watch.conn, path, &watch.token));
     }

@@ -6,10 +6,11 @@
 //! node's value or permissions and looking at its list of children are different things, so transactions that create
 //! different children of one node do not conflict. An open transaction costs the store nothing but what it has seen.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::path::{Path, ancestors, parent};
+use crate::path::{Path, name, parent, prefix};
+use crate::path_map::{PathMap, prefixes};
 use crate::perms::Perms;
 use crate::tree::{Node, Tree};
 use crate::watch::Change;
@@ -88,12 +89,30 @@ struct Seen {
     event: Option<usize>,
 }
 
+/// What watches will be told of.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The node.
+    pub path: Path,
+    /// If it is removed: as it was.
+    pub removed: Option<Arc<Node>>,
+    /// Its permissions before and after.
+    pub perms: [Option<Perms>; 2],
+}
+
+impl Event {
+    pub(crate) fn change(&self) -> Change<'_> {
+        let [before, after] = &self.perms;
+        Change { path: &self.path, removed: self.removed.as_ref(), perms: [before.as_ref(), after.as_ref()] }
+    }
+}
+
 /// An open transaction.
 #[derive(Debug, Default)]
 pub struct Transaction {
-    seen: HashMap<Path, Seen>,
+    seen: PathMap<Seen>,
     /// What watches will be told, once per node.
-    pub(crate) events: Vec<Change>,
+    pub(crate) events: Vec<Event>,
     /// Something was removed, so that not all that the store has is to be seen.
     removes: bool,
     /// Nodes that the caller will own more (or less) after the commit.
@@ -119,8 +138,9 @@ impl Transaction {
     ///
     /// # Errors
     /// `ENOSPC` for more.
-    pub fn note(&mut self, tree: &Tree, path: &Path, aspect: Aspect, limit: usize) -> Result<(), Errno> {
-        let known = self.seen.get(path).is_some_and(|seen| {
+    pub fn note(&mut self, tree: &Tree, path: &str, aspect: Aspect, limit: usize) -> Result<(), Errno> {
+        let before = self.seen.get(path);
+        let known = before.is_some_and(|seen| {
             let listed = aspect == Aspect::Content || seen.listing.is_some() || seen.base.is_none();
             seen.covered || matches!(seen.now, Now::Gone) || (seen.looked && listed)
         });
@@ -131,7 +151,7 @@ impl Transaction {
         if let Some(errno @ (Errno::ENOSPC | Errno::ENOMEM)) = self.failed {
             return Err(errno);
         }
-        if self.seen.len() >= limit && !self.seen.contains_key(path) {
+        if before.is_none() && self.seen.len() >= limit {
             return Err(Errno::ENOSPC);
         }
         let seen = entry(&mut self.seen, &mut self.bytes, path);
@@ -156,14 +176,14 @@ impl Transaction {
 
     /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
     #[must_use]
-    pub fn nearest<'a>(&'a self, tree: &'a Tree, path: &Path) -> (Sight<'a>, usize) {
+    pub fn nearest<'a>(&'a self, tree: &'a Tree, path: &str) -> (Sight<'a>, usize) {
         let mut nearest = (Sight::from(tree.root()), 0);
         let (mut store, mut covered) = (Some(tree.root()), false);
         // To the end: what was seen stays, even if others have removed what is above it.
-        for (depth, above) in ancestors(path).into_iter().enumerate() {
-            let seen = self.seen.get(above);
+        for (depth, above) in prefixes(path).enumerate() {
+            let seen = self.seen.at(&above);
             if depth > 0 {
-                store = store.and_then(|node| node.child(name(above)));
+                store = store.and_then(|node| node.child_at(&above));
             }
             covered |= seen.is_some_and(|seen| seen.covered);
             if let Some(found) = sight(seen, || store.filter(|_| !covered)) {
@@ -175,7 +195,7 @@ impl Transaction {
 
     /// The names of the children, oldest first, each with a NUL.
     #[must_use]
-    pub fn listing(&self, tree: &Tree, path: &Path) -> Arc<[u8]> {
+    pub fn listing(&self, tree: &Tree, path: &str) -> Arc<[u8]> {
         let seen = self.seen.get(path);
         let base = match seen {
             _ if self.hides(path) => Arc::default(),
@@ -194,7 +214,7 @@ impl Transaction {
     }
 
     /// Sets value and permissions of an existing node.
-    pub fn set(&mut self, path: &Path, id: u64, value: &[u8], perms: &Perms, generation: u64) {
+    pub fn set(&mut self, path: &str, id: u64, value: &[u8], perms: &Perms, generation: u64) {
         let only_value = self.seen.get(path).is_some_and(|seen| match (&seen.now, &seen.base) {
             (Now::Own(own), _) => own.only_value && own.perms == *perms,
             (Now::Same, Some(base)) => base.perms == *perms,
@@ -216,33 +236,31 @@ impl Transaction {
     /// `ENOSPC` for more.
     pub fn create(
         &mut self,
-        (path, depth): (&Path, usize),
+        (path, depth): (&str, usize),
         (value, perms): (&[u8], &Perms),
         mut id: u64,
         limit: usize,
     ) -> Result<(), Errno> {
-        let paths = ancestors(path);
-        let missing = paths.get(depth + 1..).unwrap_or_default();
-        let new = missing.iter().filter(|path| !self.seen.contains_key(**path)).count();
+        let missing = || prefixes(path).skip(depth + 1);
+        let new = missing().filter(|above| self.seen.at(above).is_none()).count();
         if self.seen.len() + new > limit {
             return Err(Errno::ENOSPC);
         }
-        let mut parent = path.prefix(depth);
-        for above in missing {
-            let name = name(above);
-            let seen = entry(&mut self.seen, &mut self.bytes, &parent);
+        let mut parent = prefix(path, depth);
+        for new in missing() {
+            let seen = entry(&mut self.seen, &mut self.bytes, parent);
             seen.generation = id;
-            seen.names.insert(name.into(), Some(id));
-            seen.listing_change = seen.listing_change.saturating_add_unsigned(name.len() + 1);
-            parent = parent.join(name);
-            self.set(&parent, id, if parent == *path { value } else { b"" }, perms, id);
+            seen.names.insert(new.name.into(), Some(id));
+            seen.listing_change = seen.listing_change.saturating_add_unsigned(new.name.len() + 1);
+            parent = new.path;
+            self.set(parent, id, if parent == path { value } else { b"" }, perms, id);
             id += 1;
         }
         Ok(())
     }
 
     /// Removes a node that exists, and all below.
-    pub fn remove(&mut self, path: &Path, generation: u64) {
+    pub fn remove(&mut self, path: &str, generation: u64) {
         self.removes = true;
         let below = format!("{path}/");
         let mut freed = 0;
@@ -256,25 +274,25 @@ impl Transaction {
         self.seen.iter_mut().filter(|(other, _)| other.starts_with(&below)).for_each(|(_, seen)| gone(seen));
         gone(entry(&mut self.seen, &mut self.bytes, path));
         self.bytes -= freed;
-        if let Some(parent) = path.parent() {
-            let parent = entry(&mut self.seen, &mut self.bytes, &parent);
+        if let Some(parent) = parent(path).filter(|_| path != "/") {
+            let parent = entry(&mut self.seen, &mut self.bytes, parent);
             parent.generation = generation;
-            parent.names.insert(path.name().into(), None);
-            parent.listing_change = parent.listing_change.saturating_sub_unsigned(path.name().len() + 1);
+            parent.names.insert(name(path).into(), None);
+            parent.listing_change = parent.listing_change.saturating_sub_unsigned(name(path).len() + 1);
         }
     }
 
     /// Counts the nodes at and below `path` of which `counts` says that they count.
     #[must_use]
-    pub fn count(&self, tree: &Tree, path: &Path, counts: impl Fn(&Perms) -> bool) -> isize {
+    pub fn count(&self, tree: &Tree, path: &str, counts: impl Fn(&Perms) -> bool) -> isize {
         let below = format!("{path}/");
-        let inside = |other: &Path| other == path || other.starts_with(&below);
+        let inside = |other: &str| other == path || other.starts_with(&below);
         let own = self.seen.iter().filter(|(other, _)| inside(other));
         let mut count =
             own.filter(|(_, seen)| matches!(&seen.now, Now::Own(own) if counts(&own.perms))).count();
         let mut rest = Vec::new();
         if !self.hides(path) {
-            rest.extend(tree.get(path).map(|node| (path.clone(), node)));
+            rest.extend(tree.get(path).map(|node| (Path::of(path), node)));
         }
         while let Some((path, node)) = rest.pop() {
             let seen = self.seen.get(&path);
@@ -288,23 +306,23 @@ impl Transaction {
     }
 
     /// Keeps what watches will be told; a second change of a node joins the first.
-    pub fn event(&mut self, change: Change) {
-        let seen = entry(&mut self.seen, &mut self.bytes, &change.path);
+    pub fn event(&mut self, path: &str, [before, after]: [Option<&Perms>; 2]) {
+        let seen = entry(&mut self.seen, &mut self.bytes, path);
         let index = *seen.event.get_or_insert(self.events.len());
+        let (before, after) = (before.cloned(), after.cloned());
         match self.events.get_mut(index) {
-            None => self.events.push(change),
-            Some(first) => {
-                let [_, after] = change.perms;
-                let [before, _] = first.perms.clone();
-                first.perms = [before, after];
+            None => {
+                let event = Event { path: Path::of(path), removed: None, perms: [before, after] };
+                self.events.push(event);
             }
+            Some(Event { perms: [_, last], .. }) => *last = after,
         }
     }
 
     /// The first path of which something that was looked at is different in the store.
     #[must_use]
-    pub fn conflict(&self, tree: &Tree) -> Option<&Path> {
-        let differs = |seen: &Seen, path: &Path| match (&seen.base, tree.get(path)) {
+    pub fn conflict(&self, tree: &Tree) -> Option<Path> {
+        let differs = |seen: &Seen, path: &str| match (&seen.base, tree.get(path)) {
             (None, None) => false,
             (Some(base), Some(now)) => {
                 (base.id, base.changed) != (now.id, now.changed)
@@ -313,20 +331,22 @@ impl Transaction {
             _ => true,
         };
         let seen = self.seen.iter().filter(|(_, seen)| seen.looked);
-        seen.filter(|(path, seen)| differs(seen, path)).map(|(path, _)| path).min()
+        let lost = seen.filter(|(path, seen)| differs(seen, path)).map(|(path, _)| path).min()?;
+        Some(Path::of(Arc::clone(lost)))
     }
 
     /// Whether this node was looked at or changed.
     #[must_use]
-    pub fn concerns(&self, path: &Path) -> bool {
-        self.seen.contains_key(path)
+    pub fn concerns(&self, path: &str) -> bool {
+        self.seen.get(path).is_some()
     }
 
     /// Ends it: what has to be done to a store without conflicts, and what watches have to be told then. The snapshots
     /// are gone, so that the store need not copy what it changes.
-    pub(crate) fn into_steps(self) -> (Vec<Step>, Vec<Change>) {
+    pub(crate) fn into_steps(self) -> (Vec<Step>, Vec<Event>) {
         let (mut removes, mut puts) = (Vec::new(), Vec::new());
-        for (path, seen) in self.seen {
+        for (path, seen) in self.seen.into_entries() {
+            let path = Path::of(path);
             if seen.covered {
                 removes.push((path.clone(), seen.event));
             }
@@ -361,8 +381,7 @@ impl Transaction {
 
     /// Whether what the store has at `path` was removed here.
     fn hides(&self, path: &str) -> bool {
-        let covered = |above: &str| self.seen.get(above).is_some_and(|seen| seen.covered);
-        self.removes && ancestors(path).into_iter().any(covered)
+        self.removes && prefixes(path).any(|above| self.seen.at(&above).is_some_and(|seen| seen.covered))
     }
 }
 
@@ -386,13 +405,8 @@ fn sight<'a>(seen: Option<&'a Seen>, store: impl FnOnce() -> Option<&'a Arc<Node
     Some(sight)
 }
 
-fn name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or_default()
-}
-
-fn entry<'a>(seen: &'a mut HashMap<Path, Seen>, bytes: &mut usize, path: &Path) -> &'a mut Seen {
-    if !seen.contains_key(path) {
-        *bytes += path.len() + ENTRY;
-    }
-    seen.entry(path.clone()).or_default()
+fn entry<'a>(seen: &'a mut PathMap<Seen>, bytes: &mut usize, path: &str) -> &'a mut Seen {
+    let (seen, new) = seen.get_or_insert(path, Seen::default);
+    *bytes += if new { path.len() + ENTRY } else { 0 };
+    seen
 }

@@ -6,13 +6,14 @@
 //! counter. Nothing here recurses: paths may be 1500 levels deep.
 
 use std::cmp::Ordering;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use crate::DomId;
-use crate::path::{Path, parent};
+use crate::path::{components, name, parent};
+use crate::path_map::{Prefix, hash_name};
 use crate::perms::Perms;
 use crate::quota::node_bytes;
+use crate::text::Text;
 
 /// Children per chunk at most; a full one is split in halves.
 const CHUNK: usize = 64;
@@ -20,60 +21,62 @@ const CHUNK: usize = 64;
 /// One node.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Name and value in one piece: most of a store's memory are small nodes.
-    text: Box<[u8]>,
-    name_len: u16,
+    text: Text,
     /// Generation of its creation: an identity, and the order among its siblings.
     pub id: u64,
     /// Generation of the last change of value or permissions.
     pub changed: u64,
     /// The permissions.
     pub perms: Perms,
-    dir: Option<Box<Dir>>,
+    children: Slots,
+    /// Of a node that has children, or had some.
+    list: Option<Box<List>>,
 }
 
 impl Node {
     fn new(name: &str, id: u64, perms: Perms, value: &[u8]) -> Self {
-        let text = [name.as_bytes(), value].concat().into();
-        // A path has at most 3072 bytes.
-        let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
-        Self { text, name_len, id, changed: id, perms, dir: None }
+        let text = Text::new(name.as_bytes(), value);
+        Self { text, id, changed: id, perms, children: Slots::default(), list: None }
     }
 
     /// The last component of the path.
     #[must_use]
     pub fn name(&self) -> &str {
-        std::str::from_utf8(self.name_bytes()).unwrap_or_default()
+        std::str::from_utf8(self.text.name()).unwrap_or_default()
     }
 
     /// The value.
     #[must_use]
     pub fn value(&self) -> &[u8] {
-        self.text.get(self.name_len.into()..).unwrap_or_default()
+        self.text.value()
     }
 
     /// What its owner is charged with.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        node_bytes(&self.perms, self.name_len.into(), self.value().len())
+        node_bytes(&self.perms, self.text.name().len(), self.value().len())
     }
 
     /// Generation of the last change of the set of children.
     #[must_use]
     pub fn listed(&self) -> u64 {
-        self.dir.as_ref().map_or(self.id, |dir| dir.listed)
+        self.list.as_ref().map_or(self.id, |list| list.changed)
     }
 
     /// A child by name.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Arc<Self>> {
-        self.dir.as_ref()?.slots.get(hash(name), name)
+        self.children.get(hash_name(name), name)
+    }
+
+    /// A child whose name ends a path.
+    pub(crate) fn child_at(&self, prefix: &Prefix<'_>) -> Option<&Arc<Self>> {
+        self.children.get(prefix.name_hash, prefix.name)
     }
 
     /// All children, in no order.
     pub fn children(&self) -> impl Iterator<Item = &Arc<Self>> {
-        let lists = self.dir.iter().flat_map(|dir| dir.slots.lists());
-        lists.flat_map(|slots| slots.iter().map(|slot| &slot.node))
+        self.children.lists().flat_map(|slots| slots.iter().map(|slot| &slot.node))
     }
 
     /// All children, oldest first.
@@ -87,97 +90,93 @@ impl Node {
     /// The names of the children, oldest first, each with a NUL: the payload of DIRECTORY.
     #[must_use]
     pub fn listing(&self) -> Arc<[u8]> {
-        let Some(dir) = &self.dir else { return Arc::default() };
-        let list = || {
-            self.children_by_age().iter().flat_map(|c| c.name_bytes().iter().copied().chain([0])).collect()
-        };
-        Arc::clone(dir.listing.get_or_init(list))
+        let Some(list) = &self.list else { return Arc::default() };
+        let names =
+            || self.children_by_age().iter().flat_map(|c| c.text.name().iter().copied().chain([0])).collect();
+        Arc::clone(list.names.get_or_init(names))
     }
 
     /// Bytes of [`Node::listing`], without making it.
     #[must_use]
     pub fn listing_len(&self) -> usize {
-        self.dir.as_ref().map_or(0, |dir| dir.listing_len)
+        self.list.as_ref().map_or(0, |list| list.len)
     }
 
     /// The same node without its children: what a snapshot of one node keeps.
     #[must_use]
     pub fn alone(self: &Arc<Self>) -> Arc<Self> {
-        if self.dir.is_none() {
+        if self.list.is_none() {
             return Arc::clone(self);
         }
-        let Self { text, name_len, id, changed, perms, dir: _ } = &**self;
-        let (text, perms) = (text.clone(), perms.clone());
-        Arc::new(Self { text, name_len: *name_len, id: *id, changed: *changed, perms, dir: None })
-    }
-
-    fn name_bytes(&self) -> &[u8] {
-        self.text.get(..self.name_len.into()).unwrap_or_default()
-    }
-
-    fn set_value(&mut self, value: &[u8]) {
-        let name = usize::from(self.name_len);
-        match self.text.get_mut(name..) {
-            Some(old) if old.len() == value.len() => old.copy_from_slice(value),
-            _ => self.text = [self.name_bytes(), value].concat().into(),
-        }
+        let Self { text, id, changed, perms, .. } = &**self;
+        let (text, perms, children) = (text.clone(), perms.clone(), Slots::default());
+        Arc::new(Self { text, id: *id, changed: *changed, perms, children, list: None })
     }
 
     fn child_mut(&mut self, name: &str) -> Option<&mut Self> {
-        self.dir.as_mut()?.slots.get_mut(hash(name), name)
+        self.children.get_mut(hash_name(name), name)
     }
 
     fn insert(&mut self, node: Self) {
-        let (listed, len) = (node.id, usize::from(node.name_len) + 1);
-        let dir = self.dir.get_or_insert_default();
-        if dir.slots.insert(Slot { hash: hash(node.name()), node: Arc::new(node) }) {
-            dir.listed = listed;
-            dir.listing_len += len;
-            dir.listing = OnceLock::new();
+        let (id, len) = (node.id, node.text.name().len() + 1);
+        if self.children.insert(Slot { hash: hash_name(node.name()), node: Arc::new(node) }) {
+            let list = self.list.get_or_insert_default();
+            list.change(id, list.len + len);
         }
     }
 
     fn remove(&mut self, name: &str, generation: u64) -> Option<Arc<Self>> {
-        let dir = self.dir.as_mut()?;
-        let node = dir.slots.remove(hash(name), name)?;
-        dir.listed = generation;
-        dir.listing_len -= usize::from(node.name_len) + 1;
-        dir.listing = OnceLock::new();
+        let node = self.children.remove(hash_name(name), name)?;
+        let list = self.list.as_mut()?;
+        list.change(generation, list.len - (node.text.name().len() + 1));
         Some(node)
     }
 
     /// Takes the children of a removed node apart, for whoever has to visit them all.
     pub(crate) fn take_children(&mut self) -> impl Iterator<Item = Arc<Self>> + use<> {
-        let slots = self.dir.take().map(|dir| dir.slots.into_slots()).unwrap_or_default();
-        slots.into_iter().flatten().map(|slot| slot.node)
+        std::mem::take(&mut self.children).into_slots().into_iter().flatten().map(|slot| slot.node)
     }
 }
 
 /// Deep trees must not need a deep stack.
 impl Drop for Node {
     fn drop(&mut self) {
-        let mut rest: Vec<Box<Dir>> = self.dir.take().into_iter().collect();
-        while let Some(dir) = rest.pop() {
-            for slot in dir.slots.into_slots().into_iter().flatten() {
-                rest.extend(Arc::into_inner(slot.node).and_then(|mut node| node.dir.take()));
+        if self.children.is_empty() {
+            return;
+        }
+        let mut rest = vec![std::mem::take(&mut self.children)];
+        while let Some(children) = rest.pop() {
+            for slot in children.into_slots().into_iter().flatten() {
+                let node = Arc::into_inner(slot.node);
+                rest.extend(node.map(|mut node| std::mem::take(&mut node.children)));
             }
         }
     }
 }
 
-#[derive(Debug, Default)]
-struct Dir {
-    listed: u64,
-    listing_len: usize,
-    slots: Slots,
-    listing: OnceLock<Arc<[u8]>>,
+/// The list of a node's children, as DIRECTORY answers it.
+#[derive(Clone, Debug, Default)]
+struct List {
+    /// Generation of its last change.
+    changed: u64,
+    /// Bytes of it.
+    len: usize,
+    /// Made when somebody asks.
+    names: OnceLock<Arc<[u8]>>,
+}
+
+impl List {
+    fn change(&mut self, generation: u64, len: usize) {
+        *self = Self { changed: generation, len, names: OnceLock::new() };
+    }
 }
 
 /// Children in the order of their hashes and names: few in one list, many in chunks.
 #[derive(Clone, Debug)]
 enum Slots {
-    Few(Vec<Slot>),
-    Many(Vec<Chunk>),
+    // Boxes take a word less than vectors, in every node.
+    Few(Box<[Slot]>),
+    Many(Box<[Chunk]>),
 }
 
 /// Some children that follow each other; never empty.
@@ -196,17 +195,21 @@ struct Slot {
 
 impl Slot {
     fn cmp(&self, hash: u32, name: &str) -> Ordering {
-        self.hash.cmp(&hash).then_with(|| self.node.name_bytes().cmp(name.as_bytes()))
+        self.hash.cmp(&hash).then_with(|| self.node.text.name().cmp(name.as_bytes()))
     }
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self::Few(Vec::new())
+        Self::Few(Box::default())
     }
 }
 
 impl Slots {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Few(slots) if slots.is_empty())
+    }
+
     fn lists(&self) -> impl Iterator<Item = &[Slot]> {
         let (few, many): (&[Slot], &[Chunk]) = match self {
             Self::Few(slots) => (slots, &[]),
@@ -217,77 +220,104 @@ impl Slots {
 
     fn into_slots(self) -> Vec<Vec<Slot>> {
         match self {
-            Self::Few(slots) => vec![slots],
+            Self::Few(slots) => vec![slots.into_vec()],
             Self::Many(chunks) => chunks.into_iter().map(|chunk| Arc::unwrap_or_clone(chunk.slots)).collect(),
         }
-    }
-
-    /// Which of many chunks has or would have the name.
-    fn chunk(chunks: &[Chunk], hash: u32, name: &str) -> usize {
-        let above = chunks.partition_point(|chunk| match chunk.first.cmp(&hash) {
-            Ordering::Equal => chunk.slots.first().is_some_and(|slot| slot.cmp(hash, name).is_le()),
-            order => order.is_lt(),
-        });
-        above.saturating_sub(1)
     }
 
     fn get(&self, hash: u32, name: &str) -> Option<&Arc<Node>> {
         let slots = match self {
             Self::Few(slots) => slots,
-            Self::Many(chunks) => &*chunks.get(Self::chunk(chunks, hash, name))?.slots,
+            Self::Many(chunks) => chunks.get(chunk_of(chunks, hash, name))?.slots.as_slice(),
         };
-        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
-        slots.get(slot).map(|slot| &slot.node)
-    }
-
-    /// The list that has or would have the name, as one that nobody else has, and its number if there are many.
-    fn list_mut(&mut self, hash: u32, name: &str) -> Option<(&mut Vec<Slot>, usize)> {
-        match self {
-            Self::Few(slots) => Some((slots, 0)),
-            Self::Many(chunks) => {
-                let index = Self::chunk(chunks, hash, name);
-                Some((Arc::make_mut(&mut chunks.get_mut(index)?.slots), index))
-            }
-        }
+        slots.get(find(slots, hash, name).ok()?).map(|slot| &slot.node)
     }
 
     fn get_mut(&mut self, hash: u32, name: &str) -> Option<&mut Node> {
-        let (slots, _) = self.list_mut(hash, name)?;
-        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
+        let slots: &mut [Slot] = match self {
+            Self::Few(slots) => slots,
+            Self::Many(chunks) => {
+                Arc::make_mut(&mut chunks.get_mut(chunk_of(chunks, hash, name))?.slots).as_mut_slice()
+            }
+        };
+        let slot = find(slots, hash, name).ok()?;
         slots.get_mut(slot).map(|slot| Arc::make_mut(&mut slot.node))
     }
 
     /// `false` if the name is there already.
     fn insert(&mut self, new: Slot) -> bool {
-        let Some((slots, index)) = self.list_mut(new.hash, new.node.name()) else { return false };
-        let Err(slot) = slots.binary_search_by(|slot| slot.cmp(new.hash, new.node.name())) else {
-            return false;
-        };
-        slots.insert(slot, new);
-        let upper = (slots.len() > CHUNK).then(|| slots.split_off(CHUNK / 2));
-        if let (Self::Few(slots), Some(_)) = (&mut *self, &upper) {
-            *self = Self::Many(vec![Chunk::new(std::mem::take(slots))]);
-        }
-        if let Self::Many(chunks) = self {
-            chunks.get_mut(index).into_iter().for_each(Chunk::renew);
-            upper.into_iter().for_each(|upper| chunks.insert(index + 1, Chunk::new(upper)));
+        let name = new.node.name();
+        match self {
+            Self::Few(few) => {
+                let Err(slot) = find(few, new.hash, name) else { return false };
+                let mut slots = std::mem::take(few).into_vec();
+                slots.insert(slot, new);
+                *self = match upper_half(&mut slots) {
+                    None => Self::Few(slots.into()),
+                    Some(upper) => Self::Many([slots, upper].map(Chunk::new).into()),
+                };
+            }
+            Self::Many(chunks) => {
+                let index = chunk_of(chunks, new.hash, name);
+                let Some(chunk) = chunks.get_mut(index) else { return false };
+                let slots = Arc::make_mut(&mut chunk.slots);
+                let Err(slot) = find(slots, new.hash, name) else { return false };
+                slots.insert(slot, new);
+                let upper = upper_half(slots);
+                chunk.renew();
+                if let Some(upper) = upper {
+                    let mut all = std::mem::take(chunks).into_vec();
+                    all.insert(index + 1, Chunk::new(upper));
+                    *chunks = all.into();
+                }
+            }
         }
         true
     }
 
     fn remove(&mut self, hash: u32, name: &str) -> Option<Arc<Node>> {
-        let (slots, index) = self.list_mut(hash, name)?;
-        let slot = slots.binary_search_by(|slot| slot.cmp(hash, name)).ok()?;
-        let node = slots.remove(slot).node;
-        let empty = slots.is_empty();
         match self {
-            Self::Many(chunks) if empty && chunks.len() == 1 => *self = Self::default(),
-            Self::Many(chunks) if empty => drop(chunks.remove(index)),
-            Self::Many(chunks) => chunks.get_mut(index).into_iter().for_each(Chunk::renew),
-            Self::Few(_) => {}
+            Self::Few(few) => {
+                let slot = find(few, hash, name).ok()?;
+                let mut slots = std::mem::take(few).into_vec();
+                let node = slots.remove(slot).node;
+                *few = slots.into();
+                Some(node)
+            }
+            Self::Many(chunks) => {
+                let index = chunk_of(chunks, hash, name);
+                let chunk = chunks.get_mut(index)?;
+                let slots = Arc::make_mut(&mut chunk.slots);
+                let node = slots.remove(find(slots, hash, name).ok()?).node;
+                chunk.renew();
+                if chunk.slots.is_empty() {
+                    let mut all = std::mem::take(chunks).into_vec();
+                    all.remove(index);
+                    *self = if all.is_empty() { Self::default() } else { Self::Many(all.into()) };
+                }
+                Some(node)
+            }
         }
-        Some(node)
     }
+}
+
+/// Which of many chunks has or would have the name.
+fn chunk_of(chunks: &[Chunk], hash: u32, name: &str) -> usize {
+    let above = chunks.partition_point(|chunk| match chunk.first.cmp(&hash) {
+        Ordering::Equal => chunk.slots.first().is_some_and(|slot| slot.cmp(hash, name).is_le()),
+        order => order.is_lt(),
+    });
+    above.saturating_sub(1)
+}
+
+/// Where the name is, or would be.
+fn find(slots: &[Slot], hash: u32, name: &str) -> Result<usize, usize> {
+    slots.binary_search_by(|slot| slot.cmp(hash, name))
+}
+
+/// Takes half of a list that has become too long.
+fn upper_half(slots: &mut Vec<Slot>) -> Option<Vec<Slot>> {
+    (slots.len() > CHUNK).then(|| slots.split_off(CHUNK / 2))
 }
 
 impl Chunk {
@@ -300,20 +330,6 @@ impl Chunk {
     fn renew(&mut self) {
         self.first = self.slots.first().map_or(0, |slot| slot.hash);
     }
-}
-
-impl Clone for Dir {
-    fn clone(&self) -> Self {
-        let (listing, slots) = (self.listing.clone(), self.slots.clone());
-        Self { listed: self.listed, listing_len: self.listing_len, slots, listing }
-    }
-}
-
-/// Keyed, so that a guest cannot choose names that share a hash.
-fn hash(name: &str) -> u32 {
-    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let [a, b, c, d, ..] = KEY.hash_one(name).to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// A whole store's nodes. Cloning it takes a snapshot.
@@ -333,14 +349,14 @@ impl Tree {
     /// The node at `path`.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Arc<Node>> {
-        names(path).try_fold(&self.root, |node, name| node.child(name))
+        components(path).try_fold(&self.root, |node, name| node.child(name))
     }
 
     /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
     #[must_use]
-    pub fn nearest(&self, path: &Path) -> (&Arc<Node>, usize) {
+    pub fn nearest(&self, path: &str) -> (&Arc<Node>, usize) {
         let (mut node, mut depth) = (&self.root, 0);
-        for name in path.components() {
+        for name in components(path) {
             let Some(child) = node.child(name) else { break };
             (node, depth) = (child, depth + 1);
         }
@@ -360,23 +376,23 @@ impl Tree {
     }
 
     /// Replaces the value of an existing node. Answers its owner, and by how many bytes it grew.
-    pub fn write(&mut self, path: &Path, value: &[u8]) -> Option<(DomId, isize)> {
+    pub fn write(&mut self, path: &str, value: &[u8]) -> Option<(DomId, isize)> {
         self.change(path, |node| {
             let grown = value.len().wrapping_sub(node.value().len()).cast_signed();
-            node.set_value(value);
+            node.text.set_value(value);
             (node.perms.owner(), grown)
         })
     }
 
     /// Replaces the permissions of an existing node. Answers the old ones.
-    pub fn set_perms(&mut self, path: &Path, perms: Perms) -> Option<Perms> {
+    pub fn set_perms(&mut self, path: &str, perms: Perms) -> Option<Perms> {
         self.change(path, |node| std::mem::replace(&mut node.perms, perms))
     }
 
     /// Adds a node and its missing parents, which have no value, below the first `depth` names of its path, which exist.
     /// Answers the id of the topmost new node; `None` if nothing is missing.
-    pub fn create(&mut self, path: &Path, depth: usize, perms: &Perms, value: &[u8]) -> Option<u64> {
-        let missing: Vec<&str> = path.components().skip(depth).collect();
+    pub fn create(&mut self, path: &str, depth: usize, perms: &Perms, value: &[u8]) -> Option<u64> {
+        let missing: Vec<&str> = components(path).skip(depth).collect();
         let top = self.generation + 1;
         let (last, parents) = missing.split_last()?;
         let mut id = self.generation + u64::try_from(missing.len()).ok()?;
@@ -388,24 +404,24 @@ impl Tree {
             parent.insert(node);
             node = parent;
         }
-        let mut parent = path.components().take(depth);
+        let mut parent = components(path).take(depth);
         let parent = parent.try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))?;
         parent.insert(node);
         Some(top)
     }
 
     /// Takes a node and all below out of the tree. `/` stays.
-    pub fn remove(&mut self, path: &Path) -> Option<Arc<Node>> {
+    pub fn remove(&mut self, path: &str) -> Option<Arc<Node>> {
         let above = parent(path)?;
-        if path.is_root() || self.get(path).is_none() {
+        if path == "/" || self.get(path).is_none() {
             return None;
         }
         let generation = self.next_generation();
-        self.node_mut(above)?.remove(path.name(), generation)
+        self.node_mut(above)?.remove(name(path), generation)
     }
 
     /// Changes an existing node; answers what `edit` says.
-    fn change<T>(&mut self, path: &Path, edit: impl FnOnce(&mut Node) -> T) -> Option<T> {
+    fn change<T>(&mut self, path: &str, edit: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let generation = self.next_generation();
         let node = self.node_mut(path)?;
         node.changed = generation;
@@ -414,17 +430,14 @@ impl Tree {
 
     /// Copies what snapshots share on the way down.
     fn node_mut(&mut self, path: &str) -> Option<&mut Node> {
-        names(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
+        components(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
     }
-}
-
-fn names(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::Path;
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;

@@ -3,11 +3,12 @@
 //! An event looks at the watches on its own path and on the paths above it, a removal also at those below: nothing
 //! here visits watches of unconcerned paths or connections.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::path::{Path, parent};
+use crate::path_map::{PathMap, prefixes};
 use crate::perms::{Caller, Perms};
 use crate::store::ConnId;
 use crate::tree::Node;
@@ -26,21 +27,21 @@ pub struct Watch {
 }
 
 /// A change of the tree, as watches see it.
-#[derive(Clone, Debug)]
-pub struct Change {
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
     /// The node that changed.
-    pub path: Path,
+    pub path: &'a str,
     /// If it was removed: the node as it was. Watches below are told too, those exactly on a removed node.
-    pub removed: Option<Arc<Node>>,
+    pub removed: Option<&'a Arc<Node>>,
     /// Permissions of the node before and after the change: who may read by one of them may know.
-    pub perms: [Option<Perms>; 2],
+    pub perms: [Option<&'a Perms>; 2],
 }
 
 /// All watches, by watched name.
 #[derive(Debug, Default)]
 pub struct Watches {
     /// The watches on a name, by number: oldest first.
-    on: HashMap<Arc<str>, BTreeMap<u64, Watch>>,
+    on: PathMap<BTreeMap<u64, Watch>>,
     /// The names, in order.
     names: BTreeSet<Arc<str>>,
     last: u64,
@@ -53,7 +54,7 @@ impl Watches {
         self.last += 1;
         self.count += 1;
         self.names.insert(Arc::clone(&name));
-        self.on.entry(name).or_default().insert(self.last, watch);
+        self.on.get_or_insert(&name, BTreeMap::new).0.insert(self.last, watch);
         self.last
     }
 
@@ -79,35 +80,38 @@ impl Watches {
 
     /// Calls `tell` with the event path of every watch that a change concerns and that may know of it. `above`: the
     /// permissions of the node above; who may read that may know too.
-    pub fn fire(
+    pub fn fire<'a>(
         &self,
-        change: &Change,
-        above: Option<&Perms>,
+        change: &Change<'a>,
+        above: impl FnOnce() -> Option<&'a Perms>,
         caller: impl Fn(ConnId) -> Option<Caller>,
         mut tell: impl FnMut(&Watch, &str),
     ) {
-        let perms = || change.perms.iter().flatten().chain(above);
+        let above = LazyCell::new(above);
+        let perms = || change.perms.into_iter().chain([*above]).flatten();
         let may_know = |watch: &Watch| {
             caller(watch.conn).is_some_and(|caller| perms().any(|perms| perms.access(&caller).read()))
         };
-        let (mut name, mut distance) = (Some(&*change.path), 0);
-        while let Some(above) = name {
-            for watch in self.on(above) {
-                if watch.depth.is_none_or(|depth| distance <= depth) && may_know(watch) {
-                    tell(watch, change.path.get(watch.relative..).unwrap_or_default());
-                }
-            }
-            name = if above == "/" { None } else { parent(above) };
-            distance += 1;
+        let (mut lists, mut deepest) = (Vec::new(), 0);
+        for (depth, above) in prefixes(change.path).enumerate() {
+            lists.extend(self.on.at(&above).map(|list| (depth, list)));
+            deepest = depth;
         }
-        if let Some(root) = &change.removed {
-            self.fire_below(&change.path, root, caller, tell);
+        // The nearest first.
+        for (depth, list) in lists.into_iter().rev() {
+            let concerned = |watch: &&Watch| watch.depth.is_none_or(|most| deepest - depth <= most);
+            for watch in list.values().filter(concerned).filter(|watch| may_know(watch)) {
+                tell(watch, change.path.get(watch.relative..).unwrap_or_default());
+            }
+        }
+        if let Some(root) = change.removed {
+            self.fire_below(change.path, root, caller, tell);
         }
     }
 
     fn fire_below(
         &self,
-        path: &Path,
+        path: &str,
         root: &Arc<Node>,
         caller: impl Fn(ConnId) -> Option<Caller>,
         mut tell: impl FnMut(&Watch, &str),

@@ -3,7 +3,7 @@
 use super::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use crate::DomId;
 use crate::out::Out;
-use crate::path::Name;
+use crate::path::{Name, parent};
 use crate::perms::{Access, DOMID_ANY, Entry, Life, Perm, Perms};
 use crate::quota::Limit;
 use crate::store::{Call, Store};
@@ -70,12 +70,12 @@ pub(super) fn rm(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resul
     let path = store.path(call, one_arg(call.payload)?)?;
     store.note(call, &path, Aspect::Children)?;
     match store.fetch(call, &path, Access::write).map(drop) {
-        Ok(()) if path.is_root() => return Err(Errno::EINVAL),
+        Ok(()) if path == "/" => return Err(Errno::EINVAL),
         Ok(()) => store.remove_node(Some(call), &path, out),
         // That it is gone already is success, if it could have been there.
         Err(Errno::ENOENT) => {
-            let parent = path.parent().ok_or(Errno::EINVAL)?;
-            store.find(call, &parent).ok_or(Errno::ENOENT)?;
+            let parent = parent(&path).ok_or(Errno::EINVAL)?;
+            store.find(call, parent).ok_or(Errno::ENOENT)?;
         }
         Err(errno) => return Err(errno),
     }

@@ -3,7 +3,6 @@
 use crate::out::Out;
 use crate::quota::Limit;
 use crate::store::{Call, Store};
-use crate::transaction::Transaction;
 use crate::wire::{Errno, one_arg};
 
 pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
@@ -21,7 +20,7 @@ pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
             break state.last_transaction;
         }
     };
-    state.transactions.insert(id, Transaction::default());
+    state.transactions.insert(id, Box::default());
     store.open += 1;
     out.reply(call, &[format!("{id}\0").as_bytes()])
 }
@@ -39,7 +38,7 @@ pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resu
         return out.ack(call);
     }
     let result = tx.failed.map_or(Ok(()), Err);
-    let lost = tx.conflict(&store.tree).filter(|_| result.is_ok()).cloned();
+    let lost = tx.conflict(&store.tree).filter(|_| result.is_ok());
     let conflict = lost.is_some();
     store.transaction_over(call.conn, Some(&tx), lost);
     result?;
@@ -47,7 +46,7 @@ pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resu
         return Err(Errno::EAGAIN);
     }
     let changes = !tx.events.is_empty();
-    store.commit(call, tx, out)?;
+    store.commit(call, *tx, out)?;
     if changes {
         store.charge_writer(call);
     }

@@ -18,8 +18,7 @@ mod state;
 mod trace;
 mod update;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -39,6 +38,7 @@ pub use trace::Trace;
 use update::Update;
 pub use update::{ACCEPTED, state_file};
 
+use crate::ids::IdMap;
 use crate::out::{Action, Out};
 use crate::persist::Disk;
 use crate::store::{ConnId, Store};
@@ -48,24 +48,6 @@ use crate::wire::{Header, MsgType};
 const TIDY: usize = 512;
 /// Bytes read at a time.
 const CHUNK: usize = 16 * 1024;
-
-/// Connection ids are the store's own count: nobody chooses them, so they need no hash.
-#[derive(Clone, Copy, Debug, Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
 
 /// What a daemon serves, and how.
 #[derive(Debug)]
@@ -86,7 +68,7 @@ pub struct Setup {
 pub(crate) struct Server {
     store: Store,
     out: Out,
-    links: HashMap<ConnId, Link, BuildHasherDefault<IdHasher>>,
+    links: IdMap<ConnId, Link>,
     /// How many of the links are rings.
     rings: usize,
     /// Connections that have, or may have, something to do.
@@ -162,7 +144,7 @@ impl Server {
         Ok(Self {
             store,
             out: Out::default(),
-            links: HashMap::default(),
+            links: IdMap::default(),
             rings: 0,
             queue: VecDeque::new(),
             written: Vec::new(),

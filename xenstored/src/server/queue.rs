@@ -12,6 +12,8 @@ use crate::wire::{self, HEADER_LEN, Header};
 
 /// Messages of one connection handled before the next one has its turn.
 const SLICE: usize = 64;
+/// Connections that are written to together, unless a state folder has them all wait for the disk.
+const REPLIES: usize = 16;
 /// Times that a ring is looked at anew before the next connection has its turn.
 const ROUNDS: usize = 8;
 /// Unsent bytes from which on a client on the socket is not read from.
@@ -46,8 +48,9 @@ impl Server {
             if let Err(broken) = self.serve(conn) {
                 self.broken(conn, &broken);
             }
-            // With a state folder all that a turn changed is written at once, before the replies go out.
-            if self.disk.is_none() {
+            // All replies of a turn go out at its end: those who wait for them wake once, and answer at once. With a
+            // state folder so does the log.
+            if self.disk.is_none() && self.written.len() >= REPLIES {
                 self.flush_written();
             }
         }

@@ -1,0 +1,188 @@
+//! A map from paths to values that finds what it has for a path and for all above it in one pass over the path.
+//!
+//! The hash of a path is made name by name, so the hashes of all its beginnings cost no more than its own.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use hashbrown::HashTable;
+
+/// Secrets: a guest cannot choose names or paths that share a hash.
+static KEYS: LazyLock<[u64; 3]> = LazyLock::new(|| {
+    let random = RandomState::new();
+    // Odd, so that no multiplication by one of them loses bits.
+    [0, 1, 2].map(|n: u64| random.hash_one(n) | 1)
+});
+
+/// A path or one above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefix<'a> {
+    /// The hash of `path`.
+    pub(crate) hash: u64,
+    /// From the root on; `/` for the root.
+    pub(crate) path: &'a str,
+    /// Its last name, empty for the root.
+    pub(crate) name: &'a str,
+    /// [`hash_name`] of that.
+    pub(crate) name_hash: u32,
+}
+
+/// `/` and all the others down to `path` itself, which is absolute.
+pub(crate) fn prefixes(path: &str) -> impl Iterator<Item = Prefix<'_>> {
+    let [_, start, step] = *KEYS;
+    let root = Prefix { hash: start, path: "/", name: "", name_hash: 0 };
+    let (mut hash, mut end) = (start, 0);
+    let below = std::iter::from_fn(move || {
+        let rest = path.get(end + 1..).filter(|rest| !rest.is_empty())?;
+        let len = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
+        let name = rest.get(..len)?;
+        let name_hash = wide_hash(name);
+        hash = fold(hash ^ name_hash, step);
+        end += 1 + len;
+        Some(Prefix { hash, path: path.get(..end)?, name, name_hash: narrow(name_hash) })
+    });
+    std::iter::once(root).chain(below)
+}
+
+/// The hash by which a directory finds a child.
+pub(crate) fn hash_name(name: &str) -> u32 {
+    narrow(wide_hash(name))
+}
+
+/// The high half: the low one of a product depends on low bits only.
+fn narrow(hash: u64) -> u32 {
+    u32::try_from(hash >> 32).unwrap_or_default()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Folded multiplications over pieces of 16 bytes.
+fn wide_hash(name: &str) -> u64 {
+    let [one, two, three] = *KEYS;
+    let pieces = name.as_bytes().chunks(16);
+    pieces.fold(one ^ name.len() as u64, |hash, piece| {
+        let high = if piece.len() > 8 {
+            piece.last_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word))
+        } else {
+            0
+        };
+        fold(first_word(piece) ^ two ^ hash, high ^ three)
+    })
+}
+
+/// The first eight bytes, or all there are, some of them twice: the length is hashed too.
+fn first_word(bytes: &[u8]) -> u64 {
+    let half = |half: &[u8; 4]| u64::from(u32::from_le_bytes(*half));
+    match (bytes.first_chunk::<8>(), bytes.first_chunk::<4>(), bytes.last_chunk::<4>(), bytes) {
+        (Some(word), ..) => u64::from_le_bytes(*word),
+        (_, Some(first), Some(last), _) => half(first) | half(last) << 32,
+        (.., &[a, b, c]) => u64::from_le_bytes([a, b, c, 0, 0, 0, 0, 0]),
+        (.., &[a, b]) => u64::from_le_bytes([a, b, 0, 0, 0, 0, 0, 0]),
+        (.., &[a]) => a.into(),
+        _ => 0,
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry<V> {
+    hash: u64,
+    path: Arc<str>,
+    value: V,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct PathMap<V>(HashTable<Entry<V>>);
+
+impl<V> Default for PathMap<V> {
+    fn default() -> Self {
+        Self(HashTable::new())
+    }
+}
+
+impl<V> PathMap<V> {
+    pub(crate) fn get(&self, path: &str) -> Option<&V> {
+        if self.0.is_empty() { None } else { self.get_at(hash(path), path) }
+    }
+
+    /// What there is for one of [`prefixes`].
+    pub(crate) fn at(&self, prefix: &Prefix<'_>) -> Option<&V> {
+        if self.0.is_empty() { None } else { self.get_at(prefix.hash, prefix.path) }
+    }
+
+    fn get_at(&self, hash: u64, path: &str) -> Option<&V> {
+        self.0.find(hash, |entry| entry.hash == hash && *entry.path == *path).map(|entry| &entry.value)
+    }
+
+    pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut V> {
+        let hash = hash(path);
+        self.0.find_mut(hash, |entry| *entry.path == *path).map(|entry| &mut entry.value)
+    }
+
+    /// The value of a path, and whether it was made just now.
+    pub(crate) fn get_or_insert(&mut self, path: &str, make: impl FnOnce() -> V) -> (&mut V, bool) {
+        use hashbrown::hash_table::Entry::{Occupied, Vacant};
+        let hash = hash(path);
+        match self.0.entry(hash, |entry| *entry.path == *path, |entry| entry.hash) {
+            Occupied(entry) => (&mut entry.into_mut().value, false),
+            Vacant(vacant) => {
+                let entry = Entry { hash, path: path.into(), value: make() };
+                (&mut vacant.insert(entry).into_mut().value, true)
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, path: &str) -> Option<V> {
+        let found = self.0.find_entry(hash(path), |entry| *entry.path == *path);
+        found.ok().map(|entry| entry.remove().0.value)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// In no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &V)> {
+        self.0.iter().map(|entry| (&entry.path, &entry.value))
+    }
+
+    /// In no order.
+    pub(crate) fn into_entries(self) -> impl Iterator<Item = (Arc<str>, V)> {
+        self.0.into_iter().map(|entry| (entry.path, entry.value))
+    }
+
+    /// In no order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut V)> {
+        self.0.iter_mut().map(|entry| (&entry.path, &mut entry.value))
+    }
+}
+
+fn hash(path: &str) -> u64 {
+    prefixes(path).last().map_or(0, |prefix| prefix.hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_found_by_its_own_prefixes() {
+        let mut map = PathMap::default();
+        for path in ["/", "/a", "/a/b", "/ab", "@releaseDomain", "/a/bcdefghijklmnopqrstuvwxyz-0123456789/c"]
+        {
+            assert_eq!(map.get_or_insert(path, || path.len()), (&mut path.len(), true));
+            assert_eq!(map.get_or_insert(path, || 0), (&mut path.len(), false));
+        }
+        let path = "/a/bcdefghijklmnopqrstuvwxyz-0123456789/c";
+        let found: Vec<_> = prefixes(path).map(|prefix| (prefix.path, map.at(&prefix).copied())).collect();
+        let middle = "/a/bcdefghijklmnopqrstuvwxyz-0123456789";
+        assert_eq!(found, [("/", Some(1)), ("/a", Some(2)), (middle, None), (path, Some(path.len()))]);
+        assert!(prefixes(path).skip(1).all(|prefix| prefix.name_hash == hash_name(prefix.name)));
+        assert_eq!(map.remove("/a"), Some(2));
+        assert_eq!((map.get("/a"), map.get("/a/b"), map.len()), (None, Some(&4), 5));
+    }
+}
