@@ -1,8 +1,7 @@
-//! Starting the two daemons: detached from xlr, their output in a log.
+//! Starting the processes of domains: detached from xlr, their output in a log.
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
@@ -20,14 +19,13 @@ pub fn program(name: &str) -> PathBuf {
 pub fn detached(
     name: &str,
     log: &Path,
-    environment: &[(&str, &OsStr)],
     arguments: impl FnOnce(&mut Command),
 ) -> Result<Child> {
     let program = program(name);
     let out = OpenOptions::new().create(true).append(true).open(log);
     let out = out.with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new(&program);
-    command.envs(environment.iter().copied()).current_dir("/");
+    command.current_dir("/");
     command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     arguments(&mut command);
     command
@@ -39,7 +37,7 @@ pub fn detached(
 pub fn domain(dir: &RunDir) -> Result<()> {
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    let mut child = detached("xen-emu", &dir.log(), &[], |command| {
+    let mut child = detached("xen-emu", &dir.log(), |command| {
         let fd = theirs.as_raw_fd().to_string();
         command.arg("--run-dir").arg(dir.path()).arg("--ready-fd").arg(fd);
     })?;

@@ -3,12 +3,10 @@
 use crate::host::Host;
 use crate::spawn;
 use anyhow::{Context, Result, bail};
-use std::io::ErrorKind;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen_emu_api::run_dir::RunRoot;
-use xenstored::client::{self, Client, Error};
+use xenstored::client::{self, Autostart, Client};
 
 /// A store that does not answer for so long is broken.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -23,18 +21,13 @@ pub fn socket(root: &RunRoot, uid: u32) -> PathBuf {
 
 /// Talk to the running store; `None` when none runs.
 pub fn connect(host: &Host) -> Result<Option<Client>> {
-    match Client::connect(&host.xenstored) {
-        Ok(mut client) => {
-            client.set_timeout(Some(ANSWER));
-            Ok(Some(client))
-        }
-        Err(Error::Connect { source, .. })
-            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
+    let mut client = autostart(host).connect()?;
+    client.iter_mut().for_each(|client| client.set_timeout(Some(ANSWER)));
+    Ok(client)
+}
+
+fn autostart(host: &Host) -> Autostart {
+    Autostart { socket: host.xenstored.clone(), folder: host.root.path().to_owned() }
 }
 
 /// Talk to the store, starting it first where none runs. Call under the run directory's lock.
@@ -42,15 +35,9 @@ pub fn ensure(host: &Host) -> Result<Client> {
     if let Some(client) = connect(host)? {
         return Ok(client);
     }
-    if let Some(dir) = host.xenstored.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
-    let log = host.root.path().join("xenstored.log");
-    let path = ("XENSTORED_PATH", host.xenstored.as_os_str());
-    // A group of its own: ^C and the end of the terminal are not meant for it.
-    let mut daemon = spawn::detached("xenstored", &log, &[path], |command| {
-        command.process_group(0);
-    })?;
+    let (autostart, log) = (autostart(host), autostart(host).log());
+    let mut daemon =
+        autostart.start().context("cannot start xenstored: it belongs beside xlr or into PATH")?;
     let limit = Instant::now() + ANSWER;
     loop {
         if let Some(client) = connect(host)? {

@@ -2,7 +2,7 @@
 //!
 //! A store with a state folder has the domain's nodes and watches still; to one without, the nodes that a new domain
 //! finds are announced again (the devices' by the bus, which waits for the domain's). What the guest asked meanwhile
-//! waits in its ring, which nobody touches.
+//! waits in its ring, which nobody touches. A store that xlr started and that was killed is started again from here.
 
 use crate::xenbus_setup::{self, Facts};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,10 +10,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use xen_emu_api::config::Launch;
-use xenstored::client::{Client, Result};
+use xenstored::client::{Autostart, Client, Result};
 
 /// Between two looks for the store.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long one that was started may take to serve.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a store needs to serve the domain's ring.
 #[derive(Debug)]
@@ -61,9 +63,21 @@ pub fn wait(launch: &Launch, ring: &StoreRing, stop: &AtomicBool) -> Option<Agai
             Ok(again) => return Some(again),
             Err(e) => tracing::debug!("the store is not back yet: {e}"),
         }
+        start_again(launch);
         std::thread::sleep(RETRY);
     }
     None
+}
+
+/// One that xlr had started and that was killed: by the lock of the run directory one process does it for all domains.
+/// A store that somebody else runs is theirs to start.
+fn start_again(launch: &Launch) {
+    let daemon = Autostart { socket: launch.xenstored.clone(), folder: launch.run_root.clone() };
+    match daemon.again(&launch.run_root.join("lock"), PATIENCE) {
+        Ok(true) => tracing::info!("the store was killed and is started again"),
+        Ok(false) => {}
+        Err(e) => crate::log::limited!(warn, "the store cannot be started again: {e}"),
+    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@
 //! }
 //! ```
 
+mod autostart;
 mod batch;
 mod domain;
 mod error;
@@ -62,6 +63,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use autostart::Autostart;
 pub use batch::Batch;
 pub use error::{Error, Result};
 use poll::Asked;

@@ -28,8 +28,8 @@ impl Counters {
         self.bytes_in += bytes as u64;
     }
 
-    pub(super) fn handled(&mut self) {
-        self.requests += 1;
+    pub(super) fn handled(&mut self, requests: u64) {
+        self.requests += requests;
     }
 
     pub(super) fn sent(&mut self, bytes: usize, event: bool) {

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno as Sys;
-use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::counters::Counters;
@@ -57,8 +56,12 @@ pub(super) struct Link {
     /// Descriptors received and not yet claimed by an INTRODUCE.
     pub(super) fds: VecDeque<OwnedFd>,
     pub(super) outbox: Outbox,
-    /// What the loop watches a socket for.
-    pub(super) interest: EpollFlags,
+    /// There may be something to read from the socket.
+    pub(super) readable: bool,
+    /// The socket's peer hung up: what it has sent is read to the end.
+    pub(super) hung_up: bool,
+    /// The loop tells when there is room in the socket.
+    pub(super) wants_room: bool,
     /// It got messages and was not flushed since.
     pub(super) written: bool,
     /// It did not take more messages than can be kept for it.
@@ -84,7 +87,9 @@ impl Link {
             inbox: Vec::new(),
             fds: VecDeque::new(),
             outbox: Outbox::default(),
-            interest: EpollFlags::EPOLLIN,
+            readable: true,
+            hung_up: false,
+            wants_room: false,
             written: false,
             overflowed: false,
             notify: false,
@@ -113,7 +118,7 @@ impl Link {
 
     /// Whether a whole message is waiting to be handled.
     pub(super) fn has_message(&self) -> Result<bool, TooLong> {
-        split(&self.inbox).map(|message| message.is_some())
+        Ok(!self.inbox.is_empty() && split(&self.inbox)?.is_some())
     }
 
     /// Appends what has come to `bytes`, at most one chunk. `Ok(0)`: nothing there now, or nothing any more. What comes
@@ -124,10 +129,17 @@ impl Link {
             Carrier::Socket(fd) => match fds::receive(fd, chunk, &mut self.fds) {
                 Ok(count) => {
                     self.ended = count == 0;
+                    // The kernel does not read on behind descriptors.
+                    let more = count == chunk.len() || !self.fds.is_empty() || self.hung_up;
+                    self.readable = more && !self.ended;
                     bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
                     count
                 }
-                Err(Sys::EAGAIN | Sys::EINTR) => 0,
+                Err(Sys::EAGAIN) => {
+                    self.readable = false;
+                    0
+                }
+                Err(Sys::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             },
         };

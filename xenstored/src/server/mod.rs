@@ -177,8 +177,8 @@ impl Server {
         let mut ready = Vec::new();
         while !self.stopping {
             self.poller.wait(self.patience(), &mut ready)?;
-            for token in ready.drain(..) {
-                self.note(token);
+            for (token, hung_up) in ready.drain(..) {
+                self.note(token, hung_up);
             }
             self.turn();
             self.update_step();
@@ -207,11 +207,12 @@ impl Server {
         Some(first.saturating_duration_since(Instant::now()))
     }
 
-    fn note(&mut self, token: Token) {
+    fn note(&mut self, token: Token, hung_up: bool) {
         match token {
             Token::Listener => self.accept(),
             Token::Signal => self.signalled(),
-            Token::Client(conn) | Token::Kick(conn) => self.enqueue(conn),
+            Token::Client(conn) => self.ready(conn, hung_up),
+            Token::Kick(conn) => self.enqueue(conn),
             Token::Lifeline(conn) => self.hear(conn),
             Token::Trial => self.trial_speaks(),
         }
@@ -231,7 +232,7 @@ impl Server {
     /// A client connected.
     fn add_client(&mut self, fd: OwnedFd) -> io::Result<()> {
         let conn = self.store.connect();
-        if let Err(error) = self.poller.add(&fd, Token::Client(conn)) {
+        if let Err(error) = self.poller.add_client(&fd, conn) {
             self.store.disconnect(conn);
             return Err(error);
         }
@@ -240,11 +241,8 @@ impl Server {
         Ok(())
     }
 
-    fn handle_message(&mut self, conn: ConnId, header: Header, payload: &[u8]) {
+    fn handle_message(&mut self, conn: ConnId, client: bool, header: Header, payload: &[u8]) {
         self.trace.request(false, conn, &header, payload);
-        let Some(link) = self.links.get_mut(&conn) else { return };
-        link.counters.handled();
-        let client = !link.is_ring();
         if client && header.kind == MsgType::CONTROL && self.control(conn, &header, payload) {
             return;
         }

@@ -12,6 +12,9 @@ use crate::store::ConnId;
 /// Events taken from the kernel at a time.
 const BATCH: usize = 256;
 
+const HANG_UP: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+const CLIENT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+
 /// Whose descriptor is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
@@ -78,6 +81,19 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.encode()))?)
     }
 
+    /// Edge triggered: told once when more has come, when the peer hung up, and, if asked for, when there is room again.
+    /// Nothing has to be said here as long as nobody waits for room.
+    pub(super) fn add_client(&self, fd: impl AsFd, conn: ConnId) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(CLIENT, Token::Client(conn).encode()))?)
+    }
+
+    /// Whether to tell when there is room in a client's socket.
+    pub(super) fn want_room(&self, fd: impl AsFd, conn: ConnId, wanted: bool) {
+        let room = if wanted { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
+        // Fails only for what was not added, and then nobody is told anyway.
+        let _ = self.epoll.modify(fd, &mut EpollEvent::new(CLIENT | room, Token::Client(conn).encode()));
+    }
+
     /// Waits for something else from now on. For nothing: a hang-up, which is always told, is told once.
     pub(super) fn set(&self, fd: impl AsFd, token: Token, flags: EpollFlags) {
         let flags = if flags.is_empty() { EpollFlags::EPOLLET } else { flags };
@@ -90,8 +106,12 @@ impl Poller {
         let _ = self.epoll.delete(fd);
     }
 
-    /// Waits, and appends who is ready.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Token>) -> io::Result<()> {
+    /// Waits, and appends who is ready, and whether its peer hung up.
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        ready: &mut Vec<(Token, bool)>,
+    ) -> io::Result<()> {
         // Rounded up, so that the last fraction of a millisecond is slept and not spun.
         let millis = timeout.map(|timeout| timeout.as_nanos().div_ceil(1_000_000));
         let timeout = millis.map_or(EpollTimeout::NONE, |ms| {
@@ -101,7 +121,9 @@ impl Poller {
             Err(Sys::EINTR) => 0,
             count => count?,
         };
-        ready.extend(self.events.iter().take(count).map(|event| Token::decode(event.data())));
+        let ready_one =
+            |event: &EpollEvent| (Token::decode(event.data()), event.events().intersects(HANG_UP));
+        ready.extend(self.events.iter().take(count).map(ready_one));
         Ok(())
     }
 }
@@ -122,10 +144,30 @@ mod tests {
         for _ in 0..3 {
             poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
         }
-        assert_eq!(ready, [token]);
+        assert_eq!(ready, [(token, true)]);
         poller.set(&ours, token, EpollFlags::EPOLLIN);
         poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
-        assert_eq!(ready, [token; 2]);
+        assert_eq!(ready, [(token, true); 2]);
+    }
+
+    #[test]
+    fn a_client_is_told_of_once_per_message_and_at_its_end() {
+        use std::io::Write;
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut poller = Poller::new().unwrap();
+        poller.add_client(&ours, ConnId(1)).unwrap();
+        let mut told = || {
+            let mut ready = Vec::new();
+            poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
+            ready.into_iter().map(|(_, hung_up)| hung_up).collect::<Vec<_>>()
+        };
+        assert_eq!(told(), []);
+        for _ in 0..2 {
+            theirs.write_all(b"x").unwrap();
+            assert_eq!((told(), told()), (vec![false], vec![]));
+        }
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!((told(), told()), (vec![true], vec![]));
     }
 
     #[test]

@@ -1,14 +1,11 @@
 //! Who has something to do, and how much of it is done at a time.
 
-use nix::sys::epoll::EpollFlags;
-
 use super::link::{Broken, Carrier, Link};
-use super::poll::Token;
 use super::{CHUNK, Server, TIDY};
 use crate::quota::Limit;
-use crate::store::ConnId;
+use crate::store::{ConnId, Store};
 use crate::usage::Unread;
-use crate::wire::{self, HEADER_LEN, Header};
+use crate::wire::{self, HEADER_LEN, Header, MsgType};
 
 /// Messages of one connection handled before the next one has its turn.
 const SLICE: usize = 64;
@@ -24,6 +21,17 @@ const TRIM_AFTER: usize = 50;
 const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
 
 impl Server {
+    /// Something came on a client's socket, or there is room in it, or it hung up.
+    pub(super) fn ready(&mut self, conn: ConnId, hung_up: bool) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.readable = true;
+            link.hung_up |= hung_up;
+            if !std::mem::replace(&mut link.queued, true) {
+                self.queue.push_back(conn);
+            }
+        }
+    }
+
     /// A connection has something to do.
     pub(super) fn enqueue(&mut self, conn: ConnId) {
         if let Some(link) = self.links.get_mut(&conn).filter(|link| !link.queued) {
@@ -42,9 +50,6 @@ impl Server {
         }
         for _ in 0..self.queue.len() {
             let Some(conn) = self.queue.pop_front() else { break };
-            if let Some(link) = self.links.get_mut(&conn) {
-                link.queued = false;
-            }
             if let Err(broken) = self.serve(conn) {
                 self.broken(conn, &broken);
             }
@@ -68,36 +73,53 @@ impl Server {
         }
     }
 
-    /// One slice: send, take in, handle. A ring is looked at again as long as something comes, because that costs
-    /// nothing; of a socket the kernel says if there is more.
+    /// One slice: send, take in, handle.
     fn serve(&mut self, conn: ConnId) -> Result<(), Broken> {
+        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        link.queued = false;
+        if link.is_ring() { self.serve_domain(conn) } else { self.serve_client(conn) }
+    }
+
+    fn serve_client(&mut self, conn: ConnId) -> Result<(), Broken> {
+        let Some(link) = self.links.get(&conn) else { return Ok(()) };
+        if link.outbox.len() > 0 {
+            self.flush(conn)?;
+        }
+        if !self.congested(conn) {
+            self.take_in(conn)?;
+        }
+        let Some(link) = self.links.get(&conn) else { return Ok(()) };
+        let more = !congested(&self.store, conn, link) && (link.readable || link.has_message()?);
+        if more {
+            self.enqueue(conn);
+        } else if link.ended {
+            // What it asked for is done; replies that it does not read any more are lost with it.
+            self.flush(conn)?;
+            return Err(Broken::Closed);
+        }
+        Ok(())
+    }
+
+    /// A ring is looked at again as long as something comes, because that costs nothing.
+    fn serve_domain(&mut self, conn: ConnId) -> Result<(), Broken> {
         if !self.check_ring(conn)? {
             return Ok(());
         }
-        let ring = self.links.get(&conn).is_some_and(Link::is_ring);
         let mut busy = true;
-        for _ in 0..if ring && self.disk.is_none() { ROUNDS } else { 1 } {
+        for _ in 0..if self.disk.is_none() { ROUNDS } else { 1 } {
             self.flush(conn)?;
             busy = !self.congested(conn) && self.take_in(conn)?;
             if !busy {
                 break;
             }
         }
+        self.note_unread(conn);
         let Some(link) = self.links.get(&conn) else { return Ok(()) };
-        let more = !self.congested(conn) && link.has_message()?;
-        let (ended, touched) = (link.ended, link.notify);
-        if ring {
-            self.note_unread(conn);
-        }
+        let (more, touched) = (!self.congested(conn) && link.has_message()?, link.notify);
         if touched {
             self.mark_written(conn);
         }
-        if ended && !more {
-            // What it asked for is done; replies that it does not read any more are lost with it.
-            self.flush(conn)?;
-            return Err(Broken::Closed);
-        }
-        if more || (ring && busy) {
+        if more || busy {
             self.enqueue(conn);
         }
         Ok(())
@@ -116,14 +138,14 @@ impl Server {
     /// nothing to do.
     fn take_in(&mut self, conn: ConnId) -> Result<bool, Broken> {
         let Some(link) = self.links.get_mut(&conn) else { return Ok(false) };
-        let waiting = link.has_message()?;
+        let (waiting, client) = (link.has_message()?, !link.is_ring());
         let mut bytes = std::mem::take(&mut link.inbox);
         if bytes.is_empty() {
             bytes = std::mem::take(&mut self.spare);
         }
         let before = bytes.len();
         let received = if waiting || link.ended { Ok(0) } else { link.receive(&mut self.chunk, &mut bytes) };
-        let result = received.and_then(|count| Ok((self.handle_messages(conn, &bytes)?, count)));
+        let result = received.and_then(|count| Ok((self.handle_messages(conn, client, &bytes)?, count)));
         let (handled, count) = *result.as_ref().unwrap_or(&(0, 0));
         let mut done = handled > 0 || count > 0;
         if let Some(link) = self.links.get_mut(&conn) {
@@ -155,18 +177,24 @@ impl Server {
     }
 
     /// Answers how many bytes are done with.
-    fn handle_messages(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, Broken> {
+    fn handle_messages(&mut self, conn: ConnId, client: bool, bytes: &[u8]) -> Result<usize, Broken> {
         let mut at = 0;
         for _ in 0..SLICE {
-            if self.congested(conn) {
+            let Some((header, payload)) = wire::split(bytes.get(at..).unwrap_or_default())? else { break };
+            let Some(link) = self.links.get_mut(&conn) else { break };
+            if congested(&self.store, conn, link) {
                 break;
             }
-            let Some((header, payload)) = wire::split(bytes.get(at..).unwrap_or_default())? else { break };
-            if self.holds(conn, &header) {
+            // Most requests of clients never have to wait.
+            let may_wait = !client || header.kind == MsgType::TRANSACTION_START;
+            if may_wait && self.holds(conn, &header) {
                 break;
+            }
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.counters.handled(1);
             }
             at += HEADER_LEN + payload.len();
-            self.handle_message(conn, header, payload);
+            self.handle_message(conn, client, header, payload);
         }
         Ok(at)
     }
@@ -204,7 +232,9 @@ impl Server {
             Carrier::Ring(_) => usize::MAX,
         };
         link.push(message, event, limit);
-        self.mark_written(conn);
+        if !std::mem::replace(&mut link.written, true) {
+            self.written.push(conn);
+        }
     }
 
     pub(super) fn mark_written(&mut self, conn: ConnId) {
@@ -244,19 +274,14 @@ impl Server {
             disk.commit(&self.store);
         }
         link.flush()?;
-        let relieved = before > link.outbox.len() && (link.is_ring() || !link.inbox.is_empty());
-        let congested = self.congested(conn);
-        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        let more = link.is_ring() || link.readable || !link.inbox.is_empty();
         if let Carrier::Socket(fd) = &link.carrier {
-            let mut want = EpollFlags::empty();
-            want.set(EpollFlags::EPOLLIN, !congested && !link.ended);
-            want.set(EpollFlags::EPOLLOUT, link.outbox.len() > 0);
-            if link.interest != want {
-                link.interest = want;
-                self.poller.set(fd, Token::Client(conn), want);
+            let wants_room = link.outbox.len() > 0;
+            if std::mem::replace(&mut link.wants_room, wants_room) != wants_room {
+                self.poller.want_room(fd, conn, wants_room);
             }
         }
-        if relieved && !congested {
+        if more && before > link.outbox.len() && !congested(&self.store, conn, link) {
             self.enqueue(conn);
         }
         Ok(())
@@ -264,16 +289,7 @@ impl Server {
 
     /// Whether a connection has to take what is for it before it is listened to.
     pub(super) fn congested(&self, conn: ConnId) -> bool {
-        self.links.get(&conn).is_some_and(|link| {
-            link.held
-                || match link.carrier {
-                    Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,
-                    Carrier::Ring(_) => {
-                        link.outbox.replies() > 0
-                            && link.outbox.replies() >= self.store.conn_limit(conn, Limit::Outstanding)
-                    }
-                }
-        })
+        self.links.get(&conn).is_some_and(|link| congested(&self.store, conn, link))
     }
 
     /// A client is gone or was thrown out; a domain whose ring makes no sense stays known, but is not served.
@@ -305,4 +321,14 @@ impl Server {
             }
         }
     }
+}
+
+fn congested(store: &Store, conn: ConnId, link: &Link) -> bool {
+    let full = match link.carrier {
+        Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,
+        Carrier::Ring(_) => {
+            link.outbox.replies() > 0 && link.outbox.replies() >= store.conn_limit(conn, Limit::Outstanding)
+        }
+    };
+    full || link.held
 }

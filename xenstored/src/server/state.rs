@@ -9,7 +9,6 @@ use super::fds::{RingSet, adopt};
 use super::link::{Carrier, DomainRing, Link};
 use super::listener::Socket;
 use super::outbox::Outbox;
-use super::poll::Token;
 use super::{Server, Setup};
 use crate::dump::Import;
 use crate::migration::{ConnSpec, Reader, Record, Stream};
@@ -197,7 +196,7 @@ impl Server {
         link.inbox = input;
         link.outbox = Outbox::resumed(output, partial);
         if let Carrier::Socket(fd) = &link.carrier {
-            self.poller.add(fd, Token::Client(conn))?;
+            self.poller.add_client(fd, conn)?;
             self.links.insert(conn, link);
             self.enqueue(conn);
         } else {
