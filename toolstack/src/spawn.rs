@@ -16,11 +16,7 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Start `name` with its output appended to `log`. xen-emu makes itself a session of its own.
-pub fn detached(
-    name: &str,
-    log: &Path,
-    arguments: impl FnOnce(&mut Command),
-) -> Result<Child> {
+pub fn detached(name: &str, log: &Path, arguments: impl FnOnce(&mut Command)) -> Result<Child> {
     let program = program(name);
     let out = OpenOptions::new().create(true).append(true).open(log);
     let out = out.with_context(|| format!("cannot write {}", log.display()))?;

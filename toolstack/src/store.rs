@@ -27,7 +27,7 @@ pub fn connect(host: &Host) -> Result<Option<Client>> {
 }
 
 fn autostart(host: &Host) -> Autostart {
-    Autostart { socket: host.xenstored.clone(), folder: host.root.path().to_owned() }
+    Autostart::new(&host.xenstored, host.root.path())
 }
 
 /// Talk to the store, starting it first where none runs. Call under the run directory's lock.

@@ -72,7 +72,7 @@ pub fn wait(launch: &Launch, ring: &StoreRing, stop: &AtomicBool) -> Option<Agai
 /// One that xlr had started and that was killed: by the lock of the run directory one process does it for all domains.
 /// A store that somebody else runs is theirs to start.
 fn start_again(launch: &Launch) {
-    let daemon = Autostart { socket: launch.xenstored.clone(), folder: launch.run_root.clone() };
+    let daemon = Autostart::new(&launch.xenstored, &launch.run_root);
     match daemon.again(&launch.run_root.join("lock"), PATIENCE) {
         Ok(true) => tracing::info!("the store was killed and is started again"),
         Ok(false) => {}

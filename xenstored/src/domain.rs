@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::DomId;
+use crate::changes::Changes;
 use crate::perms::{Caller, Life};
 use crate::store::ConnId;
 use crate::wire::number;
@@ -38,7 +39,8 @@ pub struct Domain {
 pub struct Domains {
     known: BTreeMap<DomId, Domain>,
     lives: u32,
-    changes: u64,
+    /// Domains that came or went, or whose features did.
+    pub(crate) changes: Changes,
     /// Features withheld from a domain by SET_FEATURE, before its introduction.
     features: BTreeMap<DomId, u32>,
 }
@@ -58,12 +60,6 @@ impl Domains {
     /// All domains that exist, in order.
     pub fn all(&self) -> impl Iterator<Item = DomId> {
         self.known.keys().copied()
-    }
-
-    /// Changes when a domain comes or goes, or its features do.
-    #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.changes
     }
 
     /// The introduced domains.
@@ -112,7 +108,7 @@ impl Domains {
 
     /// The domain's life ends.
     pub fn end(&mut self, domid: DomId) -> Option<Domain> {
-        self.changes += 1;
+        self.changes.note(Some(domid));
         self.features.remove(&domid);
         self.known.remove(&domid)
     }
@@ -125,13 +121,13 @@ impl Domains {
 
     /// Limits the features a domain will be offered.
     pub fn set_features(&mut self, domid: DomId, features: u32) {
-        self.changes += 1;
+        self.changes.note(Some(domid));
         self.features.insert(domid, features & FEATURES);
     }
 
     fn begin(&mut self, domid: DomId) {
+        self.changes.note(Some(domid));
         // Life::NEVER stays out of reach.
-        self.changes += 1;
         self.lives = (self.lives + 1) % Life::NEVER.0;
         self.known.insert(domid, Domain::new(Life(self.lives)));
     }

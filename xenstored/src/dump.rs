@@ -1,6 +1,6 @@
 //! The store's state as records, for a live update and for the disk, and back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::DomId;
 use crate::domain::DOMID_FIRST_RESERVED;
@@ -28,7 +28,7 @@ impl Store {
 
     /// Limits, and the domains that exist.
     pub(crate) fn dump_settings(&self, mut put: impl FnMut(&Record<'_>)) {
-        put(&Record::GlobalQuota(self.quotas(None)));
+        put(&self.limits_record());
         self.domains.all().for_each(|domid| put(&self.domain_record(domid)));
     }
 
@@ -41,7 +41,18 @@ impl Store {
 
     /// Something that differs whenever [`Store::dump_settings`] says something else.
     pub(crate) fn settings_version(&self) -> (u64, u64) {
-        (self.domains.changes(), self.quota.changes())
+        (self.domains.changes.count(), self.quota.changes.count())
+    }
+
+    /// The domains about which that is something else since then, none for the limits of all; none at all if nobody
+    /// knows that any more.
+    pub(crate) fn settings_changed(&self, since: (u64, u64)) -> Option<BTreeSet<Option<DomId>>> {
+        let (domains, limits) = (self.domains.changes.since(since.0)?, self.quota.changes.since(since.1)?);
+        Some(domains.chain(limits).collect())
+    }
+
+    pub(crate) fn limits_record(&self) -> Record<'static> {
+        Record::GlobalQuota(self.quotas(None))
     }
 
     /// No domain is there any more: the host was booted anew.
@@ -95,6 +106,21 @@ impl Store {
     /// What a domain is offered in its ring page.
     pub(crate) fn features(&self, domid: DomId) -> u32 {
         self.domains.features(domid)
+    }
+
+    /// What the stream has no records for: the soft limit, and who has to wait how long, by names and numbers.
+    pub(crate) fn own_settings(&self) -> Vec<(String, u64)> {
+        let soft = ("quota-soft-memory".to_owned(), self.usage.soft_memory.into());
+        self.pace.saved().chain([soft]).collect()
+    }
+
+    /// Takes one of [`Store::own_settings`] over.
+    pub(crate) fn resume_setting(&mut self, name: &str, value: u64) {
+        if name == "quota-soft-memory" {
+            self.usage.soft_memory = u32::try_from(value).unwrap_or(u32::MAX);
+        } else {
+            self.pace.resume(name, value);
+        }
     }
 
     pub(crate) fn domain_record(&self, domid: DomId) -> Record<'static> {
@@ -218,7 +244,7 @@ impl Import {
             Record::Removed { path } => {
                 let path = match Name::parse(path, 0, None).ok()? {
                     Name::Node(path) => path,
-                    Name::Special(name) => return self.store.special.remove(&*name).map(drop),
+                    Name::Special(name) => return self.store.set_special(&name, None).then_some(()),
                 };
                 self.store.remove_node(None, &path, &mut Out::default());
                 Some(())
@@ -274,7 +300,7 @@ impl Import {
         let path = match Name::parse(path, 0, None).ok()? {
             Name::Node(path) => path,
             Name::Special(name) => {
-                self.store.special.insert(name.to_string(), perms);
+                self.store.set_special(&name, Some(perms));
                 return Some(());
             }
         };

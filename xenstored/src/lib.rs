@@ -7,6 +7,7 @@
 //! Behaviour follows `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt` and `public/io/xs_wire.h` of Xen.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod check;
 pub mod client;
 pub mod domain;

@@ -19,6 +19,10 @@ const RESERVE: Duration = Duration::from_secs(5);
 /// How long others wait for a transaction whose turn it is.
 const TURN: Duration = Duration::from_millis(20);
 
+/// Names of what is saved: time that a guest has used up, and what they left.
+const SPENT: &str = "pace-spent-";
+const LEFT: &str = "pace-left";
+
 /// Connections that have lost transactions over one node: they begin the next ones one after another.
 #[derive(Debug, Default)]
 struct Queue {
@@ -107,6 +111,27 @@ impl Pace {
         self.queues.get(cause)?.holder
     }
 
+    /// What guests have used up, and what they have left, in nanoseconds from now. Turns are taken anew.
+    pub(crate) fn saved(&self) -> impl Iterator<Item = (String, u64)> {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let oldest = self.now - BURST;
+        let spent = self
+            .spent
+            .iter()
+            .map(move |(domid, spent)| (format!("{SPENT}{domid}"), nanos(spent.saturating_sub(oldest))));
+        spent.filter(|(_, spent)| *spent > 0).chain([(LEFT.to_owned(), nanos(self.reserve))])
+    }
+
+    /// Takes one of [`Pace::saved`] over.
+    pub(crate) fn resume(&mut self, name: &str, nanos: u64) {
+        let time = Duration::from_nanos(nanos);
+        if name == LEFT {
+            self.reserve = time.min(RESERVE);
+        } else if let Some(domid) = name.strip_prefix(SPENT).and_then(|domid| domid.parse().ok()) {
+            self.spent.insert(domid, self.now - BURST + time);
+        }
+    }
+
     /// Forgets a domain that is no more.
     pub fn forget(&mut self, domid: DomId) {
         self.spent.remove(&domid);
@@ -134,6 +159,10 @@ mod tests {
         assert_eq!(pace.in_debt(7), None);
         pace.charge(7);
         assert_eq!(pace.in_debt(7), Some(10 * MS));
+        // Another daemon goes on with it, at another time of its own.
+        let mut other = Pace::default();
+        pace.saved().for_each(|(name, value)| other.resume(&name, value));
+        assert_eq!((pace.in_debt(7), other.in_debt(7)), (Some(10 * MS), Some(5 * MS)));
         pace.forget(7);
         assert_eq!(pace.in_debt(7), None, "a new domain");
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::DomId;
+use crate::changes::Changes;
 use crate::ids::IdMap;
 use crate::path::Path;
 use crate::perms::Perms;
@@ -62,7 +63,8 @@ impl Limit {
 pub struct Quota {
     all: BTreeMap<Limit, u32>,
     of: BTreeMap<(DomId, Limit), u32>,
-    changes: u64,
+    /// Domains that limits were set for.
+    pub(crate) changes: Changes,
 }
 
 impl Quota {
@@ -73,12 +75,6 @@ impl Quota {
         own.or_else(|| self.all.get(&limit)).copied().unwrap_or_else(|| limit.default())
     }
 
-    /// Changes when a limit is set or forgotten.
-    #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.changes
-    }
-
     /// Whether the limit was set for the domain, or for all.
     #[must_use]
     pub fn is_set(&self, domid: Option<DomId>, limit: Limit) -> bool {
@@ -87,7 +83,7 @@ impl Quota {
 
     /// Sets a limit for one domain, or for all.
     pub fn set(&mut self, domid: Option<DomId>, limit: Limit, value: u32) {
-        self.changes += 1;
+        self.changes.note(domid);
         match domid {
             Some(domid) => self.of.insert((domid, limit), value),
             None => self.all.insert(limit, value),

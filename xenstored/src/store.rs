@@ -77,6 +77,8 @@ pub struct Store {
     pub(crate) dormant: HashMap<DomId, Vec<Dormant>>,
     /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
     pub(crate) special: BTreeMap<String, Perms>,
+    /// Changes of these.
+    pub(crate) special_changes: u64,
     pub(crate) conns: IdMap<ConnId, Conn>,
     pub(crate) pace: Pace,
     /// Open transactions of all connections.
@@ -111,6 +113,7 @@ impl Store {
             usage: Usage::default(),
             dormant: HashMap::new(),
             special: BTreeMap::from(special),
+            special_changes: 0,
             conns: IdMap::default(),
             pace: Pace::default(),
             open: 0,
@@ -273,7 +276,7 @@ impl Store {
         self.dormant.remove(&domid);
         self.fire_special(ops::RELEASE_DOMAIN, domid, out);
         for event in [ops::INTRODUCE_DOMAIN, ops::RELEASE_DOMAIN] {
-            self.special.remove(&format!("{event}/{domid}"));
+            self.set_special(&format!("{event}/{domid}"), None);
         }
         true
     }
@@ -339,6 +342,19 @@ impl Store {
                 out.event(watch.conn, name, &watch.token);
             }
         });
+    }
+
+    /// Sets the permissions of a special name, or forgets it. `false` if there was nothing to forget.
+    pub(crate) fn set_special(&mut self, name: &str, perms: Option<Perms>) -> bool {
+        let changed = match perms {
+            None => self.special.remove(name).is_some(),
+            Some(perms) => {
+                self.special.insert(name.to_owned(), perms);
+                true
+            }
+        };
+        self.special_changes += u64::from(changed);
+        changed
     }
 
     /// Bytes that a watch of this name and token takes.

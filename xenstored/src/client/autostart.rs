@@ -19,9 +19,17 @@ pub struct Autostart {
     pub socket: PathBuf,
     /// The folder of its log and its pid file, `xenstored.log` and `xenstored.pid`.
     pub folder: PathBuf,
+    /// The program.
+    pub program: PathBuf,
 }
 
 impl Autostart {
+    /// With the program beside the caller's own, else the one in PATH.
+    #[must_use]
+    pub fn new(socket: &Path, folder: &Path) -> Self {
+        Self { socket: socket.to_owned(), folder: folder.to_owned(), program: program() }
+    }
+
     /// Its log; every daemon appends to it.
     #[must_use]
     pub fn log(&self) -> PathBuf {
@@ -57,7 +65,7 @@ impl Autostart {
     pub fn start(&self) -> io::Result<Child> {
         self.socket.parent().map_or(Ok(()), fs::create_dir_all)?;
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut command = Command::new(program());
+        let mut command = Command::new(&self.program);
         command.arg("-F").arg(self.pid_file()).env("XENSTORED_PATH", &self.socket).current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         command.spawn()
@@ -99,7 +107,6 @@ impl Autostart {
     }
 }
 
-/// The program beside the caller's own, else the one in PATH.
 fn program() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("xenstored")));
     beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("xenstored"))

@@ -19,6 +19,7 @@ const REMOVED: u32 = 0x786c_0004;
 const DOMAIN_GONE: u32 = 0x786c_0005;
 const DORMANT: u32 = 0x786c_0006;
 const NO_WATCHES: u32 = 0x786c_0007;
+const SETTING: u32 = 0x786c_0008;
 
 /// No target (`DOMID_INVALID`).
 const DOMID_INVALID: DomId = 0x7ff4;
@@ -120,6 +121,11 @@ pub(crate) enum Record<'a> {
     NoWatches {
         domid: DomId,
     },
+    /// Something that this daemon alone has to know of the one before.
+    Setting {
+        name: &'a [u8],
+        value: &'a [u8],
+    },
     Unknown(u32),
 }
 
@@ -141,6 +147,7 @@ impl<'a> Record<'a> {
             Self::DomainGone { .. } => DOMAIN_GONE,
             Self::Dormant { .. } => DORMANT,
             Self::NoWatches { .. } => NO_WATCHES,
+            Self::Setting { .. } => SETTING,
             Self::Unknown(kind) => *kind,
         }
     }
@@ -223,6 +230,10 @@ impl<'a> Record<'a> {
                     .for_each(|field| half(to, field));
                 strings(to, &[path, token]);
             }
+            Self::Setting { name, value } => {
+                [name, value].into_iter().for_each(|text| half(to, len16(text) + 1));
+                strings(to, &[name, value]);
+            }
             Self::Unknown(_) => {}
         }
     }
@@ -283,6 +294,10 @@ impl<'a> Record<'a> {
                     (fields.u16()?, fields.u16()?, fields.u16()?, fields.u16()?);
                 let depth = Some(depth).filter(|&depth| depth != DEPTH_UNLIMITED);
                 Self::Dormant { domid, path: fields.string(path)?, token: fields.string(token)?, depth }
+            }
+            SETTING => {
+                let (name, value) = (fields.u16()?, fields.u16()?);
+                Self::Setting { name: fields.string(name)?, value: fields.string(value)? }
             }
             kind => Self::Unknown(kind),
         })

@@ -38,6 +38,7 @@ fn one_of_each() -> Vec<Record<'static>> {
         Record::Removed { path: b"/a/b" },
         Record::DomainGone { domid: 9 },
         Record::NoWatches { domid: 9 },
+        Record::Setting { name: b"name", value: b"1" },
         Record::Dormant { domid: 9, path: b"x", token: b"t", depth: None },
         Record::Dormant { domid: 9, path: b"/x", token: b"", depth: Some(0) },
     ]

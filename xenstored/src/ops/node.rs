@@ -115,7 +115,7 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
             if !store.special.contains_key(&*name) && !names_a_domain(store, &name) {
                 return Err(Errno::ENOENT);
             }
-            store.special.insert(name.to_string(), perms);
+            store.set_special(&name, Some(perms));
         }
         Name::Node(path) => {
             store.note(call, &path, Aspect::Content)?;

@@ -38,18 +38,9 @@ fn children<'a>(
     match before {
         None => new.extend(now.children()),
         Some(before) => {
-            // In the same order but for what differs: most are compared in passing.
-            let mut olds = before.children();
-            for child in now.children() {
-                match olds.next() {
-                    Some(other) if Arc::ptr_eq(other, child) => {}
-                    other => {
-                        old.extend(other.map(|other| (other.name(), other)));
-                        new.push(child);
-                    }
-                }
-            }
-            old.extend(olds.map(|other| (other.name(), other)));
+            let (went, came) = before.differing_children(now);
+            old.extend(went.into_iter().map(|other| (other.name(), other)));
+            new = came;
         }
     }
     let mut changed = Vec::new();

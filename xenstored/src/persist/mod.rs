@@ -65,6 +65,7 @@ impl FromStr for Fsync {
 struct Written {
     tree: Tree,
     special: BTreeMap<String, Perms>,
+    special_changes: u64,
     /// Watches of domains, of those that have any.
     watches: BTreeMap<DomId, Vec<Dormant>>,
     lives: BTreeMap<DomId, Life>,
@@ -253,7 +254,8 @@ impl Written {
     fn of(store: &Store) -> Self {
         Self {
             tree: store.tree.clone(),
-            special: special(store),
+            special: store.special.clone(),
+            special_changes: store.special_changes,
             watches: watches(store),
             lives: lives(store),
             settings: store.settings_version(),
@@ -279,28 +281,40 @@ impl Written {
     fn catch_up(&mut self, store: &Store, bytes: &mut Vec<u8>) {
         let settings = store.settings_version();
         if settings != self.settings {
-            let lives = lives(store);
-            for (domid, life) in &self.lives {
-                if lives.get(domid) != Some(life) {
-                    append(bytes, &Record::DomainGone { domid: *domid });
-                }
+            let all =
+                || self.lives.keys().copied().chain(store.domains.all()).map(Some).chain([None]).collect();
+            for domid in store.settings_changed(self.settings).unwrap_or_else(all) {
+                self.catch_up_settings(domid, store, bytes);
             }
-            store.dump_settings(|record| append(bytes, record));
-            (self.lives, self.settings) = (lives, settings);
+            self.settings = settings;
         }
         if !std::sync::Arc::ptr_eq(self.tree.root(), store.tree.root()) {
             diff::append(&self.tree, store, bytes);
             self.tree = store.tree.clone();
         }
-        let special = special(store);
-        if special != self.special {
+        if self.special_changes != store.special_changes {
+            let special = store.special.clone();
             for name in self.special.keys().filter(|name| !special.contains_key(*name)) {
                 append(bytes, &Record::Removed { path: name.as_bytes() });
             }
             for (name, perms) in &special {
                 append(bytes, &record(|domid| store.domains.life(domid), name, b"", perms));
             }
-            self.special = special;
+            (self.special, self.special_changes) = (special, store.special_changes);
+        }
+    }
+
+    /// The existence and the limits of a domain may have changed, or the limits of all.
+    fn catch_up_settings(&mut self, domid: Option<DomId>, store: &Store, bytes: &mut Vec<u8>) {
+        let Some(domid) = domid else { return append(bytes, &store.limits_record()) };
+        let life = store.domains.life(domid).filter(|_| domid != 0);
+        if self.lives.get(&domid).is_some_and(|before| Some(*before) != life) {
+            append(bytes, &Record::DomainGone { domid });
+            self.lives.remove(&domid);
+        }
+        if let Some(life) = life {
+            append(bytes, &store.domain_record(domid));
+            self.lives.insert(domid, life);
         }
     }
 }
@@ -309,10 +323,6 @@ impl Written {
 fn watches(store: &Store) -> BTreeMap<DomId, Vec<Dormant>> {
     let all = store.domains.all().map(|domid| (domid, store.watches_of_domain(domid)));
     all.filter(|(_, watches)| !watches.is_empty()).collect()
-}
-
-fn special(store: &Store) -> BTreeMap<String, Perms> {
-    store.special.clone()
 }
 
 fn lives(store: &Store) -> BTreeMap<DomId, Life> {

@@ -14,6 +14,7 @@ mod outbox;
 mod poll;
 mod queue;
 mod rings;
+mod settings;
 mod state;
 mod trace;
 mod update;

@@ -9,6 +9,7 @@ use super::fds::{RingSet, adopt};
 use super::link::{Carrier, DomainRing, Link};
 use super::listener::Socket;
 use super::outbox::Outbox;
+use super::settings::Setting;
 use super::{Server, Setup};
 use crate::dump::Import;
 use crate::migration::{ConnSpec, Reader, Record, Stream};
@@ -21,6 +22,7 @@ pub struct State {
     socket: RawFd,
     lock: Option<(RawFd, PathBuf)>,
     conns: Vec<Resumed>,
+    settings: Vec<Setting>,
 }
 
 /// A connection that goes on, with descriptors by number.
@@ -45,7 +47,7 @@ impl State {
             |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
         let mut reader = Reader::new(bytes).map_err(|error| invalid(&error))?;
         let mut import = Import::new();
-        let (mut socket, mut lock, mut conns) = (-1, None, Vec::new());
+        let (mut socket, mut lock, mut conns, mut settings) = (-1, None, Vec::new(), Vec::new());
         while let Some(record) = reader.next().map_err(|error| invalid(&error))? {
             import.take(&record).ok_or_else(|| invalid(&format_args!("impossible: {record:?}")))?;
             match record {
@@ -71,10 +73,13 @@ impl State {
                         resumed.faulty = faulty;
                     }
                 }
+                Record::Setting { name, value } => {
+                    settings.push((String::from_utf8_lossy(name).into_owned(), value.to_vec()));
+                }
                 _ => {}
             }
         }
-        Ok(Self { store: import.finish(), socket, lock, conns })
+        Ok(Self { store: import.finish(), socket, lock, conns, settings })
     }
 
     /// The store alone.
@@ -154,6 +159,7 @@ impl Server {
             self.store.dump_conn(conn, id, &mut stream);
         }
         self.store.dump(&mut stream);
+        self.dump_settings(&mut stream);
         stream.finish()
     }
 
@@ -168,8 +174,9 @@ impl Server {
     /// # Errors
     /// If the loop cannot be set up.
     pub(super) fn resume(setup: Setup, state: State) -> io::Result<Self> {
-        let State { store, conns, .. } = state;
+        let State { store, conns, settings, .. } = state;
         let mut server = Self::new(setup, store)?;
+        server.resume_settings(&settings);
         for resumed in conns {
             let conn = resumed.conn;
             if let Err(error) = server.resume_conn(resumed) {

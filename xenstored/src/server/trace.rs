@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
@@ -68,6 +68,17 @@ impl Trace {
             self.file = Some(options.open(path)?);
         }
         Ok(())
+    }
+
+    /// The file, whether it is written to, and the bits of the switches.
+    pub(super) fn state(&self) -> (Option<&Path>, bool, u64) {
+        (self.path.as_deref(), self.file.is_some(), self.switches.into())
+    }
+
+    /// The switches by their bits, as [`Trace::state`] has them.
+    pub(super) fn set_switches(&mut self, bits: u64) {
+        self.switches =
+            SWITCHES.iter().filter(|(_, bit)| bits & u64::from(*bit) != 0).map(|(_, bit)| bit).sum();
     }
 
     pub(super) fn close(&mut self) {

@@ -3,6 +3,7 @@
 
 mod guest;
 mod host;
+mod killed;
 mod persist;
 mod rings;
 mod service;

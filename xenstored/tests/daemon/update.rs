@@ -115,6 +115,36 @@ fn everything_survives_a_live_update() {
 }
 
 #[test]
+fn what_was_set_survives_a_live_update() {
+    let daemon = Daemon::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace");
+    let mut host = daemon.client();
+    for command in [
+        &["quota-soft", "set", "memory", "4711"][..],
+        &["log", "-obj"],
+        &["log", "+acc"],
+        &["logfile", file.to_str().unwrap()],
+        &["quota", "set", "nodes", "17"],
+    ] {
+        assert_eq!(host.control(command).unwrap(), "OK");
+    }
+    let said = |host: &mut Client| ["quota-soft", "log", "quota"].map(|what| host.control(&[what]).unwrap());
+    let before = said(&mut host);
+    assert_eq!(update(&mut host, BINARY, &[]), "OK");
+    assert_eq!(said(&mut host), before);
+    host.write("/traced", "1").unwrap();
+    assert!(std::fs::read_to_string(&file).unwrap().contains(" WRITE tx 0 (/traced 1)"));
+    assert_eq!(host.control(&["log", "off"]).unwrap(), "OK");
+    assert_eq!(update(&mut host, BINARY, &[]), "OK");
+    host.write("/not-traced", "1").unwrap();
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("/not-traced"));
+    assert_eq!(host.control(&["log", "on"]).unwrap(), "OK");
+    host.write("/traced-again", "1").unwrap();
+    assert!(std::fs::read_to_string(&file).unwrap().contains("/traced-again"));
+}
+
+#[test]
 fn a_binary_that_fails_leaves_the_old_one_serving() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
