@@ -27,6 +27,15 @@ pub const PAGE_SIZE: usize = 4096;
 
 const SIZE: usize = XENSTORE_RING_SIZE as usize;
 
+/// The protocol uses the page up to here. Behind that is what [`Ring::keep`] keeps: a mark, an index, a length, bytes.
+const KEPT: usize = 2080;
+const KEPT_MARK: usize = KEPT;
+const KEPT_CONS: usize = KEPT + 4;
+const KEPT_LEN: usize = KEPT + 8;
+const KEPT_BYTES: usize = KEPT + 12;
+/// `part`
+const MARK: u32 = u32::from_le_bytes(*b"part");
+
 /// Why a ring is not served any more.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -143,7 +152,7 @@ impl Ring {
     /// [`Fault::Page`].
     pub fn start(&self, features: u32, reset: bool) -> Result<(), Fault> {
         if reset {
-            for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
+            for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD, KEPT_LEN] {
                 self.page.store(index, 0)?;
             }
         }
@@ -198,6 +207,36 @@ impl Ring {
     pub fn consume(&self, count: usize) -> Result<(), Fault> {
         let count = u32::try_from(count).unwrap_or(XENSTORE_RING_SIZE);
         self.page.store(REQ_CONS, self.page.load(REQ_CONS)?.wrapping_add(count))
+    }
+
+    /// Leaves the beginning of a message in the page, before the last `count` bytes of it are consumed: the page outlives
+    /// a store that is killed, and the next one finds it. One that is too long is not kept.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn keep(&self, beginning: &[u8], count: usize) -> Result<(), Fault> {
+        let len = u32::try_from(beginning.len()).ok().filter(|_| KEPT_BYTES + beginning.len() <= PAGE_SIZE);
+        let count = u32::try_from(count).unwrap_or(XENSTORE_RING_SIZE);
+        self.page.store(KEPT_LEN, 0)?;
+        let Some(len) = len else { return Ok(()) };
+        self.page.write(KEPT_BYTES, beginning)?;
+        self.page.store(KEPT_MARK, MARK)?;
+        self.page.store(KEPT_CONS, self.page.load(REQ_CONS)?.wrapping_add(count))?;
+        self.page.store(KEPT_LEN, len)
+    }
+
+    /// The beginning of the message of which the ring has the rest, if the store before has kept one.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn kept(&self) -> Result<Vec<u8>, Fault> {
+        let len = usize::try_from(self.page.load(KEPT_LEN)?).unwrap_or(usize::MAX);
+        let valid = self.page.load(KEPT_MARK)? == MARK
+            && self.page.load(KEPT_CONS)? == self.page.load(REQ_CONS)?
+            && len <= PAGE_SIZE - KEPT_BYTES;
+        let mut bytes = vec![0; if valid { len } else { 0 }];
+        self.page.read(KEPT_BYTES, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// [`Ring::peek`] and [`Ring::consume`] at once.
@@ -304,6 +343,33 @@ mod tests {
         ring.start(0xf, true).unwrap();
         let words = [SERVER_FEATURES, CONNECTION, REQ_PROD, ERROR].map(|at| word(&file, at));
         assert_eq!(words, [0x1f, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_beginning_of_a_message_outlives_the_store() {
+        for kind in KINDS {
+            let (ring, file) = page(kind);
+            let next = || Ring::new(file.try_clone().unwrap().into()).unwrap().kept().unwrap();
+            set(&file, REQ_CONS, u32::MAX);
+            assert_eq!(next(), b"");
+            ring.keep(b"half", 3).unwrap();
+            assert_eq!(next(), b"", "it was not consumed, so it is in the ring");
+            ring.consume(3).unwrap();
+            assert_eq!(next(), b"half");
+            ring.consume(1).unwrap();
+            assert_eq!(next(), b"", "the rest is consumed too");
+            ring.keep(&[1; 2004], 0).unwrap();
+            assert_eq!(next(), [1; 2004]);
+            set(&file, KEPT_LEN, 2005);
+            assert_eq!(next(), b"");
+            ring.keep(&[1; 2005], 0).unwrap();
+            assert_eq!(next(), b"");
+            ring.keep(b"half", 0).unwrap();
+            set(&file, REQ_CONS, 0);
+            ring.keep(b"half", 0).unwrap();
+            ring.start(0, true).unwrap();
+            assert_eq!(next(), b"", "all begins anew");
+        }
     }
 
     proptest! {

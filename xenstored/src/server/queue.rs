@@ -162,6 +162,13 @@ impl Server {
                 done = taken > 0;
             }
             link.inbox = bytes.get(handled..kept).unwrap_or_default().to_vec();
+            if let Carrier::Ring(domain) = &link.carrier
+                && !link.inbox.is_empty()
+                && result.is_ok()
+            {
+                // A page that fails here fails at every turn.
+                let _ = domain.ring.keep(&link.inbox, link.handled);
+            }
             // Descriptors belong to the INTRODUCE they came with.
             if link.inbox.is_empty() {
                 link.fds.clear();

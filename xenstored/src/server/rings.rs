@@ -31,6 +31,11 @@ impl Server {
         let RingSet { ring, kick, notify, lifeline } = set;
         let domain = DomainRing { domid, ring, kick, notify, lifeline, features, faulty: false };
         let mut link = Link::new(Carrier::Ring(domain));
+        if let Carrier::Ring(domain) = &link.carrier
+            && let Ok(beginning) = domain.ring.kept()
+        {
+            link.inbox = beginning;
+        }
         link.notify = true;
         self.add_ring(conn, link);
     }

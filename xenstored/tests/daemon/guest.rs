@@ -75,6 +75,11 @@ impl Guest {
         }
     }
 
+    /// Bytes of requests that the store has not taken.
+    pub fn unread(&self) -> u32 {
+        self.word(REQ_PROD).wrapping_sub(self.word(REQ_CONS))
+    }
+
     pub fn connection(&self) -> u32 {
         self.word(CONNECTION)
     }
