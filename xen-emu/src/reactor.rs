@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use xen_emu_api::config::Launch;
 use xen_emu_api::control::Reply;
 use xen_emu_api::run_dir::RunDir;
@@ -283,6 +283,9 @@ impl Reactor {
         }
         if let Some(mut ready) = self.ready.take() {
             ready.write_all(b"ok\n").context("nobody waits for the domain to be ready")?;
+        }
+        if let Err(e) = crate::memory::forget_code() {
+            debug!("the code of the start stays in memory: {e}");
         }
         loop {
             let turn = self.turn(Instant::now());

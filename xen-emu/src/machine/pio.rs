@@ -39,9 +39,9 @@ const PORTS: &[(RangeInclusive<u16>, u8)] = &[
     (0xcf8..=0xcff, ABSENT), // PCI configuration, reset control
 ];
 
-/// Ports whose writes say nothing to anyone and come by the hundred: the address of PCI's configuration space, where
-/// nothing is to be addressed, and the delay port. The kernel may swallow them.
-pub const IGNORED_WRITES: &[u16] = &[0x80, 0xcf8];
+/// Ports whose writes say nothing to anyone and come often: the address of PCI's configuration space, where
+/// nothing is to be addressed, the delay port, and the mode of an absent timer. The kernel may swallow them.
+pub const IGNORED_WRITES: &[u16] = &[0x43, 0x80, 0xcf8];
 
 /// What a byte read at a known port gives.
 fn known(port: u16) -> Option<u8> {
