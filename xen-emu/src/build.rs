@@ -17,6 +17,7 @@ use crate::kvm::{self, XenAccel, ioctl, regs};
 use crate::log::Dmesg;
 use crate::machine::{IOAPIC_PINS, Machine};
 use crate::memory::{self, Memory};
+use crate::peers::{self, Peers};
 use crate::timers::{self, Timers};
 use crate::vm::VmEvent;
 use anyhow::{Context, anyhow};
@@ -36,6 +37,7 @@ use xen_domain::mem::SpecialPage;
 use xen_domain::version::XEN_VERSION;
 use xen_domain::{Domain, Params};
 use xen_emu_api::config::{DomainConfig, EventChannels, Launch, Upcall};
+use xen_emu_api::run_dir::RunRoot;
 
 /// A built domain, paused, and what its backends need.
 pub struct Built {
@@ -103,6 +105,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         .collect::<std::io::Result<BTreeMap<_, _>>>()
         .context("eventfd")?;
     let forward = Arc::new(Forward::new().context("epoll")?);
+    let root = RunRoot::at(&launch.run_root)?;
+    let peers = Peers::open(root, launch.domid).context("socket for other domains")?;
     let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends, forward.clone())?;
     accel.latch_long_mode(kernel.long_mode)?;
 
@@ -117,6 +121,8 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
         forward,
         timers: Timers::default(),
+        peers,
+        workers: Mutex::default(),
         events: Mutex::new(events),
         log,
         domid: launch.domid,
@@ -130,6 +136,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     tracing::debug!("vCPUs made");
     serve(&guest, "timers", timers::run)?;
     serve(&guest, "forward", forward::run)?;
+    serve(&guest, "peers", peers::run)?;
     Ok(Built { guest, store_page, store_port, console_port })
 }
 
@@ -144,8 +151,10 @@ fn fifo(config: &DomainConfig) -> bool {
 
 /// Start a thread that works for the domain until it is told to stop.
 fn serve(guest: &Arc<Guest>, name: &str, run: fn(&Arc<Guest>)) -> std::io::Result<()> {
-    let guest = guest.clone();
-    std::thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(move || run(&guest)).map(drop)
+    let own = guest.clone();
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(128 << 10);
+    crate::guest::lock(&guest.workers).push(thread.spawn(move || run(&own))?);
+    Ok(())
 }
 
 fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {

@@ -6,13 +6,16 @@ use crate::kvm::mailbox::Ticket;
 use crate::kvm::vcpu::Mail;
 use crate::kvm::{VcpuAttr, XenAccel, ioctl};
 use crate::memory::Place;
+use crate::peers::Order;
 use crate::timers::Timer;
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use xen_abi::Domid;
 use xen_abi::errno::Errno;
 use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use xen_domain::mem::{Gfn, Gpa, SpecialPage};
+use xen_domain::peer::{Ask, Foreign, Question};
 
 /// The effects of one call into the core. What concerns another vCPU is in `tickets` afterwards, to be awaited
 /// when the domain's lock is released.
@@ -99,6 +102,20 @@ impl Fx<'_> {
         let hva = memory.alias(at, Some(frame)).map_err(std::io::Error::other)?;
         slots.alias(vm, at.0, hva, write).inspect_err(|_| {
             let _ = memory.alias(at, None);
+        })
+    }
+
+    /// The same with a page of another domain.
+    fn show_foreign(&self, at: Gfn, page: Option<(Foreign, bool)>) -> std::io::Result<()> {
+        let (memory, vm) = (&self.guest.memory, &self.guest.vm);
+        let mut slots = lock(&self.guest.slots);
+        let Some((_, write)) = page else {
+            slots.remove(vm, at.0)?;
+            return memory.place_foreign(at, None).map(drop).map_err(std::io::Error::other);
+        };
+        let hva = memory.place_foreign(at, page).map_err(std::io::Error::other)?;
+        slots.alias(vm, at.0, hva, write).inspect_err(|_| {
+            let _ = memory.place_foreign(at, None);
         })
     }
 }
@@ -234,6 +251,25 @@ impl Effects for Fx<'_> {
         if let Some(fds) = self.guest.accel.backend(backend) {
             logged("kick", fds.kick.write(1));
         }
+    }
+
+    fn ask(&mut self, question: Question, dom: Domid, ask: Ask) {
+        self.guest.peers.post(Order::Ask(question, dom, ask));
+    }
+
+    fn leave_peer(&mut self, backend: Backend) {
+        self.guest.peers.post(Order::Leave(backend));
+    }
+
+    fn map_foreign(&mut self, at: Gfn, page: Option<(Foreign, bool)>) -> Result<(), Errno> {
+        self.show_foreign(at, page).map_err(|e| {
+            crate::log::limited!(warn, "{page:?} at {at:?}: {e}");
+            Errno::ENOMEM
+        })
+    }
+
+    fn release_foreign(&mut self, page: Foreign) {
+        self.guest.peers.post(Order::Release(page));
     }
 
     fn wake(&mut self, vcpu: VcpuId) {

@@ -12,13 +12,16 @@ use crate::kvm::{XenAccel, xen_kernel::XenKernel};
 use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
+use crate::peers::{Order, Peers};
 use crate::timers::{Timer, Timers};
 use crate::vm::{Vm, VmEvent};
 use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
+use std::io;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_domain::Domain;
 use xen_domain::hypercall::Cx;
@@ -49,6 +52,10 @@ pub struct Guest {
     pub forward: Arc<Forward>,
     /// Timers that the kernel does not run.
     pub timers: Timers,
+    /// Other domains of this host.
+    pub peers: Peers,
+    /// The threads of the three above.
+    pub workers: Mutex<Vec<JoinHandle<()>>>,
     /// To the main thread.
     pub events: Mutex<Sender<VmEvent>>,
     /// Where the guest's debug output goes.
@@ -62,6 +69,40 @@ pub struct Guest {
     /// Exits to userspace, by kind.
     pub exits: vcpu::Counters,
 }
+
+/// A moment in which no vCPU is in the guest or in a hypercall.
+#[derive(Default)]
+pub struct Still {
+    /// How many vCPUs stand still, and whether they may go on.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Still {
+    /// On a vCPU's thread: stands still until it may go on.
+    pub fn arrive(&self) {
+        let mut state = lock(&self.state);
+        state.0 += 1;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, over)| !*over));
+    }
+
+    /// Waits until so many stand still, a little while.
+    fn await_some(&self, count: usize) -> bool {
+        let state = lock(&self.state);
+        let waited = self.changed.wait_timeout_while(state, LOOK_AROUND, |(here, _)| *here < count);
+        waited.unwrap_or_else(PoisonError::into_inner).0.0 >= count
+    }
+
+    fn end(&self) {
+        lock(&self.state).1 = true;
+        self.changed.notify_all();
+    }
+}
+
+/// How long vCPUs may take to stand still, in steps.
+const STAND_STILL: Duration = Duration::from_secs(5);
+const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 /// Pages beside RAM that a domain is charged for, as under Xen: libxl gives a PVH guest eight special pages.
 const SPECIAL_PAGES: u64 = 8;
@@ -117,6 +158,24 @@ impl Guest {
         let ticket = self.mailboxes.post(vcpu, mail);
         self.kick(vcpu);
         ticket
+    }
+
+    /// Run `act` while no vCPU is in the guest. Not with a lock held that a vCPU may want.
+    ///
+    /// # Errors
+    /// They do not stand still, or what `act` says.
+    pub fn standing_still(&self, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        let still = Arc::new(Still::default());
+        let vcpus = (0..).take(lock(&self.threads).len());
+        let count = vcpus.filter_map(|vcpu| self.post(vcpu, Mail::Still(still.clone()))).count();
+        let until = Instant::now() + STAND_STILL;
+        let mut all = still.await_some(count);
+        while !all && !self.mailboxes.stopping() && Instant::now() < until {
+            all = still.await_some(count);
+        }
+        let done = if all { act() } else { Err(io::Error::other("a vCPU does not stand still")) };
+        still.end();
+        done
     }
 
     /// Which vCPUs run, in the sense of VCPUOP_is_up: started, and not halted with interrupts off.
@@ -244,6 +303,7 @@ impl Vm for Guest {
         self.mailboxes.stop();
         self.timers.stop();
         self.forward.stop();
+        self.peers.post(Order::Stop);
         let mut threads = std::mem::take(&mut *lock(&self.threads));
         // A thread between its check and KVM_RUN misses no kick (see kvm::vcpu), but one that is just being
         // started may: repeat until all are gone.
@@ -252,6 +312,11 @@ impl Vm for Guest {
             std::thread::sleep(Duration::from_millis(1));
         }
         threads.iter_mut().for_each(Thread::join);
+        for worker in std::mem::take(&mut *lock(&self.workers)) {
+            if worker.join().is_err() {
+                tracing::error!("a thread of the domain panicked");
+            }
+        }
         // The next domain may want the memory before this process is gone.
         self.memory.discard_all();
     }

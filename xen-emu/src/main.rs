@@ -15,6 +15,7 @@ mod kvm;
 mod log;
 mod machine;
 mod memory;
+mod peers;
 mod reactor;
 mod socket;
 mod store_again;

@@ -5,6 +5,8 @@
 //! that RAM page until it is moved.
 #![expect(unsafe_code, reason = "maps guest RAM with an alignment that vm-memory cannot ask for")]
 
+mod granted;
+
 use crate::backend::device::GuestRam;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -64,18 +66,35 @@ struct Special {
     place: Place,
 }
 
+/// What a frame outside RAM shows besides special pages.
+enum Alias {
+    /// A frame of RAM.
+    Ram(Gfn),
+    /// A page of another domain.
+    Foreign { map: Arc<MmapRegion>, write: bool },
+}
+
+/// What an access does; a page of another domain may be for reading only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
 #[derive(Default)]
 struct Specials {
     pages: BTreeMap<SpecialPage, Special>,
     slots: BTreeMap<u64, SpecialPage>,
-    /// Frames outside RAM that show a frame of RAM.
-    aliases: BTreeMap<u64, Gfn>,
+    /// Frames outside RAM that show something else.
+    aliases: BTreeMap<u64, Alias>,
 }
 
 /// All memory of one guest.
 pub struct Memory {
     regions: Vec<Region>,
     specials: RwLock<Specials>,
+    /// Pages shared with other domains.
+    granted: granted::Granted,
 }
 
 /// The host refused memory.
@@ -184,7 +203,7 @@ impl Memory {
                     .map_err(|source| MemoryError::Ram { mib, source })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Memory { regions, specials: RwLock::default() })
+        Ok(Memory { regions, specials: RwLock::default(), granted: granted::Granted::default() })
     }
 
     /// RAM and whatever else was made by [`Memory::new`].
@@ -260,23 +279,30 @@ impl Memory {
 
     /// Show a frame of RAM at a frame outside RAM too, or no longer (`None`). The host address of that RAM comes back.
     pub fn alias(&self, at: Gfn, frame: Option<Gfn>) -> Result<u64, Fault> {
-        let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(frame) = frame else {
-            specials.aliases.remove(&at.0);
-            return Ok(0);
-        };
+        let Some(frame) = frame else { return self.set_alias(at, None).map(|()| 0) };
         let found = self.regions.iter().find_map(|r| Some((r, r.offset(frame.gpa().0, PAGE_LEN)?)));
         let (region, offset) = found.ok_or(Fault)?;
+        self.set_alias(at, Some(Alias::Ram(frame)))?;
+        Ok(region.hva() + offset as u64)
+    }
+
+    /// Notes what a frame outside RAM shows, where nothing was, or that it shows nothing any more.
+    fn set_alias(&self, at: Gfn, alias: Option<Alias>) -> Result<(), Fault> {
+        let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(alias) = alias else {
+            specials.aliases.remove(&at.0);
+            return Ok(());
+        };
         if self.is_ram(at) || specials.slots.contains_key(&at.0) || specials.aliases.contains_key(&at.0) {
             return Err(Fault);
         }
-        specials.aliases.insert(at.0, frame);
-        Ok(region.hva() + offset as u64)
+        specials.aliases.insert(at.0, alias);
+        Ok(())
     }
 
     /// The host address of a guest-physical one, for the attributes that the kernel takes as addresses.
     pub fn hva(&self, gpa: Gpa) -> Result<u64, Fault> {
-        self.with(gpa, 1, |map, offset| Ok(map.as_ptr() as u64 + offset as u64))
+        self.with(gpa, 1, Access::Read, |map, offset| Ok(map.as_ptr() as u64 + offset as u64))
     }
 
     /// Give the host back the memory of these frames; they read as zeros afterwards.
@@ -306,6 +332,7 @@ impl Memory {
         &self,
         gpa: Gpa,
         len: usize,
+        access: Access,
         f: impl FnOnce(&MmapRegion, usize) -> Result<R, Fault>,
     ) -> Result<R, Fault> {
         let (address, special) = match SpecialPage::at_home(gpa) {
@@ -316,10 +343,14 @@ impl Memory {
             None => {
                 let specials = self.specials();
                 let page = specials.slots.get(&gpa.gfn().0).and_then(|page| specials.pages.get(page));
-                let alias = || specials.aliases.get(&gpa.gfn().0).map(|frame| frame.gpa().0 + gpa.0 % PAGE);
-                match page {
-                    Some(page) => (gpa.0 % PAGE, Some(page.map.clone())),
-                    None => (alias().unwrap_or(gpa.0), None),
+                match (page, specials.aliases.get(&gpa.gfn().0)) {
+                    (Some(page), _) => (gpa.0 % PAGE, Some(page.map.clone())),
+                    (_, Some(Alias::Ram(frame))) => (frame.gpa().0 + gpa.0 % PAGE, None),
+                    (_, Some(Alias::Foreign { write: false, .. })) if access == Access::Write => {
+                        return Err(Fault);
+                    }
+                    (_, Some(Alias::Foreign { map, .. })) => (gpa.0 % PAGE, Some(map.clone())),
+                    (None, None) => (gpa.0, None),
                 }
             }
         };
@@ -362,8 +393,8 @@ fn ring_memfd() -> std::io::Result<File> {
 }
 
 macro_rules! atomic {
-    ($self:ident, $gpa:ident, $ty:ty, $bytes:expr, |$word:ident| $op:expr) => {
-        $self.with($gpa, $bytes, |map, offset| {
+    ($self:ident, $access:ident, $gpa:ident, $ty:ty, $bytes:expr, |$word:ident| $op:expr) => {
+        $self.with($gpa, $bytes, Access::$access, |map, offset| {
             let $word = map.get_atomic_ref::<$ty>(offset).map_err(|_| Fault)?;
             Ok($op)
         })
@@ -383,7 +414,7 @@ impl GuestMem for Memory {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         self.pieces(gpa, buf.len()).try_for_each(|(at, range)| {
             let part = buf.get_mut(range).ok_or(Fault)?;
-            self.with(at, part.len(), |map, offset| {
+            self.with(at, part.len(), Access::Read, |map, offset| {
                 map.get_slice(offset, part.len()).map_err(|_| Fault)?.copy_to(part);
                 Ok(())
             })
@@ -393,7 +424,7 @@ impl GuestMem for Memory {
     fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), Fault> {
         self.pieces(gpa, buf.len()).try_for_each(|(at, range)| {
             let part = buf.get(range).ok_or(Fault)?;
-            self.with(at, part.len(), |map, offset| {
+            self.with(at, part.len(), Access::Write, |map, offset| {
                 map.get_slice(offset, part.len()).map_err(|_| Fault)?.copy_from(part);
                 Ok(())
             })
@@ -401,39 +432,44 @@ impl GuestMem for Memory {
     }
 
     fn load_u32(&self, gpa: Gpa) -> Result<u32, Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.load(Ordering::Acquire))
+        atomic!(self, Read, gpa, AtomicU32, 4, |w| w.load(Ordering::Acquire))
     }
 
     fn store_u32(&self, gpa: Gpa, value: u32) -> Result<(), Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.store(value, Ordering::Release))
+        atomic!(self, Write, gpa, AtomicU32, 4, |w| w.store(value, Ordering::Release))
     }
 
     fn load_u64(&self, gpa: Gpa) -> Result<u64, Fault> {
-        atomic!(self, gpa, AtomicU64, 8, |w| w.load(Ordering::Acquire))
+        atomic!(self, Read, gpa, AtomicU64, 8, |w| w.load(Ordering::Acquire))
     }
 
     fn fetch_or_u8(&self, gpa: Gpa, bits: u8) -> Result<u8, Fault> {
-        atomic!(self, gpa, AtomicU8, 1, |w| w.fetch_or(bits, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU8, 1, |w| w.fetch_or(bits, Ordering::SeqCst))
     }
 
     fn fetch_or_u32(&self, gpa: Gpa, bits: u32) -> Result<u32, Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.fetch_or(bits, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU32, 4, |w| w.fetch_or(bits, Ordering::SeqCst))
     }
 
     fn fetch_and_u32(&self, gpa: Gpa, bits: u32) -> Result<u32, Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.fetch_and(bits, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU32, 4, |w| w.fetch_and(bits, Ordering::SeqCst))
     }
 
     fn fetch_or_u64(&self, gpa: Gpa, bits: u64) -> Result<u64, Fault> {
-        atomic!(self, gpa, AtomicU64, 8, |w| w.fetch_or(bits, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU64, 8, |w| w.fetch_or(bits, Ordering::SeqCst))
     }
 
     fn fetch_and_u64(&self, gpa: Gpa, bits: u64) -> Result<u64, Fault> {
-        atomic!(self, gpa, AtomicU64, 8, |w| w.fetch_and(bits, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU64, 8, |w| w.fetch_and(bits, Ordering::SeqCst))
     }
 
     fn cas_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<Result<u32, u32>, Fault> {
-        atomic!(self, gpa, AtomicU32, 4, |w| w.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst))
+        atomic!(self, Write, gpa, AtomicU32, 4, |w| w.compare_exchange(
+            old,
+            new,
+            Ordering::SeqCst,
+            Ordering::SeqCst
+        ))
     }
 }
 

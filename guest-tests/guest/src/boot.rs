@@ -43,3 +43,33 @@ pub fn hole_gfn(n: u64) -> Option<u64> {
 pub fn ram_pages() -> u64 {
     memmap().filter(|e| e.r#type == MemmapType::RAM).map(|e| e.size >> PAGE_SHIFT).sum()
 }
+
+/// The command line, in words.
+pub struct Words([u8; 256]);
+
+impl Words {
+    /// As the loader handed it over.
+    #[must_use]
+    pub fn read() -> Words {
+        let at = start_info().cmdline_paddr;
+        Words(if at == 0 { [0; 256] } else { read_phys(at) })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &[u8]> {
+        let line = self.0.split(|&byte| byte == 0).next().unwrap_or_default();
+        line.split(|&byte| byte == b' ')
+    }
+
+    /// Whether it has this word.
+    #[must_use]
+    pub fn has(&self, word: &str) -> bool {
+        self.all().any(|found| found == word.as_bytes())
+    }
+
+    /// The decimal number of the word that begins like this.
+    #[must_use]
+    pub fn number(&self, prefix: &str) -> Option<u32> {
+        let digits = self.all().find_map(|word| word.strip_prefix(prefix.as_bytes()))?;
+        core::str::from_utf8(digits).ok()?.parse().ok()
+    }
+}

@@ -1,4 +1,5 @@
-//! The run directory: `ROOT/DOMID/{launch.json, maker, lock, control.sock, console.sock, console.log, xen-emu.log}`.
+//! The run directory: `ROOT/DOMID/{launch.json, maker, lock, control.sock, console.sock, peer.sock, console.log,
+//! xen-emu.log}`.
 //! A domain's process holds `lock` (an flock) for its life; a directory whose lock is free belongs to a dead
 //! domain. Before there is a lock, `maker` names the process that brings the domain about. `ROOT/lock` serialises creation; `ROOT/next-domid` counts, so that a domid is not reused soon.
 
@@ -124,6 +125,11 @@ impl RunDir {
         self.path.join("console.sock")
     }
 
+    /// The socket that other domains' processes connect to, for channels and grants between domains.
+    pub fn peer(&self) -> PathBuf {
+        self.path.join("peer.sock")
+    }
+
     /// The bounded console log.
     pub fn console_log(&self) -> PathBuf {
         self.path.join("console.log")
@@ -164,6 +170,18 @@ impl RunDir {
     pub fn is_alive(&self) -> bool {
         File::open(self.path.join("lock"))
             .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Whether it is this process that holds the domain's life lock, by what the kernel says (proc_locks(5)).
+    pub fn is_held_by(&self, pid: i32) -> bool {
+        let Ok(lock) = fs::metadata(self.path.join("lock")) else { return false };
+        let (pid, inode) = (pid.to_string(), lock.ino().to_string());
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        locks.lines().any(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [_, "FLOCK", _, "WRITE", owner, file, ..] = *fields else { return false };
+            owner == pid && file.rsplit(':').next() == Some(&inode)
+        })
     }
 
     /// Remove the directory with all in it; missing is fine.
@@ -247,9 +265,11 @@ mod tests {
         assert!(!three.is_alive());
         let life = three.try_hold().unwrap();
         assert!(life.is_some() && three.is_alive());
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(three.is_held_by(me) && !three.is_held_by(1) && !root.domain(9).is_held_by(me));
         assert!(three.try_hold().unwrap().is_none());
         drop(life);
-        assert!(!three.is_alive());
+        assert!(!three.is_alive() && !three.is_held_by(me));
         fs::write(root.path().join("next-domid"), (DOMIDS - 1).to_string()).unwrap();
         assert_eq!(root.reserve(|_| false).unwrap().domid, DOMIDS - 1);
         assert_eq!(root.reserve(|_| false).unwrap().domid, 1, "wraps");

@@ -90,6 +90,8 @@ pub struct Domain {
     pub(crate) shutdown_code: Option<u32>,
     store_page: bool,
     counters: Counters,
+    /// Questions asked of other domains.
+    pub(crate) questions: u32,
 }
 
 impl Domain {
@@ -117,6 +119,7 @@ impl Domain {
             shutdown_code: None,
             store_page: true,
             counters: Counters::new(),
+            questions: 0,
             config,
         }
     }

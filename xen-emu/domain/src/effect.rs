@@ -1,6 +1,8 @@
 //! The only way out of the core: what a domain's semantics ask of the machine beneath.
 
 use crate::mem::{Gfn, Gpa, SpecialPage};
+use crate::peer::{Ask, Foreign, Question};
+use xen_abi::Domid;
 use xen_abi::errno::Errno;
 
 /// A Xen vcpu_id.
@@ -161,6 +163,15 @@ pub trait Effects {
     fn upcall(&mut self, vcpu: VcpuId);
     /// The guest has notified this backend.
     fn kick(&mut self, backend: Backend);
+
+    /// Ask another domain for a hypercall of this vCPU. The answer goes to `Domain::answer`, and the vCPU goes on.
+    fn ask(&mut self, question: Question, dom: Domid, ask: Ask);
+    /// The guest has closed its end of a channel to another domain: that one is told, and `backend` is forgotten.
+    fn leave_peer(&mut self, backend: Backend);
+    /// Show a page of another domain at `at`, for reading only or for writing too, or take that away (`None`).
+    fn map_foreign(&mut self, at: Gfn, page: Option<(Foreign, bool)>) -> Result<(), Errno>;
+    /// The page is not used: its domain gets it back, and nobody waits for that.
+    fn release_foreign(&mut self, page: Foreign);
 
     /// A vCPU waiting in `Outcome::Block` has what it waits for (also when the port is masked).
     fn wake(&mut self, _vcpu: VcpuId) {}

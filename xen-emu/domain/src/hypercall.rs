@@ -75,6 +75,8 @@ pub enum Outcome {
     Again(Call),
     /// Return 0 to the guest after waiting for an event on this vCPU, at most until then.
     Block(Until),
+    /// Make this call again when `Domain::answered` says so.
+    Ask(Call),
     /// The domain shuts down; the caller does not return.
     Exit(ShutdownReason),
 }

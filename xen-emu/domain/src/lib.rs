@@ -15,6 +15,7 @@ pub mod gnttab;
 mod hvm_params;
 pub mod hypercall;
 pub mod mem;
+pub mod peer;
 mod physmap;
 mod placing;
 pub mod ring;

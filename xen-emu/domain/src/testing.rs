@@ -1,9 +1,10 @@
 //! A domain's surroundings for tests: memory with holes, page tables, a machine that writes down what it is asked,
 //! and a script runner that puts arguments in guest memory and makes calls.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use xen_abi::Domid;
 use xen_abi::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -11,6 +12,7 @@ use crate::domain::{Domain, MemmapEntry, Params};
 use crate::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
+use crate::peer::{Ask, Foreign, Question, Told};
 use crate::time::Now;
 
 mod events;
@@ -176,6 +178,10 @@ pub enum Effect {
     Raise(Port, VcpuId),
     Upcall(VcpuId),
     Kick(Backend),
+    Ask(VcpuId, Domid, Ask),
+    LeavePeer(Backend),
+    MapForeign(Gfn, Option<(Foreign, bool)>),
+    ReleaseForeign(Foreign),
     Wake(VcpuId),
     VcpuUp(VcpuId, Option<u64>),
     VcpuDown(VcpuId),
@@ -194,6 +200,10 @@ pub struct Recorder {
     pub accelerated: bool,
     /// Whether the host has run out of memory.
     pub out_of_memory: bool,
+    /// What other domains answer, in order; when there is no more, nobody is there.
+    pub answers: VecDeque<Told>,
+    /// The last question.
+    pub asked: Option<Question>,
 }
 
 impl Recorder {
@@ -276,6 +286,20 @@ impl Effects for Recorder {
     }
     fn kick(&mut self, backend: Backend) {
         self.note(Effect::Kick(backend));
+    }
+    fn ask(&mut self, question: Question, dom: Domid, ask: Ask) {
+        self.asked = Some(question);
+        self.note(Effect::Ask(question.vcpu, dom, ask));
+    }
+    fn leave_peer(&mut self, backend: Backend) {
+        self.note(Effect::LeavePeer(backend));
+    }
+    fn map_foreign(&mut self, at: Gfn, page: Option<(Foreign, bool)>) -> Result<(), Errno> {
+        self.note(Effect::MapForeign(at, page));
+        if self.out_of_memory { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+    fn release_foreign(&mut self, page: Foreign) {
+        self.note(Effect::ReleaseForeign(page));
     }
     fn wake(&mut self, vcpu: VcpuId) {
         self.note(Effect::Wake(vcpu));
@@ -375,10 +399,27 @@ impl Bench {
     pub fn call<const N: usize>(&mut self, nr: u64, first: [u64; N]) -> Outcome {
         let call = Call { vcpu: self.vcpu, nr, args: [0; 6], width: self.width, cpl: 0 };
         let mut outcome = self.raw(call.with_args(first));
-        while let Outcome::Again(rest) = outcome {
-            outcome = self.raw(rest);
+        loop {
+            outcome = match outcome {
+                Outcome::Again(rest) => self.raw(rest),
+                Outcome::Ask(rest) => self.answered(rest),
+                done => return done,
+            };
         }
-        outcome
+    }
+
+    /// Goes on with a call when another domain has answered.
+    pub fn answered(&mut self, rest: Call) -> Outcome {
+        let told = self.fx.answers.pop_front().unwrap_or(Told::Nobody);
+        self.tell(told);
+        self.raw(rest)
+    }
+
+    /// The last question is answered.
+    pub fn tell(&mut self, told: Told) {
+        if let Some(question) = self.fx.asked {
+            self.with(|domain, cx| domain.answer(question, told, cx));
+        }
     }
 
     /// Puts bytes where arguments go.

@@ -8,6 +8,7 @@ use xen_abi::xen::Virq;
 use crate::domain::Domain;
 use crate::effect::{Port, StartState, VcpuId};
 use crate::mem::{Gpa, SpecialPage};
+use crate::peer::Asked;
 
 const NR_VIRQS: usize = Virq::NR_VIRQS as usize;
 
@@ -47,6 +48,8 @@ pub(crate) struct Vcpu {
     pub virqs: [Port; NR_VIRQS],
     /// Why it blocks.
     pub waiting: Waiting,
+    /// What its hypercall has asked another domain.
+    pub asked: Option<Asked>,
 }
 
 impl Vcpu {
@@ -63,6 +66,7 @@ impl Vcpu {
             upcall_vector: 0,
             virqs: [0; NR_VIRQS],
             waiting: Waiting::No,
+            asked: None,
         }
     }
 

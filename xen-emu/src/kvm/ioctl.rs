@@ -114,6 +114,18 @@ pub fn share(fd: &EventFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// An eventfd that another process has made. Nobody waits in a read or a write of it.
+///
+/// # Errors
+/// The host's.
+pub fn adopt_eventfd(fd: OwnedFd) -> io::Result<EventFd> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // SAFETY: the descriptor is ours, and given up here.
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -192,6 +192,11 @@ impl<T> Mailboxes<T> {
         first
     }
 
+    /// All vCPU threads have been asked to end.
+    pub fn stopping(&self) -> bool {
+        self.lock().stop
+    }
+
     /// Ask all vCPU threads to end.
     pub fn stop(&self) {
         self.lock().stop = true;

@@ -7,7 +7,7 @@
 use super::mailbox::Flow;
 use super::{VcpuAttr, ioctl, regs};
 use crate::fx::{self, Fx};
-use crate::guest::{Guest, lock};
+use crate::guest::{Guest, Still, lock};
 use crate::timers::Timer;
 use crate::vm::VmEvent;
 use kvm_bindings::{
@@ -45,7 +45,9 @@ pub enum Mail {
     Start(Option<Box<StartState>>),
     /// Stop running until an INIT or a start (VCPUOP_down).
     Halt,
-    /// End what [`Outcome::Block`] began.
+    /// Stay out of the guest until told otherwise.
+    Still(Arc<Still>),
+    /// End what [`Outcome::Block`] and [`Outcome::Ask`] began.
     Wake,
     /// Tell the domain whether this vCPU runs: an AP is started by INIT and SIPI, and taken down by halting, without
     /// an exit.
@@ -246,7 +248,7 @@ impl Vcpu {
         }
     }
 
-    fn serve(&mut self) -> Flow {
+    fn serve(&self) -> Flow {
         let (guest, fd, id) = (&self.guest, &self.fd, self.id);
         guest.mailboxes.serve(self.index(), &mut |mail| deliver(guest, fd, id, mail))
     }
@@ -331,6 +333,12 @@ impl Vcpu {
                         return Flow::Stop;
                     }
                 }
+                Outcome::Ask(next) => {
+                    call = next;
+                    if self.await_answer() == Flow::Stop {
+                        return Flow::Stop;
+                    }
+                }
                 Outcome::Block(until) => {
                     self.block(until.deadline);
                     break 0;
@@ -364,6 +372,17 @@ impl Vcpu {
         outcome
     }
 
+    /// Another domain has been asked; meanwhile the vCPU does what others want of it.
+    fn await_answer(&self) -> Flow {
+        while !lock(&self.guest.domain).answered(self.id) {
+            if self.guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
+                return Flow::Stop;
+            }
+            self.guest.mailboxes.sleep(self.index(), LOOK_AGAIN);
+        }
+        Flow::Run
+    }
+
     /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it: the vCPU halts until an interrupt comes or
     /// mail wakes it, which the core posts for the event and the timers for the deadline. Mail that came before it
     /// halts is still read before it enters the guest. With interrupts off only mail can wake it, which it sleeps for
@@ -388,6 +407,7 @@ impl Vcpu {
 fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
     match mail {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
+        Mail::Still(still) => still.arrive(),
         Mail::Wake => wake(fd, id),
         Mail::Start(state) => {
             let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };

@@ -176,13 +176,21 @@ impl XenKernel {
     /// The host has no descriptors or no interrupt routes left.
     pub fn add_device(&self) -> io::Result<(Backend, Arc<BackendFds>)> {
         let fds = Arc::new(BackendFds::new()?);
+        Ok((self.add_peer(fds.clone())?, fds))
+    }
+
+    /// The same with eventfds that another domain has as well: its kick is our notify.
+    ///
+    /// # Errors
+    /// The host has no interrupt routes left, or an eventfd is in use already.
+    pub fn add_peer(&self, fds: Arc<BackendFds>) -> io::Result<Backend> {
         let mut ports = self.ports();
         let free = |n: &u32| !ports.backends.contains_key(&Backend::Device(*n));
         let backend = (0..DEVICES).find(free).map(Backend::Device);
         let backend = backend.ok_or_else(|| io::Error::other(format!("more than {DEVICES} in use")))?;
         ports.carrier.listen(&self.vm, &self.forward, backend, &fds.notify)?;
-        ports.backends.insert(backend, fds.clone());
-        Ok((backend, fds))
+        ports.backends.insert(backend, fds);
+        Ok(backend)
     }
 
     /// Forget a device's event channel.

@@ -8,6 +8,7 @@ use crate::evtchn::Kind;
 use crate::evtchn::abi::{Place, Raised};
 use crate::hypercall::Cx;
 use crate::mem::SpecialPage;
+use crate::peer::FarPort;
 use crate::vcpu::Waiting;
 
 impl Domain {
@@ -58,7 +59,9 @@ impl Domain {
         }
         let how = match channel.kind {
             Kind::Ipi => Offload::Ipi(channel.vcpu),
-            Kind::Backend(backend) => Offload::Backend(backend, channel.vcpu),
+            Kind::Backend(backend) | Kind::Peer(FarPort { backend, .. }) => {
+                Offload::Backend(backend, channel.vcpu)
+            }
             Kind::Loopback(other) => {
                 let vcpu = self.ports.known(other).map_or(0, |other| other.vcpu);
                 Offload::Loopback { port: other, vcpu }

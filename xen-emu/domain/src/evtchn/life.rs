@@ -52,6 +52,10 @@ impl Domain {
                     end.near = None;
                 }
             }
+            Kind::Peer(far) => {
+                self.ports.peers.remove(&far.backend);
+                cx.fx.leave_peer(far.backend);
+            }
             Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Pirq(_) | Kind::Ipi => {}
         }
         let at = self.place(channel.vcpu);

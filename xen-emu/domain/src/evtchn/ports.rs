@@ -1,5 +1,6 @@
 //! The port table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use xen_abi::errno::Errno;
@@ -10,13 +11,14 @@ use crate::effect::{Backend, Port, VcpuId};
 use crate::evtchn::abi::PortOps;
 use crate::evtchn::abi_2l::TwoLevel;
 use crate::mem::GuestMem;
+use crate::peer::FarPort;
 
 /// What a port is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Not allocated.
     Free,
-    /// Port 0, which no guest ever gets.
+    /// Port 0, which no guest ever gets, and ports held until another domain has answered.
     Reserved,
     /// Waits for `remote` to bind to it.
     Unbound {
@@ -25,6 +27,8 @@ pub(crate) enum Kind {
     },
     /// Bound to dom0, where this backend sits.
     Backend(Backend),
+    /// Bound to a port of another domain.
+    Peer(FarPort),
     /// Bound to another port of this domain.
     Loopback(Port),
     /// A virtual interrupt.
@@ -65,6 +69,8 @@ pub(crate) struct FarEnd {
 pub(crate) struct Ports {
     channels: Vec<Channel>,
     pub(crate) far: Vec<FarEnd>,
+    /// The ports with another domain at their far end.
+    pub(crate) peers: BTreeMap<Backend, Port>,
     pub(crate) abi: Box<dyn PortOps>,
     /// Ports the configuration allows.
     pub(crate) limit: u32,
@@ -75,7 +81,14 @@ pub(crate) struct Ports {
 impl Ports {
     pub(crate) fn new(limit: u32) -> Ports {
         let reserved = Channel { kind: Kind::Reserved, ..Channel::FREE };
-        Ports { channels: vec![reserved], far: Vec::new(), abi: Box::new(TwoLevel), limit, first_free: 1 }
+        Ports {
+            channels: vec![reserved],
+            far: Vec::new(),
+            peers: BTreeMap::new(),
+            abi: Box::new(TwoLevel),
+            limit,
+            first_free: 1,
+        }
     }
 
     /// Port + 1 of the highest port that could be valid now.
@@ -150,9 +163,10 @@ impl Ports {
         self.channels.iter_mut().for_each(change);
     }
 
-    /// The guest's port that leads to a backend.
+    /// The guest's port that leads to a backend or, by way of it, to another domain.
     pub(crate) fn near_port(&self, backend: Backend) -> Option<Port> {
-        self.far.iter().find(|end| end.backend == Some(backend))?.near
+        let far = self.far.iter().find(|end| end.backend == Some(backend));
+        far.map_or_else(|| self.peers.get(&backend).copied(), |end| end.near)
     }
 
     /// The ports in use, port 0 not among them.
@@ -194,6 +208,7 @@ impl std::fmt::Display for KindText {
             Kind::Reserved => f.write_str("reserved"),
             Kind::Unbound { remote } => write!(f, "unbound for domain {remote}"),
             Kind::Backend(backend) => write!(f, "interdomain with {backend:?}"),
+            Kind::Peer(far) => write!(f, "interdomain with port {} of domain {}", far.port, far.domid),
             Kind::Loopback(port) => write!(f, "interdomain with own port {port}"),
             Kind::Virq(virq) => write!(f, "virq {virq}"),
             Kind::Pirq(pirq) => write!(f, "pirq {pirq}"),

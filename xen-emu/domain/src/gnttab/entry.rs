@@ -118,6 +118,11 @@ impl<'a> Entry<'a> {
         Ok(())
     }
 
+    /// Whether it grants reading alone; so does one that cannot be read.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.mem.load_u32(self.word).map_or(true, |word| split(word).0 & gtf::READONLY != 0)
+    }
+
     /// Takes bits of use away; the guest's own bits stay whatever they are.
     pub(super) fn unmark(&self, bits: u16) {
         let (at, shift) = self.status.unwrap_or((self.word, 0));

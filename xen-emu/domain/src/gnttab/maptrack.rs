@@ -1,10 +1,11 @@
-//! The grants that the guest has mapped into its own physmap (loopback), by handle.
+//! The grants that the guest has mapped into its physmap, its own and other domains', by handle.
 
 use std::collections::BTreeMap;
 
-use xen_abi::Gref;
+use xen_abi::{Domid, Gref};
 
 use crate::mem::Gfn;
+use crate::peer::Foreign;
 
 /// Mappings a guest may have: each needs a memory slot of the machine, of which it has some 32,000.
 const MAX_MAPPINGS: usize = 8192;
@@ -16,8 +17,10 @@ pub(crate) struct Mapping {
     pub write: bool,
     /// Where it is mapped.
     pub at: Gfn,
-    /// What is mapped there.
+    /// What is mapped there; of another domain's page nothing is known but where it is.
     pub frame: Gfn,
+    /// Whose page it is, if it is another domain's.
+    pub foreign: Option<(Domid, Foreign)>,
 }
 
 /// The mappings.

@@ -74,7 +74,7 @@ pub(crate) struct GrantTable {
     pub active: Arc<Active>,
     /// Frames the guest may grow to.
     pub max_frames: u32,
-    /// What the guest has mapped of its own grants.
+    /// What the guest has mapped.
     pub mapped: Maptrack,
 }
 
@@ -126,7 +126,7 @@ impl GrantTable {
         let (version, frames) = (self.active.version(), self.active.frames());
         let _ = writeln!(out, "version {version}, {frames} of {} frames", self.max_frames);
         if self.mapped.len() > 0 {
-            let _ = writeln!(out, "{} mapped by the guest itself", self.mapped.len());
+            let _ = writeln!(out, "{} mapped by the guest", self.mapped.len());
         }
         self.active.describe(out);
     }

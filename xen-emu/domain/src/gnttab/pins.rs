@@ -162,6 +162,11 @@ impl Active {
         Ok(pin.pinned())
     }
 
+    /// Whether an entry grants reading alone.
+    pub(crate) fn is_read_only(&self, mem: &dyn GuestMem, gref: Gref) -> bool {
+        self.entry(mem, gref.0).is_ok_and(|entry| entry.is_read_only())
+    }
+
     /// Gives a pin back; one that was never taken is nothing.
     pub(crate) fn unpin(&self, mem: &dyn GuestMem, gref: Gref, write: bool) {
         let gref = gref.0;

@@ -12,6 +12,7 @@ use crate::domain::Domain;
 use crate::effect::Port;
 use crate::evtchn::{Kind, Switch};
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Outcome};
+use crate::peer::{About, Ask, FarPort, Told};
 
 /// PIRQs that a domain can name: those of a small host and 32 more, as Xen's `nr_pirqs`.
 const NR_PIRQS: u32 = 24 + 32;
@@ -44,15 +45,54 @@ fn alloc_unbound(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 }
 
 fn bind_interdomain(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let mine = |about| match about {
+        About::Bind { remote, far, local } => Some((remote, far, local)),
+        _ => None,
+    };
+    if let Some((ends, told)) = domain.told(call.vcpu, mine, cx) {
+        return bound_to_peer(domain, call, ends, &told, cx);
+    }
     let mut bind: BindInterdomain = cx.get(call.arg(1))?;
     let far = bind.remote_port.0;
     let port = match domain.resolve(bind.remote_dom) {
         own if own == domain.domid() => bind_loopback(domain, far, cx)?,
         Domid::DOM0 => domain.bind_near(far, cx)?,
+        other if other.is_ordinary() => return bind_peer(domain, call, other, far, cx),
         _ => return Err(Errno::ESRCH),
     };
     bind.local_port = AbiPort(port);
     cx.put(call.arg(1), &bind)?;
+    DONE
+}
+
+/// The far end is another domain's, whose process has to agree; the port is held until it has.
+fn bind_peer(domain: &mut Domain, call: &Call, remote: Domid, far: Port, cx: &mut Cx<'_>) -> Answer {
+    let local = domain.ports.allocate(Kind::Reserved, 0, domain.width, cx.mem)?;
+    let about = About::Bind { remote, far, local };
+    let asked = domain.ask(call.vcpu, remote, Ask::Bind { local, remote: far }, about, cx);
+    asked.inspect_err(|_| domain.let_go_of(local)).map(|()| Outcome::Ask(*call))
+}
+
+/// It has agreed, or not. As with loopback, one event is made up.
+fn bound_to_peer(
+    domain: &mut Domain,
+    call: &Call,
+    (remote, far, local): (Domid, Port, Port),
+    told: &Told,
+    cx: &mut Cx<'_>,
+) -> Answer {
+    let Told::Bound(backend) = *told else {
+        domain.let_go_of(local);
+        return Err(told.errno());
+    };
+    if !domain.is_held(local) {
+        cx.fx.leave_peer(backend);
+        return Err(Errno::EINVAL);
+    }
+    domain.join_peer(local, FarPort { domid: remote, port: far, backend }, cx);
+    domain.set_pending(local, cx);
+    let (remote_port, local_port) = (AbiPort(far), AbiPort(local));
+    cx.put(call.arg(1), &BindInterdomain { remote_dom: remote, pad: 0, remote_port, local_port })?;
     DONE
 }
 
@@ -125,7 +165,7 @@ fn close(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Send { port } = cx.get(call.arg(1))?;
     match domain.ports.get(port.0, domain.width)?.kind {
-        Kind::Backend(backend) => cx.fx.kick(backend),
+        Kind::Backend(backend) | Kind::Peer(FarPort { backend, .. }) => cx.fx.kick(backend),
         Kind::Loopback(other) => domain.set_pending(other, cx),
         Kind::Ipi => domain.set_pending(port.0, cx),
         // Nobody there to hear it.
@@ -149,6 +189,7 @@ fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         Kind::Free | Kind::Reserved => (EvtchnStat::CLOSED, status.u, status.u_port),
         Kind::Unbound { remote } => (EvtchnStat::UNBOUND, remote.0.into(), status.u_port),
         Kind::Loopback(port) => (EvtchnStat::INTERDOMAIN, own, AbiPort(port)),
+        Kind::Peer(far) => (EvtchnStat::INTERDOMAIN, far.domid.0.into(), AbiPort(far.port)),
         Kind::Backend(backend) => {
             let far = domain.ports.far_port(backend).unwrap_or(0);
             (EvtchnStat::INTERDOMAIN, Domid::DOM0.0.into(), AbiPort(far))
@@ -166,7 +207,7 @@ fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let BindVcpu { port, vcpu } = cx.get(call.arg(1))?;
     domain.vcpu(vcpu)?;
     match domain.ports.get(port.0, domain.width)?.kind {
-        Kind::Unbound { .. } | Kind::Backend(_) | Kind::Loopback(_) | Kind::Pirq(_) => {}
+        Kind::Unbound { .. } | Kind::Backend(_) | Kind::Peer(_) | Kind::Loopback(_) | Kind::Pirq(_) => {}
         Kind::Virq(virq) if !virq.is_per_vcpu() => {}
         Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Ipi => return Err(Errno::EINVAL),
     }

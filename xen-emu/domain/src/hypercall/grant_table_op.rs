@@ -1,7 +1,7 @@
 //! grant_table_op(cmd, args, count): the table itself here; what works on arrays in `copy`, `map` and `entries`.
 //!
-//! The only domain whose grants a guest can use is itself: others are processes of their own, and domain 0 grants
-//! nothing.
+//! Of the domains whose grants a guest can use, itself is one; the others are processes of their own, which are asked
+//! (`peer`). Domain 0 grants nothing.
 
 mod copy;
 mod entries;
@@ -17,9 +17,11 @@ use xen_abi::grant_table::{
 };
 
 use crate::domain::Domain;
+use crate::effect::VcpuId;
 use crate::gnttab::status_frames;
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Outcome, Width};
 use crate::mem::SpecialPage;
+use crate::peer::{About, Ask};
 
 pub(super) const OPS: &[(u32, Handler)] = &[
     (GnttabOp::MAP_GRANT_REF.0, map::map_grant_ref),
@@ -39,15 +41,25 @@ pub(super) const OPS: &[(u32, Handler)] = &[
 /// Elements of an array in one go.
 const BATCH: u32 = 32;
 
+/// How far an element has come.
+enum Step {
+    /// It has its status.
+    Done,
+    /// Another domain has been asked; it is gone on with when that has answered.
+    Ask,
+}
+
 /// Does `one` for each element of the array, which are `size` bytes apart, and continues the call behind those done.
-fn each(call: &Call, size: usize, mut one: impl FnMut(u64) -> Result<(), Errno>) -> Answer {
+fn each(call: &Call, size: usize, mut one: impl FnMut(u64) -> Result<Step, Errno>) -> Answer {
     let (mut at, count) = (call.arg(1), call.arg32(2));
     if count > i32::MAX.cast_unsigned() {
         return Err(Errno::EINVAL);
     }
     let now = count.min(BATCH);
-    for _ in 0..now {
-        one(at)?;
+    for done in 0..now {
+        if let Step::Ask = one(at)? {
+            return Ok(Outcome::Ask(call.with_args([call.arg(0), at, (count - done).into()])));
+        }
         at = at.wrapping_add(size as u64);
     }
     match count - now {
@@ -69,13 +81,33 @@ fn target(domain: &Domain, dom: Domid) -> Result<(), GntStatus> {
     })
 }
 
-/// Whether a domain's grants may be used: our own. Domain 0 has granted us nothing.
-fn granter(domain: &Domain, dom: Domid) -> Result<(), GntStatus> {
+/// Whose grants are to be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Granter {
+    Own,
+    Other(Domid),
+}
+
+/// Whose they are, if they may be used. Domain 0 has granted us nothing.
+fn granter(domain: &Domain, dom: Domid) -> Result<Granter, GntStatus> {
     match dom {
-        own if own == domain.domid() => Ok(()),
+        own if own == domain.domid() => Ok(Granter::Own),
         Domid::DOM0 => Err(GntStatus::GENERAL_ERROR),
+        other if other.is_ordinary() => Ok(Granter::Other(other)),
         _ => Err(GntStatus::BAD_DOMAIN),
     }
+}
+
+/// Asks another domain for an element.
+fn ask_for(
+    domain: &mut Domain,
+    vcpu: VcpuId,
+    (dom, ask): (Domid, Ask),
+    about: About,
+    cx: &mut Cx<'_>,
+) -> Result<Step, GntStatus> {
+    let asked = domain.ask(vcpu, dom, ask, about, cx);
+    asked.map(|()| Step::Ask).map_err(|_| GntStatus::GENERAL_ERROR)
 }
 
 /// The status that a result stands for.

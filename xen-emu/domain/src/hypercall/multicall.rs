@@ -21,6 +21,7 @@ fn multicall(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         match entry(domain, call, list, cx)? {
             Step::Next => {}
             Step::Again => break,
+            Step::Ask => return Ok(Outcome::Ask(call.with_args([list, left.into()]))),
             Step::Exit(outcome) => return Ok(outcome),
         }
         list = list.wrapping_add(entry_size(call.width));
@@ -36,6 +37,8 @@ enum Step {
     Next,
     /// The entry itself asked to be continued; its arguments in the list now say from where.
     Again,
+    /// The same, when another domain has answered.
+    Ask,
     Exit(Outcome),
 }
 
@@ -60,11 +63,11 @@ fn entry(domain: &mut Domain, call: &Call, at: u64, cx: &mut Cx<'_>) -> Result<S
             domain.unblocked(call.vcpu);
             cx.put_long(call.width, at, 1, 0)?;
         }
-        Outcome::Again(rest) => {
+        Outcome::Again(rest) | Outcome::Ask(rest) => {
             for (slot, arg) in (2..).zip(rest.args) {
                 cx.put_long(call.width, at, slot, arg)?;
             }
-            return Ok(Step::Again);
+            return Ok(if matches!(outcome, Outcome::Ask(_)) { Step::Ask } else { Step::Again });
         }
         Outcome::Exit(_) => return Ok(Step::Exit(outcome)),
     }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::{EVTCHN, GNTTAB, HVM, MEMORY, SCHED, VCPU, VERSION};
 use crate::effect::Backend;
 use crate::hypercall::{Call, Outcome, Width};
+use crate::peer::{Foreign, Told};
 use crate::testing::Bench;
 
 /// GNTTABOP_copy.
@@ -88,6 +89,12 @@ fn run(bench: &mut Bench, mut call: Call) {
     for _ in 0..10_000 {
         match bench.raw(call) {
             Outcome::Again(rest) => call = rest,
+            Outcome::Ask(rest) => {
+                assert!(!bench.domain.answered(rest.vcpu));
+                let told = bench.fx.answers.pop_front().unwrap_or(Told::Nobody);
+                bench.tell(told);
+                call = rest;
+            }
             Outcome::Block(_) => {
                 bench.domain.unblocked(call.vcpu);
                 return;
@@ -98,6 +105,19 @@ fn run(bench: &mut Bench, mut call: Call) {
     panic!("never ends: {call:x?}");
 }
 
+/// What another domain's process might say, right or wrong.
+fn told() -> impl Strategy<Value = Told> {
+    prop_oneof![
+        (0u32..8).prop_map(|n| Told::Bound(Backend::Device(n))),
+        (0u32..8).prop_map(|n| Told::Mapped(Foreign(n))),
+        (0usize..9).prop_map(|len| Told::Bytes(vec![Bench::FILL; len])),
+        Just(Told::Done),
+        Just(Told::NotBound(xen_abi::errno::Errno::EINVAL)),
+        any::<i16>().prop_map(|status| Told::NotGranted(xen_abi::grant_table::GntStatus(status))),
+        Just(Told::Nobody),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 400 }, ..ProptestConfig::default() })]
     #[test]
@@ -105,10 +125,12 @@ proptest! {
         long in any::<bool>(),
         accelerated in any::<bool>(),
         fifo in any::<bool>(),
+        answers in prop::collection::vec(told(), 0..40),
         steps in prop::collection::vec((argument(), call()), 1..100),
     ) {
         let mut bench = Bench::new(if long { Width::Bits64 } else { Width::Bits32 });
         bench.fx.accelerated = accelerated;
+        bench.fx.answers = answers.into();
         bench.domain.config.fifo = fifo;
         let mut events = BTreeSet::new();
         bench.with(|domain, cx| domain.connect_backend(Backend::Store, cx)).unwrap();

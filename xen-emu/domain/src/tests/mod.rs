@@ -10,6 +10,7 @@ mod grants;
 mod hostile;
 mod memory;
 mod misc;
+mod peer;
 mod ring;
 mod vcpu;
 mod xenbus;

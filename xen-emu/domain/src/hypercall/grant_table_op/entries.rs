@@ -6,7 +6,7 @@ use xen_abi::grant_table::{
 };
 
 use crate::domain::Domain;
-use crate::hypercall::grant_table_op::each;
+use crate::hypercall::grant_table_op::{Step, each};
 use crate::hypercall::{Answer, Call, Cx, Width};
 use crate::mem::{Gfn, Gpa};
 
@@ -14,7 +14,8 @@ pub(super) fn swap_grant_ref(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) 
     each(call, size_of::<SwapGrantRef>(), |at| {
         let op: SwapGrantRef = cx.get(at)?;
         let status = domain.grants.active.quiet().swap(cx.mem, op.ref_a.0, op.ref_b.0);
-        cx.put(at.wrapping_add(core::mem::offset_of!(SwapGrantRef, status) as u64), &status)
+        cx.put(at.wrapping_add(core::mem::offset_of!(SwapGrantRef, status) as u64), &status)?;
+        Ok(Step::Done)
     })
 }
 
@@ -28,7 +29,8 @@ pub(super) fn transfer(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Ans
         let op = cx.get_twin::<Transfer, TransferCompat>(call.width, at)?;
         let there = domain.has_memory(Gfn(op.mfn));
         let status = if there { GntStatus::GENERAL_ERROR } else { GntStatus::BAD_PAGE };
-        cx.put(at.wrapping_add(offset as u64), &status)
+        cx.put(at.wrapping_add(offset as u64), &status)?;
+        Ok(Step::Done)
     })
 }
 
@@ -41,12 +43,12 @@ pub(super) fn cache_flush(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> 
             return Err(Errno::EINVAL);
         }
         match op.op {
-            0 => Ok(()),
-            _ if op.length == 0 => Ok(()),
+            0 => Ok(Step::Done),
+            _ if op.length == 0 => Ok(Step::Done),
             _ if !domain.has_memory(Gpa(op.a).gfn()) => Err(Errno::EINVAL),
             // x86 cannot drop cache lines of an address range alone.
             CACHE_INVAL => Err(Errno::EOPNOTSUPP),
-            _ => Ok(()),
+            _ => Ok(Step::Done),
         }
     })
 }

@@ -1,0 +1,341 @@
+//! Other domains of this host, each served by a process of its own: what a hypercall asks of them, and what they ask.
+//!
+//! A hypercall that needs another domain notes what it is about with its vCPU, has the machine ask
+//! ([`Effects::ask`](crate::effect::Effects::ask)) and is made again ([`Outcome::Ask`](crate::hypercall::Outcome))
+//! when the answer has come to [`Domain::answer`]. It goes on with what it noted: the guest may have changed its
+//! arguments meanwhile.
+
+use xen_abi::errno::Errno;
+use xen_abi::grant_table::{Copy, GntStatus, MapGrantRef};
+use xen_abi::{Domid, Gref};
+
+use crate::domain::Domain;
+use crate::effect::{Backend, Port, VcpuId};
+use crate::evtchn::Kind;
+use crate::gnttab::{GrantError, Use};
+use crate::hypercall::Cx;
+use crate::mem::{Gfn, GuestMem};
+
+/// A page of another domain that the machine holds, by a number of its choosing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Foreign(pub u32);
+
+/// A question: the vCPU whose hypercall waits, and a number that its last question did not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Question {
+    /// The vCPU.
+    pub vcpu: VcpuId,
+    /// Of this domain's questions, modulo 2^32.
+    pub number: u32,
+}
+
+/// What a hypercall asks of another domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Join a port of ours to one that it has left unbound for us.
+    Bind {
+        /// Ours.
+        local: Port,
+        /// Theirs.
+        remote: Port,
+    },
+    /// Pin a grant and hand over its page.
+    Map {
+        /// Theirs.
+        gref: Gref,
+        /// For writing too.
+        write: bool,
+    },
+    /// Take a page back.
+    Unmap(Foreign),
+    /// Copy out of a grant.
+    Read {
+        /// Theirs.
+        gref: Gref,
+        /// First byte in its page.
+        offset: u16,
+        /// Bytes, within the page.
+        len: u16,
+    },
+    /// Copy into a grant.
+    Write {
+        /// Theirs.
+        gref: Gref,
+        /// First byte in its page.
+        offset: u16,
+        /// Bytes, within the page.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The ports are joined; our end is this.
+    Bound(Backend),
+    /// The page is here.
+    Mapped(Foreign),
+    /// What the grant held.
+    Bytes(Vec<u8>),
+    /// Done.
+    Done,
+    /// The port cannot be bound.
+    NotBound(Errno),
+    /// The grant cannot be used.
+    NotGranted(GntStatus),
+    /// There is no such domain, or it has died, or it does not answer.
+    Nobody,
+}
+
+/// What a vCPU's hypercall is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum About {
+    /// EVTCHNOP_bind_interdomain; `local` is held for it.
+    Bind { remote: Domid, far: Port, local: Port },
+    /// GNTTABOP_map_grant_ref.
+    Map(MapGrantRef),
+    /// GNTTABOP_unmap_grant_ref, which is done here already.
+    Unmap,
+    /// GNTTABOP_copy.
+    Copy(Copy),
+}
+
+/// A question of a vCPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    number: u32,
+    about: About,
+    told: Option<Told>,
+}
+
+/// What a domain's process may do with a grant of another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// The granted frame, in RAM.
+    pub frame: Gfn,
+    /// Whether the grant is for writing, whatever was asked for.
+    pub writable: bool,
+}
+
+/// A port's other end in another domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FarPort {
+    pub domid: Domid,
+    pub port: Port,
+    /// By which the machine knows the channel.
+    pub backend: Backend,
+}
+
+impl Domain {
+    /// Has the machine ask `dom` for this vCPU.
+    ///
+    /// # Errors
+    /// -ENOENT if there is no such vCPU.
+    pub(crate) fn ask(
+        &mut self,
+        vcpu: VcpuId,
+        dom: Domid,
+        ask: Ask,
+        about: About,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Errno> {
+        let number = self.questions;
+        let state = self.vcpu_mut(vcpu)?;
+        state.asked = Some(Asked { number, about, told: None });
+        self.questions = number.wrapping_add(1);
+        cx.fx.ask(Question { vcpu, number }, dom, ask);
+        Ok(())
+    }
+
+    /// The answer to a question. One that nobody waits for any more is undone.
+    pub fn answer(&mut self, question: Question, told: Told, cx: &mut Cx<'_>) {
+        let asked = self.vcpus.get_mut(question.vcpu as usize).and_then(|vcpu| vcpu.asked.as_mut());
+        match asked.filter(|asked| asked.number == question.number && asked.told.is_none()) {
+            Some(asked) => asked.told = Some(told),
+            None => undo(&told, cx),
+        }
+    }
+
+    /// Whether a vCPU in `Outcome::Ask` can go on.
+    #[must_use]
+    pub fn answered(&self, vcpu: VcpuId) -> bool {
+        let asked = self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.asked.as_ref());
+        asked.is_none_or(|asked| asked.told.is_some())
+    }
+
+    /// Takes the answer to a question of the kind that `mine` recognises. Another one, which only a guest gets that
+    /// changes a multicall's list under our hands, is undone, or when it comes if it has not.
+    pub(crate) fn told<T>(
+        &mut self,
+        vcpu: VcpuId,
+        mine: impl FnOnce(About) -> Option<T>,
+        cx: &mut Cx<'_>,
+    ) -> Option<(T, Told)> {
+        let Asked { about, told, .. } = self.vcpus.get_mut(vcpu as usize)?.asked.take()?;
+        match (mine(about), told) {
+            (Some(mine), Some(told)) => return Some((mine, told)),
+            (_, told) => told.iter().for_each(|told| undo(told, cx)),
+        }
+        if let About::Bind { local, .. } = about {
+            self.let_go_of(local);
+        }
+        None
+    }
+
+    /// Frees a port that was held for a binding that comes to nothing.
+    pub(crate) fn let_go_of(&mut self, local: Port) {
+        if self.is_held(local) {
+            self.ports.free(local);
+        }
+    }
+
+    /// Whether a port is still held for a binding: an EVTCHNOP_reset may have closed it.
+    pub(crate) fn is_held(&self, port: Port) -> bool {
+        port != 0 && self.ports.known(port).is_some_and(|channel| channel.kind == Kind::Reserved)
+    }
+
+    /// The domain `remote` binds its port `theirs` to our port `ours`, and `backend` is the channel.
+    ///
+    /// # Errors
+    /// -EINVAL unless our port is unbound and for that domain.
+    pub fn bind_peer(
+        &mut self,
+        ours: Port,
+        (remote, theirs): (Domid, Port),
+        backend: Backend,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Errno> {
+        if self.ports.get(ours, self.width)?.kind != (Kind::Unbound { remote }) {
+            return Err(Errno::EINVAL);
+        }
+        self.join_peer(ours, FarPort { domid: remote, port: theirs, backend }, cx);
+        Ok(())
+    }
+
+    /// A port of ours has another domain's at its far end from now on.
+    pub(crate) fn join_peer(&mut self, ours: Port, far: FarPort, cx: &mut Cx<'_>) {
+        self.ports.peers.insert(far.backend, ours);
+        self.ports.edit(ours, |channel| channel.kind = Kind::Peer(far));
+        self.offload(ours, cx);
+    }
+
+    /// The far end of a channel has been closed, or its domain has died: our port waits for that domain again.
+    pub fn peer_left(&mut self, backend: Backend, cx: &mut Cx<'_>) {
+        let Some(port) = self.ports.peers.remove(&backend) else { return };
+        let Some(Kind::Peer(far)) = self.ports.known(port).map(|channel| channel.kind) else { return };
+        self.retract(port, cx);
+        self.ports.edit(port, |channel| channel.kind = Kind::Unbound { remote: far.domid });
+    }
+
+    /// Another domain maps a grant of ours: pins it.
+    ///
+    /// # Errors
+    /// As the other guest is to hear it: not granted to it, not so, or not a page of RAM.
+    pub fn grant_to(
+        &self,
+        by: Domid,
+        gref: Gref,
+        write: bool,
+        mem: &dyn GuestMem,
+    ) -> Result<Shared, GntStatus> {
+        let pinned = self.grants.active.pin(mem, gref, Use { by, write, whole: true })?;
+        let frame = pinned.gpa.gfn();
+        if !self.physmap.is_present(frame) {
+            self.ungrant(gref, write, mem);
+            return Err(GntStatus::GENERAL_ERROR);
+        }
+        let writable = write || !self.grants.active.is_read_only(mem, gref);
+        Ok(Shared { frame, writable })
+    }
+
+    /// Gives back what [`Domain::grant_to`] has pinned.
+    pub fn ungrant(&self, gref: Gref, write: bool, mem: &dyn GuestMem) {
+        self.grants.active.unpin(mem, gref, write);
+    }
+
+    /// Another domain copies out of a grant of ours.
+    ///
+    /// # Errors
+    /// As for [`Domain::grant_to`], or beyond what is granted.
+    pub fn read_grant(
+        &self,
+        by: Domid,
+        gref: Gref,
+        offset: u16,
+        bytes: &mut [u8],
+        mem: &dyn GuestMem,
+    ) -> Result<(), GntStatus> {
+        self.with_grant(by, gref, (offset, bytes.len(), false), mem, |gpa| mem.read(gpa, bytes))
+    }
+
+    /// Another domain copies into a grant of ours.
+    ///
+    /// # Errors
+    /// As for [`Domain::read_grant`].
+    pub fn write_grant(
+        &self,
+        by: Domid,
+        gref: Gref,
+        offset: u16,
+        bytes: &[u8],
+        mem: &dyn GuestMem,
+    ) -> Result<(), GntStatus> {
+        self.with_grant(by, gref, (offset, bytes.len(), true), mem, |gpa| mem.write(gpa, bytes))
+    }
+
+    fn with_grant(
+        &self,
+        by: Domid,
+        gref: Gref,
+        (offset, len, write): (u16, usize, bool),
+        mem: &dyn GuestMem,
+        act: impl FnOnce(crate::mem::Gpa) -> Result<(), crate::mem::Fault>,
+    ) -> Result<(), GntStatus> {
+        let pinned = self.grants.active.pin(mem, gref, Use { by, write, whole: false })?;
+        let first = pinned.gpa.0 % 4096;
+        let (from, to) = (u64::from(offset), u64::from(offset) + len as u64);
+        let inside = first <= from && to <= first + u64::from(pinned.len);
+        let page = pinned.gpa.gfn().gpa();
+        let done = match inside {
+            true => act(page.offset(from)).map_err(|_| GntStatus::BAD_PAGE),
+            false => Err(GntStatus::GENERAL_ERROR),
+        };
+        self.ungrant(gref, write, mem);
+        done
+    }
+}
+
+/// Gives back what an answer has brought.
+fn undo(told: &Told, cx: &mut Cx<'_>) {
+    match told {
+        Told::Bound(backend) => cx.fx.leave_peer(*backend),
+        Told::Mapped(page) => cx.fx.release_foreign(*page),
+        _ => {}
+    }
+}
+
+impl Told {
+    /// Why there is no binding.
+    pub(crate) fn errno(&self) -> Errno {
+        match self {
+            Told::NotBound(errno) => *errno,
+            Told::Nobody => Errno::ESRCH,
+            _ => Errno::EINVAL,
+        }
+    }
+
+    /// Why the grant cannot be used.
+    pub(crate) fn status(&self) -> GntStatus {
+        match self {
+            Told::NotGranted(status) if *status != GntStatus::OKAY => *status,
+            Told::Nobody => GntStatus::BAD_DOMAIN,
+            _ => GntStatus::GENERAL_ERROR,
+        }
+    }
+}
+
+impl From<GrantError> for Told {
+    fn from(error: GrantError) -> Told {
+        Told::NotGranted(error.into())
+    }
+}

@@ -1,0 +1,157 @@
+//! The connection of two domains' processes.
+//!
+//! A process listens on a socket in its run directory, which only its own user can reach. Who connects there knows
+//! whom it speaks to by the directory; who accepts has the kernel tell the other process's number, and believes what
+//! domain it is when that process holds the domain's life lock.
+
+use super::wire::{Kind, Packet};
+use nix::poll::PollFlags;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket,
+};
+use rustix::net::SocketFlags;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use xen_abi::{Domid, Gref};
+use xen_domain::mem::Gfn;
+use xen_emu_api::run_dir::RunRoot;
+
+/// Packets that may wait for a process that does not read: all its ports may be closed at once.
+const WAITING_MAX: usize = 1 << 18;
+
+/// A grant of ours that the other domain has mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Pin {
+    /// Which.
+    pub gref: Gref,
+    /// For writing too.
+    pub write: bool,
+    /// The frame that it grants.
+    pub frame: Gfn,
+}
+
+/// Our end of a connection.
+pub struct Link {
+    socket: OwnedFd,
+    /// The other domain, once that is known.
+    pub domid: Option<Domid>,
+    /// We have made it, and ask.
+    pub ours: bool,
+    waiting: VecDeque<Packet>,
+    /// Its pins, by the handles of its choosing.
+    pub pins: BTreeMap<u32, Pin>,
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+}
+
+/// A socket that other domains' processes of this user connect to. One left there by a dead process is replaced.
+///
+/// # Errors
+/// The host's.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let socket = seqpacket()?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listen(&socket, Backlog::new(64)?)?;
+    Ok(socket)
+}
+
+impl Link {
+    fn new(socket: OwnedFd, domid: Option<Domid>, ours: bool) -> Link {
+        Link { socket, domid, ours, waiting: VecDeque::new(), pins: BTreeMap::new() }
+    }
+
+    /// Connects to a domain's process.
+    ///
+    /// # Errors
+    /// There is none, or it has too many who wait for it.
+    pub fn connect(root: &RunRoot, me: Domid, domid: Domid) -> io::Result<Link> {
+        let socket = seqpacket()?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(&root.domain(domid.0).peer())?)?;
+        let mut link = Link::new(socket, Some(domid), true);
+        link.send(Packet::new(Kind::Hello, 0, [me.0.into(), 0, 0]))?;
+        Ok(link)
+    }
+
+    /// The next one who has connected.
+    pub fn accept(listener: &OwnedFd) -> Option<Link> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::accept_with(listener, flags).ok()?;
+        Some(Link::new(socket, None, false))
+    }
+
+    /// The other process says that it is domain `domid`'s; whether that is so.
+    pub fn is_from(&self, root: &RunRoot, domid: Domid) -> bool {
+        let credentials = getsockopt(&self.socket, PeerCredentials);
+        credentials.is_ok_and(|who| root.domain(domid.0).is_held_by(who.pid()))
+    }
+
+    /// What the loop is to wait for. Who does not read our answers is not listened to.
+    pub fn interest(&self) -> PollFlags {
+        match (self.waiting.is_empty(), self.ours) {
+            (true, _) => PollFlags::POLLIN,
+            (false, true) => PollFlags::POLLIN | PollFlags::POLLOUT,
+            (false, false) => PollFlags::POLLOUT,
+        }
+    }
+
+    /// Sends a packet, now or when there is room.
+    ///
+    /// # Errors
+    /// The connection is of no use any more.
+    pub fn send(&mut self, packet: Packet) -> io::Result<()> {
+        if self.waiting.len() >= WAITING_MAX {
+            return Err(io::Error::other("the other process does not read"));
+        }
+        self.waiting.push_back(packet);
+        self.flush()
+    }
+
+    /// Sends what waits.
+    ///
+    /// # Errors
+    /// As for [`Link::send`].
+    pub fn flush(&mut self) -> io::Result<()> {
+        while let Some(packet) = self.waiting.front() {
+            match packet.send(&self.socket) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next packet; none has come, or the answers to those before are not read.
+    ///
+    /// # Errors
+    /// The connection is of no use any more.
+    pub fn receive(&self) -> io::Result<Option<Packet>> {
+        if !self.ours && !self.waiting.is_empty() {
+            return Ok(None);
+        }
+        match Packet::receive(&self.socket) {
+            Ok(packet) => Ok(Some(packet)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
