@@ -98,6 +98,7 @@ pub const TESTS: &[Test] = &[
     test("channel-server-dies", "peers.sh", &["server"], 120),
     test("channel-server-killed", "peers.sh", &["killed"], 120),
     test("channel-fifo", "peers.sh", &["client", FIFO], 120),
+    test("events-without-exits", "exits.sh", &[], 120),
     test("memory-32M", "micro.sh", &["hello", "32"], 60),
     test("trigger-nmi", "nmi.sh", &[], 90),
     test("crash-preserved", "preserve.sh", &[], 90),

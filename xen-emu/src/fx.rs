@@ -248,7 +248,7 @@ impl Effects for Fx<'_> {
     }
 
     fn kick(&mut self, backend: Backend) {
-        if let Some(fds) = self.guest.accel.backend(backend) {
+        if let Some(fds) = self.guest.accel.backend(backend).filter(|fds| ioctl::has_room(&fds.kick)) {
             logged("kick", fds.kick.write(1));
         }
     }

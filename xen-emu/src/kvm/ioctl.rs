@@ -7,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
@@ -112,6 +112,15 @@ pub fn share(fd: &EventFd) -> io::Result<OwnedFd> {
     let raw = fd.try_clone()?.into_raw_fd();
     // SAFETY: just duplicated, and given up by its EventFd.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Whether a write to an eventfd would not wait. Flags and counter of one that another process holds too are in its
+/// hands; one whose counter is full has been signalled.
+pub fn has_room(fd: &EventFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // SAFETY: borrowed for no longer than `fd` is.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1)
 }
 
 /// An eventfd that another process has made. Nobody waits in a read or a write of it.

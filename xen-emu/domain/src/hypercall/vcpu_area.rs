@@ -38,8 +38,15 @@ pub(super) fn vcpu_info(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> An
 fn move_vcpu_info(domain: &mut Domain, id: VcpuId, new: Gpa, cx: &mut Cx<'_>) -> Result<(), Errno> {
     let old = domain.vcpu_info(id);
     let mut contents = [0; VCPU_INFO_SIZE];
-    if let Some(old) = old {
-        cx.mem.read(old, &mut contents)?;
+    match old {
+        Some(old) => cx.mem.read(old, &mut contents)?,
+        // Events may have come when it had none: everything counts as pending, as on Xen.
+        None => {
+            let layout = Layout::of(domain.width);
+            let selector = layout.vcpu_pending_sel..layout.vcpu_pending_sel + layout.width.bytes();
+            contents.get_mut(selector).into_iter().for_each(|bytes| bytes.fill(0xff));
+            contents.get_mut(VCPU_UPCALL_PENDING).into_iter().for_each(|byte| *byte = 1);
+        }
     }
     cx.mem.write(new, &contents)?;
     domain.vcpu_mut(id)?.info = Some(new);

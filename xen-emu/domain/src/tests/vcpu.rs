@@ -59,6 +59,23 @@ fn vcpu_info_is_registered_once_and_keeps_what_was_pending() {
 }
 
 #[test]
+fn what_came_before_a_late_vcpu_had_its_vcpu_info_is_not_lost() {
+    for width in BOTH {
+        let mut b = Bench::new(width);
+        b.domain.vcpus.resize(34, crate::vcpu::Vcpu::new(false));
+        let layout = Layout::of(width.into());
+        assert_eq!(b.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu: 33, port: Port(0) }).0, Ok(0));
+        b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(1) }).0.unwrap();
+        assert_eq!(b.effects(), [], "it has no place to be told");
+        assert_eq!(b.register_info(33, 20, 64), Ok(0));
+        let new = Gpa((20 << 12) + 64);
+        assert_eq!(b.effects(), [Effect::VcpuInfo(33, Some(new)), Effect::Upcall(33)]);
+        let selector = b.get::<u32>(new.0 + layout.vcpu_pending_sel as u64);
+        assert_eq!((b.get::<u8>(new.0), selector), (1, u32::MAX), "it looks at every word");
+    }
+}
+
+#[test]
 fn areas_are_registered_by_virtual_and_by_physical_address() {
     use VcpuOp as Op;
     let mut b = Bench::new(Width::Bits64);
