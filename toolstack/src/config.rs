@@ -7,7 +7,7 @@ use crate::{bootloader, cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-use xen_emu_api::config::{Action, Actions, DomainConfig, EventChannels, Upcall};
+use xen_emu_api::config::{Action, Actions, DomainConfig, EventChannels, TscMode, Upcall};
 
 /// vCPUs of one domain.
 const MAX_VCPUS: u32 = 64;
@@ -57,6 +57,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
             .count("max_event_channels", (63, 1 << 17), "1023")?
             .unwrap_or(EVENT_CHANNELS),
         upcall: settings.choice("upcall", "delivery", &Upcall::ALL)?.unwrap_or_default(),
+        tsc_mode: tsc_mode(settings)?,
         devices: devices.iter().map(|placed| placed.device.clone()).collect(),
         source: Some(absolute(&source.to_string_lossy())?),
     };
@@ -87,6 +88,28 @@ fn check_type(settings: &mut Settings, source: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The words of xl, and the numbers that it still takes.
+fn tsc_mode(settings: &Settings) -> Result<TscMode> {
+    const MODES: [(&str, Option<TscMode>); 8] = [
+        ("default", Some(TscMode::Default)),
+        ("always_emulate", None),
+        ("native", Some(TscMode::Native)),
+        ("native_paravirt", None),
+        ("0", Some(TscMode::Default)),
+        ("1", None),
+        ("2", Some(TscMode::Native)),
+        ("3", None),
+    ];
+    match settings.choice("tsc_mode", "value", &MODES)? {
+        None => Ok(TscMode::Default),
+        Some(Some(mode)) => Ok(mode),
+        Some(None) => Err(settings.error(
+            "tsc_mode",
+            "KVM does not emulate the TSC, and Xen has no native_paravirt any more: use \"default\" or \"native\"",
+        )),
+    }
 }
 
 fn name(settings: &Settings, source: &Path) -> Result<String> {
@@ -242,7 +265,7 @@ mod tests {
         let text = "name = 'web01'\ntype = 'pvh'\nkernel = 'vmlinuz'\nramdisk = '/r.gz'\nroot = '/dev/xvda2 ro'\n\
             extra = 'console=hvc0'\nuuid = '12345678-1234-5678-9ABC-def012345678'\nvcpus = 2\nmaxvcpus = 4\n\
             memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n\
-            upcall = 'global'\n";
+            upcall = 'global'\ntsc_mode = 'native'\n";
         let Parsed { domain: got, warnings, .. } = parsed(text).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         assert_eq!(got.kernel, std::env::current_dir().unwrap().join("vmlinuz"));
@@ -252,7 +275,7 @@ mod tests {
         );
         assert_eq!((got.vcpus, got.max_vcpus, got.memory_mib, got.maxmem_mib), (2, 4, 512, 1024));
         assert_eq!((got.cpus, got.acpi), (vec![vec![0]], false));
-        assert_eq!(got.upcall, Upcall::Global);
+        assert_eq!((got.upcall, got.tsc_mode), (Upcall::Global, TscMode::Native));
         assert_eq!((got.actions.crash, got.actions.reboot), (Action::CoredumpRestart, Action::Restart));
         let small = parsed(BASE).unwrap().domain;
         let version = |text: &str| {
@@ -303,6 +326,11 @@ mod tests {
                 "@ on_crash='bogus'",
                 "guest.cfg:1:58: Unknown on_crash action \"bogus\" specified: one of destroy, restart, rename-restart, \
                  preserve, coredump-destroy, coredump-restart, soft-reset",
+            ),
+            (
+                "@ tsc_mode='always_emulate'",
+                "guest.cfg:1:58: KVM does not emulate the TSC, and Xen has no native_paravirt any more: use \"default\" \
+                 or \"native\"",
             ),
             (
                 "@ upcall='local'",

@@ -227,6 +227,7 @@ fn vcpus(
             xen_version: XEN_VERSION,
             vcpu_upcall: vcpu_upcall(config.upcall, capabilities),
             invariant_tsc: kvm::keeps_time_by_tsc(),
+            tsc_mode: config.tsc_mode,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
         };
         let leaves = cpuid::for_vcpu(&supported, &facts, vcpu).map_err(|e| anyhow!("CPUID leaves: {e:?}"))?;

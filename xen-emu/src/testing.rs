@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use xen_emu_api::config::{Actions, DomainConfig, EventChannels, Launch, Upcall};
+use xen_emu_api::config::{Actions, DomainConfig, EventChannels, Launch, TscMode, Upcall};
 use xenstored::client::Client;
 use xenstored::out::Out;
 use xenstored::store::{ConnId, Store};
@@ -38,6 +38,7 @@ pub fn launch(domid: u16) -> Launch {
             event_channels: EventChannels::default(),
             max_event_channels: 1023,
             upcall: Upcall::default(),
+            tsc_mode: TscMode::default(),
             devices: Vec::new(),
             source: None,
         },

@@ -48,6 +48,7 @@ const READ: &[&str] = &[
     "bootloader",
     "bootloader_args",
     "upcall",
+    "tsc_mode",
 ];
 
 const SILENT: &[&str] = &[
@@ -135,7 +136,6 @@ const LATER: &[&str] = &[
     "localtime",
     "rtc_timeoffset",
     "max_maptrack_frames",
-    "tsc_mode",
     "cpus_soft",
     "cpu_weight",
     "cap",

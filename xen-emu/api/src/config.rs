@@ -62,6 +62,18 @@ impl Upcall {
         [("auto", Upcall::Auto), ("vector", Upcall::Vector), ("global", Upcall::Global)];
 }
 
+/// What the guest is told of its TSC, which is the host's, at most offset and scaled: what `tsc_mode` says, by its
+/// number in Xen's CPUID leaf base+3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TscMode {
+    /// Native where that is good enough.
+    #[default]
+    Default = 0,
+    /// Never emulated: guests may keep time by it.
+    Native = 2,
+}
+
 /// Why a domain has shut down: SHUTDOWN_* of Xen's `public/sched.h`.
 pub mod reason {
     /// The guest has powered off.
@@ -183,6 +195,9 @@ pub struct DomainConfig {
     /// How upcalls are delivered.
     #[serde(default)]
     pub upcall: Upcall,
+    /// What the guest is told of its TSC.
+    #[serde(default)]
+    pub tsc_mode: TscMode,
     /// PV devices, in the order of the configuration; no two of one kind have the same id.
     #[serde(default)]
     pub devices: Vec<Device>,

@@ -227,12 +227,12 @@ impl Domain {
         self.ports.edit(port, |channel| channel.kind = Kind::Unbound { remote: far.domid });
     }
 
-    /// Another domain maps a grant of ours: pins it.
+    /// Another domain maps a grant of ours: pins it, and keeps special pages away from its frame.
     ///
     /// # Errors
     /// As the other guest is to hear it: not granted to it, not so, or not a page of RAM.
     pub fn grant_to(
-        &self,
+        &mut self,
         by: Domid,
         gref: Gref,
         write: bool,
@@ -241,16 +241,23 @@ impl Domain {
         let pinned = self.grants.active.pin(mem, gref, Use { by, write, whole: true })?;
         let frame = pinned.gpa.gfn();
         if !self.physmap.is_present(frame) {
-            self.ungrant(gref, write, mem);
+            self.grants.active.unpin(mem, gref, write);
             return Err(GntStatus::GENERAL_ERROR);
         }
+        *self.grants.away.entry(frame).or_default() += 1;
         let writable = write || !self.grants.active.is_read_only(mem, gref);
         Ok(Shared { frame, writable })
     }
 
     /// Gives back what [`Domain::grant_to`] has pinned.
-    pub fn ungrant(&self, gref: Gref, write: bool, mem: &dyn GuestMem) {
+    pub fn ungrant(&mut self, gref: Gref, write: bool, frame: Gfn, mem: &dyn GuestMem) {
         self.grants.active.unpin(mem, gref, write);
+        if let Some(users) = self.grants.away.get_mut(&frame) {
+            *users -= 1;
+            if *users == 0 {
+                self.grants.away.remove(&frame);
+            }
+        }
     }
 
     /// Another domain copies out of a grant of ours.
@@ -300,7 +307,7 @@ impl Domain {
             true => act(page.offset(from)).map_err(|_| GntStatus::BAD_PAGE),
             false => Err(GntStatus::GENERAL_ERROR),
         };
-        self.ungrant(gref, write, mem);
+        self.grants.active.unpin(mem, gref, write);
         done
     }
 }

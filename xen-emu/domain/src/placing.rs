@@ -21,7 +21,8 @@ impl Domain {
     /// there is lost to the domain, as on Xen.
     ///
     /// # Errors
-    /// -EINVAL for frames beyond the address space or where a grant is mapped, and whatever the machine cannot do.
+    /// -EINVAL for frames beyond the address space or where a grant is mapped, -EBUSY for a frame that another domain has
+    /// mapped, and whatever the machine cannot do.
     pub(crate) fn place_special(
         &mut self,
         page: SpecialPage,
@@ -30,6 +31,10 @@ impl Domain {
     ) -> Result<(), Errno> {
         if gfn.0 >= GFN_LIMIT || self.grants.mapped.is_at(gfn) {
             return Err(Errno::EINVAL);
+        }
+        // The page would live in that frame, and the other domain would have it.
+        if self.grants.away.contains_key(&gfn) {
+            return Err(Errno::EBUSY);
         }
         let old = self.physmap.gfn_of(page);
         if old == Some(gfn) {

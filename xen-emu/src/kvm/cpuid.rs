@@ -4,6 +4,7 @@
 //! one package per vCPU and an unstable TSC.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use xen_emu_api::config::TscMode;
 
 /// Xen's base leaf.
 const XEN: u32 = 0x4000_0000;
@@ -23,6 +24,8 @@ pub struct Facts {
     pub vcpu_upcall: bool,
     /// The host keeps time by its TSC, so that it runs at one rate and never stops.
     pub invariant_tsc: bool,
+    /// `tsc_mode` of the configuration.
+    pub tsc_mode: TscMode,
     /// TSC frequency of the guest.
     pub tsc_khz: u32,
 }
@@ -131,14 +134,16 @@ fn xen(facts: &Facts, vcpu: u32) -> Vec<kvm_cpuid_entry2> {
     const DOMID: u32 = 1 << 4;
     const UPCALL_VECTOR: u32 = 1 << 6;
     const RDTSCP: u32 = 1 << 2;
+    const TSC_RELIABLE: u32 = 1 << 1;
+    let reliable = if facts.invariant_tsc { TSC_RELIABLE } else { 0 };
     let upcall = if facts.vcpu_upcall { UPCALL_VECTOR } else { 0 };
     let features = APIC_ACCESS_VIRT | X2APIC_VIRT | VCPU_ID | DOMID | upcall;
     vec![
         plain(0, [XEN + 5, word(b"XenV"), word(b"MMXe"), word(b"nVMM")]),
         plain(1, [facts.xen_version, 0, 0, 0]),
         plain(2, [1, HYPERCALL_MSR, 0, 0]),
-        // Subleaf 0: tsc_mode 0 (native where possible), kHz, incarnation. KVM fills subleaves 1 and 2.
-        leaf(XEN + 3, 0, [RDTSCP, 0, facts.tsc_khz, 1]),
+        // Subleaf 0: the TSC is not emulated, may be reliable; tsc_mode, kHz, incarnation. KVM fills subleaves 1 and 2.
+        leaf(XEN + 3, 0, [RDTSCP | reliable, facts.tsc_mode as u32, facts.tsc_khz, 1]),
         leaf(XEN + 3, 1, [0; 4]),
         leaf(XEN + 3, 2, [0; 4]),
         plain(4, [features, vcpu, u32::from(facts.domid), 0]),
@@ -169,6 +174,7 @@ mod tests {
             xen_version: 0x4_0014,
             vcpu_upcall: true,
             invariant_tsc: true,
+            tsc_mode: TscMode::Native,
             tsc_khz: 2_500_000,
         };
         let cpuid = for_vcpu(&host, &facts, 3).unwrap();
@@ -185,6 +191,7 @@ mod tests {
         assert_eq!(get(0x8000_0008, 0).2, 0x3003);
         assert_eq!(get(0x8000_001e, 0), (6, 3, 0, 0));
         assert_eq!(get(0x4000_0000, 0).1, u32::from_le_bytes(*b"XenV"));
+        assert_eq!(get(0x4000_0003, 0), (6, 2, 2_500_000, 1));
         assert_eq!(get(0x4000_0004, 0), (0x5b, 3, 9, 0));
     }
 }

@@ -3,6 +3,7 @@
 use super::link::{Link, Pin};
 use super::wire::{BODY_MAX, Kind, Packet};
 use super::{Channel, LinkId, Server};
+use crate::guest::lock;
 use crate::kvm::ioctl;
 use crate::kvm::xen_kernel::BackendFds;
 use std::fs::File;
@@ -105,11 +106,11 @@ impl Server {
             return Err(GntStatus::BAD_HANDLE);
         }
         let gref = Gref(gref);
-        let granted = crate::guest::lock(&guest.domain).grant_to(by, gref, write, &*guest.memory)?;
+        let granted = lock(&guest.domain).grant_to(by, gref, write, &*guest.memory)?;
         let shared = guest.memory.share(granted.frame, granted.writable, |act| guest.standing_still(act));
         let file: File = shared.map_err(|e| {
             crate::log::limited!(warn, "frame {:#x} cannot be shared with domain {by}: {e}", granted.frame.0);
-            crate::guest::lock(&guest.domain).ungrant(gref, write, &*guest.memory);
+            lock(&guest.domain).ungrant(gref, write, granted.frame, &*guest.memory);
             GntStatus::GENERAL_ERROR
         })?;
         answer.fds.push(file.into());
@@ -123,7 +124,7 @@ impl Server {
         if let Err(e) = guest.memory.unshare(pin.frame, |act| guest.standing_still(act)) {
             crate::log::limited!(warn, "frame {:#x} stays shared: {e}", pin.frame.0);
         }
-        crate::guest::lock(&guest.domain).ungrant(pin.gref, pin.write, &*guest.memory);
+        lock(&guest.domain).ungrant(pin.gref, pin.write, pin.frame, &*guest.memory);
     }
 
     fn read(
@@ -136,7 +137,7 @@ impl Server {
         let offset = u16::try_from(offset).map_err(|_| GntStatus::BAD_COPY_ARG)?;
         let mut bytes = vec![0; len];
         let guest = &self.guest;
-        let domain = crate::guest::lock(&guest.domain);
+        let domain = lock(&guest.domain);
         domain.read_grant(by, Gref(gref), offset, &mut bytes, &*guest.memory)?;
         *to = bytes;
         Ok(())
@@ -145,7 +146,7 @@ impl Server {
     fn write(&self, by: Domid, (gref, offset): (u32, u32), bytes: &[u8]) -> Result<(), GntStatus> {
         let offset = u16::try_from(offset).map_err(|_| GntStatus::BAD_COPY_ARG)?;
         let guest = &self.guest;
-        let domain = crate::guest::lock(&guest.domain);
+        let domain = lock(&guest.domain);
         domain.write_grant(by, Gref(gref), offset, bytes, &*guest.memory)
     }
 }

@@ -7,6 +7,7 @@ mod maptrack;
 mod pins;
 mod version;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -76,6 +77,8 @@ pub(crate) struct GrantTable {
     pub max_frames: u32,
     /// What the guest has mapped.
     pub mapped: Maptrack,
+    /// Frames that other domains have mapped, and how often.
+    pub away: BTreeMap<Gfn, u32>,
 }
 
 impl From<GrantError> for GntStatus {
@@ -92,7 +95,7 @@ impl From<GrantError> for GntStatus {
 impl GrantTable {
     pub(crate) fn new(max_frames: u32) -> GrantTable {
         let active = Arc::new(Active::new(1.min(max_frames)));
-        GrantTable { active, max_frames, mapped: Maptrack::default() }
+        GrantTable { active, max_frames, mapped: Maptrack::default(), away: BTreeMap::new() }
     }
 
     /// Grows the table to hold frame `index`; false beyond the limit.

@@ -239,20 +239,28 @@ fn a_grant_is_used_by_the_domain_that_has_it_and_as_it_was_granted() {
     b.seven_grants(40, gtf::PERMIT_ACCESS, 20);
     b.seven_grants(41, gtf::PERMIT_ACCESS | gtf::READONLY, 21);
     b.seven_grants(42, gtf::PERMIT_ACCESS, 64);
-    let Bench { domain, ram, .. } = &b;
-    let grant = |by, gref, write| domain.grant_to(by, Gref(gref), write, ram).map(|s| (s.frame, s.writable));
-    assert_eq!(grant(Domid(8), 40, false), Err(GntStatus::GENERAL_ERROR));
-    assert_eq!(grant(OTHER, 42, false), Err(GntStatus::BAD_PAGE));
-    assert_eq!(grant(OTHER, 512, false), Err(GntStatus::BAD_GNTREF));
-    assert_eq!(grant(OTHER, 41, true), Err(GntStatus::GENERAL_ERROR));
-    assert_eq!(grant(OTHER, 41, false), Ok((Gfn(21), false)));
-    assert_eq!(grant(OTHER, 40, false), Ok((Gfn(20), true)), "granted for writing");
+    let grant = |b: &mut Bench, by, gref, write| {
+        let shared = b.with(|domain, cx| domain.grant_to(by, Gref(gref), write, cx.mem));
+        shared.map(|shared| (shared.frame, shared.writable))
+    };
+    assert_eq!(grant(&mut b, Domid(8), 40, false), Err(GntStatus::GENERAL_ERROR));
+    assert_eq!(grant(&mut b, OTHER, 42, false), Err(GntStatus::BAD_PAGE));
+    assert_eq!(grant(&mut b, OTHER, 512, false), Err(GntStatus::BAD_GNTREF));
+    assert_eq!(grant(&mut b, OTHER, 41, true), Err(GntStatus::GENERAL_ERROR));
+    assert_eq!(grant(&mut b, OTHER, 41, false), Ok((Gfn(21), false)));
+    assert_eq!(grant(&mut b, OTHER, 40, false), Ok((Gfn(20), true)), "granted for writing");
     assert_eq!(
         (b.flags(40), b.flags(41)),
         (gtf::PERMIT_ACCESS | gtf::READING, 1 | gtf::READONLY | gtf::READING)
     );
-    domain.ungrant(Gref(40), false, ram);
-    domain.ungrant(Gref(41), false, ram);
+    let place =
+        |b: &mut Bench| b.with(|domain, cx| domain.place_special(SpecialPage::GrantFrame(0), Gfn(20), cx));
+    assert_eq!(place(&mut b), Err(Errno::EBUSY), "the other domain would have our table");
+    for (gref, frame) in [(40, 20), (41, 21)] {
+        b.with(|domain, cx| domain.ungrant(Gref(gref), false, Gfn(frame), cx.mem));
+    }
+    assert_eq!(b.domain.grants.away.len(), 0);
+    let Bench { domain, ram, .. } = &b;
     ram.write(Gfn(20).gpa().offset(8), b"bytes").unwrap();
     let mut bytes = [0; 5];
     assert_eq!(domain.read_grant(OTHER, Gref(40), 8, &mut bytes, ram), Ok(()));
@@ -264,4 +272,5 @@ fn a_grant_is_used_by_the_domain_that_has_it_and_as_it_was_granted() {
     assert_eq!(domain.write_grant(OTHER, Gref(40), 4091, b"wrote", ram), Ok(()));
     assert_eq!(b.get::<[u8; 5]>((20 << 12) + 4091), *b"wrote");
     assert_eq!((b.flags(40), b.domain.grants.active.in_use()), (gtf::PERMIT_ACCESS, 0));
+    assert_eq!(place(&mut b), Ok(()));
 }
