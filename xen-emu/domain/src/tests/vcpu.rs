@@ -65,6 +65,7 @@ fn what_came_before_a_late_vcpu_had_its_vcpu_info_is_not_lost() {
         b.domain.vcpus.resize(34, crate::vcpu::Vcpu::new(false));
         let layout = Layout::of(width.into());
         assert_eq!(b.op(EVTCHN, EvtchnOp::BIND_IPI.0, &BindIpi { vcpu: 33, port: Port(0) }).0, Ok(0));
+        b.effects();
         b.op(EVTCHN, EvtchnOp::SEND.0, &Send { port: Port(1) }).0.unwrap();
         assert_eq!(b.effects(), [], "it has no place to be told");
         assert_eq!(b.register_info(33, 20, 64), Ok(0));
