@@ -1,5 +1,7 @@
 //! What the tests of several modules share.
 
+pub mod fuzz;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -65,11 +65,17 @@ impl Drop for Hotplug {
     }
 }
 
-/// `MAJOR:MINOR` in hexadecimal.
+/// The block device of `MAJOR:MINOR` in hexadecimal.
 fn device(text: &str) -> Option<PathBuf> {
     let (major, minor) = text.trim().split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();
-    Some(PathBuf::from(format!("/dev/block/{}:{}", number(major)?, number(minor)?)))
+    let numbers = format!("{}:{}", number(major)?, number(minor)?);
+    // The kernel's own name is there without udev too; it has ! for the slash of a path.
+    let known = std::fs::read_link(Path::new("/sys/dev/block").join(&numbers)).ok();
+    let name =
+        known.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().replace('!', "/"));
+    let named = name.map(|name| Path::new("/dev").join(name)).filter(|path| path.exists());
+    Some(named.unwrap_or_else(|| Path::new("/dev/block").join(&numbers)))
 }
 
 fn failed(script: &Path, action: &str, what: &str) -> DeviceError {
@@ -127,8 +133,9 @@ mod tests {
 
     #[test]
     fn numbers_of_devices_are_hexadecimal() {
-        assert_eq!(device("7:1f\n"), Some(PathBuf::from("/dev/block/7:31")));
-        assert_eq!(device("fe:0"), Some(PathBuf::from("/dev/block/254:0")));
+        // No host has these.
+        assert_eq!(device("fff:1f\n"), Some(PathBuf::from("/dev/block/4095:31")));
+        assert_eq!(device("ffe:0"), Some(PathBuf::from("/dev/block/4094:0")));
         for odd in ["", "7", "7:", "7:x", ":", "-1:2"] {
             assert_eq!(device(odd), None, "{odd}");
         }

@@ -354,6 +354,8 @@ mod bench;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod tests;

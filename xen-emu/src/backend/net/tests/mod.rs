@@ -1,6 +1,7 @@
 //! A fake frontend on the real rings, grants and threads, with a socket in the place of the TAP.
 
 mod attach;
+mod fuzz;
 mod hostile;
 mod packets;
 mod steering;
@@ -399,6 +400,10 @@ impl Rig {
             assert!(rings.rx.put(&*self.memory, RxRequest { id, pad: 0, gref }.as_bytes()).unwrap(), "full");
             rings.posted.push_back((id, gref, gfn));
         }
+        self.publish_rx(queue);
+    }
+
+    pub fn publish_rx(&mut self, queue: usize) {
         if self.queues[queue].rx.publish(&*self.memory).unwrap() {
             self.kick(self.port(queue, true));
         }
