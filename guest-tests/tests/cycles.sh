@@ -55,7 +55,7 @@ count() {
     ls /proc/"$(pidof xenstored)"/fd | wc -l
     ls /sys/class/net | wc -l
 }
-nodes() { /debian/bin/xenstore-ls -f / | sed 's/ = .*//' | sort; }
+nodes() { /debian/bin/xenstore-ls -f / | grep -v '^/tool/xenstored' | sed 's/ = .*//' | sort; }
 memory() { awk '/^[0-9a-f]+-/ { guest = 0 } /^Size:/ { guest = $2 > 400000 } /^Anonymous:/ && !guest { sum += $2 } END { print sum }' /proc/"$pid"/smaps; }
 settled() { count >now; cmp -s now before; }
 

@@ -11,7 +11,7 @@ expect 200 'powers it off'
 sleep 1
 say 'exec sh'
 say 'stty -echo; PS1='
-must 60 true
+must 60 'dmesg -n 5'
 id=$(xlr domid g)
 back=/local/domain/0/backend
 state() { [ "$(xenstore read "$back/$1/state")" = "$2" ]; }
@@ -36,7 +36,7 @@ for round in 1 2 3; do
     cmp -s idle idle-first || { cat idle-first idle; fail 'each round leaves ports or pins'; }
     is "vbd/$id/51712" 6
     # Linux's network card begins anew by itself. Its disk does not, on Xen neither: a device that comes anew is taken.
-    must 60 'insmod /modules/xen-blkfront.ko; insmod /modules/xen-netfront.ko'
+    must 60 'insmod /modules/xen_blkfront.ko; insmod /modules/xen_netfront.ko'
     xlr block-detach g xvda || fail "block-detach ended with status $?"
     xlr block-attach g "$folder/a.img,raw,xvda,rw" || fail "block-attach ended with status $?"
     must 60 'until [ -b /dev/xvda ]; do sleep 0.2; done; sha256sum </dev/xvda'

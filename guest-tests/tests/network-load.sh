@@ -68,7 +68,7 @@ state() {
     fds=$(ls "/proc/$emu/fd" | wc -l) threads=$(ls "/proc/$emu/task" | wc -l)
     # All but the guest's own memory.
     resident=$(awk '/^Size:/ { size = $2 } /^Rss:/ && size < 65536 { n += $2 } END { print n }' "/proc/$emu/smaps")
-    nodes=$(xenstore-ls -f / | wc -l) ports=$(xlr describe g evtchn | wc -l) pins=$(xlr describe g gnttab | grep -c "gref ")
+    nodes=$(xenstore-ls -f / | grep -vc "^/tool/xenstored") ports=$(xlr describe g evtchn | wc -l) pins=$(xlr describe g gnttab | grep -c "gref ")
 }
 what='no segmentation'
 offloads 'tso off gso off gro off'

@@ -8,7 +8,7 @@ lan
 box g
 id=$(xlr domid g)
 pid=$(pidof xen-emu)
-nodes() { /debian/bin/xenstore-ls -f / | sort; }
+nodes() { /debian/bin/xenstore-ls -f / | grep -v '^/tool/xenstored' | sort; }
 count() { ls /proc/"$pid"/fd | wc -l; ls /proc/"$pid"/task | wc -l; xlr describe g evtchn | head -n 1; ls /sys/class/net; }
 nodes >nodes-before
 count >count-before
