@@ -88,6 +88,8 @@ pub struct Store {
     last_conn: u64,
     /// Removed nodes whose owners have not been credited yet.
     removed: Vec<Arc<Node>>,
+    /// How many removed nodes have been.
+    forgotten: u64,
 }
 
 impl Default for Store {
@@ -120,6 +122,7 @@ impl Store {
             woken: Vec::new(),
             last_conn: 0,
             removed: Vec::new(),
+            forgotten: 0,
         }
     }
 
@@ -284,7 +287,12 @@ impl Store {
     /// Does up to `budget` nodes of work that requests left behind. `false` when nothing is left.
     pub fn tidy(&mut self, budget: usize) -> bool {
         for _ in 0..budget {
-            let Some(node) = self.removed.pop() else { return false };
+            let Some(node) = self.removed.pop() else {
+                // What held a wide directory need not be kept.
+                self.removed.shrink_to(1024);
+                return false;
+            };
+            self.forgotten += 1;
             self.accounts.discharge(node.perms.owner(), node.id, node.bytes());
             match Arc::try_unwrap(node) {
                 Ok(mut node) => self.removed.extend(node.take_children()),
@@ -292,6 +300,12 @@ impl Store {
             }
         }
         true
+    }
+
+    /// How many removed nodes [`Store::tidy`] has done away with.
+    #[must_use]
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// The limit that holds for a caller; privileged ones have none.

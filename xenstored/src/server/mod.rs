@@ -102,8 +102,9 @@ pub(crate) struct Server {
     spare: Vec<u8>,
     /// The store has left-over work.
     untidy: bool,
-    /// Slices of it done without a break.
-    tidied: usize,
+    /// When freed memory goes back to the system, and how many nodes were forgotten when it last did.
+    trim_at: Option<Instant>,
+    trimmed: u64,
     trim: fn(),
     stopping: bool,
     log: LogLimit,
@@ -167,7 +168,8 @@ impl Server {
             chunk: vec![0; CHUNK],
             spare: Vec::new(),
             untidy: false,
-            tidied: 0,
+            trim_at: None,
+            trimmed: 0,
             trim,
             stopping: false,
             log: LogLimit::default(),
@@ -201,10 +203,16 @@ impl Server {
             _ => None,
         };
         let waiting = self.waiting.first().map(|(until, _)| self.began + *until);
-        let first = [paused, waiting, self.update_deadline(), self.disk.as_ref().and_then(Disk::deadline)]
-            .into_iter()
-            .flatten()
-            .min()?;
+        let first = [
+            paused,
+            waiting,
+            self.trim_at,
+            self.update_deadline(),
+            self.disk.as_ref().and_then(Disk::deadline),
+        ]
+        .into_iter()
+        .flatten()
+        .min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 

@@ -1,5 +1,7 @@
 //! Who has something to do, and how much of it is done at a time.
 
+use std::time::{Duration, Instant};
+
 use super::link::{Broken, Carrier, Link};
 use super::{CHUNK, Server, TIDY};
 use crate::quota::Limit;
@@ -15,8 +17,10 @@ const REPLIES: usize = 16;
 const ROUNDS: usize = 8;
 /// Unsent bytes from which on a client on the socket is not read from.
 const SOCKET_BACKLOG: usize = 256 * 1024;
-/// Slices of left-over work after which freed memory goes back to the system: that takes milliseconds.
-const TRIM_AFTER: usize = 50;
+/// Removed nodes after which freed memory goes back to the system, and when: it takes milliseconds, and whoever removes
+/// much is rarely done with one request.
+const TRIM_AFTER: u64 = 10_000;
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
 /// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
 const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
 
@@ -63,12 +67,15 @@ impl Server {
         self.tidy();
     }
 
-    /// One slice of left-over work. After a lot of it the freed memory goes back to the system.
+    /// One slice of left-over work. A while after a lot of it the freed memory goes back to the system.
     fn tidy(&mut self) {
+        let before = self.store.forgotten();
         self.untidy = self.store.tidy(TIDY);
-        if self.untidy {
-            self.tidied += 1;
-        } else if std::mem::take(&mut self.tidied) >= TRIM_AFTER {
+        if self.store.forgotten() > before {
+            let much = self.store.forgotten() - self.trimmed >= TRIM_AFTER;
+            self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE);
+        } else if self.trim_at.is_some_and(|then| Instant::now() >= then) {
+            (self.trim_at, self.trimmed) = (None, self.store.forgotten());
             (self.trim)();
         }
     }

@@ -215,3 +215,66 @@ impl Server {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::out::Out;
+    use crate::wire::{Header, MsgType};
+
+    /// What the C xenstored 4.20.3 of Debian 13 left for its successor: two domains, one of them with a target and a
+    /// watch of its own, three watches of a client, half a request, and the reply to the live update.
+    const STREAM: &[u8] = include_bytes!("../../tests/data/c-xenstored-4.20.stream");
+
+    #[test]
+    fn a_stream_of_c_xenstored_420_is_read() {
+        let state = State::read(STREAM).unwrap();
+        assert_eq!((state.socket, state.lock.is_none()), (3, true));
+        let conns: Vec<_> = state
+            .conns
+            .iter()
+            .map(|conn| (conn.ring, &*conn.numbers, conn.input.len(), &*conn.output))
+            .collect();
+        let ok: &[u8] = b"\0\0\0\0\x09\0\0\0\0\0\0\0\x03\0\0\0OK\0";
+        assert_eq!(
+            conns,
+            [
+                (true, &[][..], 0, &b""[..]),
+                (false, &[8], 0, ok),
+                (true, &[], 0, b""),
+                (true, &[], 0, b""),
+                (false, &[9], 0, b""),
+                (false, &[10], 19, b""),
+            ]
+        );
+        let guest = state.conns[2].conn;
+        let mut store = state.store;
+        assert_eq!(store.domain_of(guest), Some(7));
+        assert_eq!((store.target(7), store.target(8)), (Some(8), None));
+        assert_eq!(store.check(), Ok(()));
+        let host = store.connect();
+        let mut ask = |kind, payload: &[u8]| {
+            let mut out = Out::default();
+            let len = u32::try_from(payload.len()).unwrap();
+            store.handle(host, Header { kind, req_id: 0, tx_id: 0, len }, payload, false, &mut out);
+            out.messages().map(|(conn, bytes, _)| (conn, bytes[16..].to_vec())).collect::<Vec<_>>()
+        };
+        for (kind, path, reply) in [
+            (MsgType::READ, "/tool/x", &b"a\x01\0b"[..]),
+            (MsgType::READ, "/local/domain/7/data/empty", b""),
+            (MsgType::DIRECTORY, "/local/domain", b"7\x008\0"),
+            (MsgType::GET_PERMS, "/local/domain/7", b"n7\0r8\0b0\0"),
+            (MsgType::GET_PERMS, "/tool/x", b"n0\0r9\0"),
+            (MsgType::GET_PERMS, "@releaseDomain", b"n0\0r7\0"),
+        ] {
+            assert_eq!(ask(kind, format!("{path}\0").as_bytes()), [(host, reply.to_vec())], "{path}");
+        }
+        // The guest's watch is told by the path it knows, the client's by the one it gave.
+        let told = ask(MsgType::SET_PERMS, b"/local/domain/7/data\0n7\0");
+        let events: Vec<_> = told.iter().map(|(_, event)| String::from_utf8_lossy(event)).collect();
+        for event in ["data\0g\0", "/local/domain/7/data\0tok\0"] {
+            assert!(events.iter().any(|told| told == event), "{events:?}");
+        }
+        assert_eq!(told.len(), 3);
+    }
+}

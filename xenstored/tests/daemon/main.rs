@@ -12,6 +12,7 @@ mod update;
 
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use xenstored::client::{Client, Error};
 use xenstored::perms::Perm;
 use xenstored::wire::Errno;
@@ -111,6 +112,35 @@ fn many_clients_are_served_and_a_deaf_one_harms_nobody() {
         assert_eq!(event(client), ("/shared".into(), n.to_string()));
         assert_eq!(client.read_string(&format!("/own/{n}")).unwrap(), n.to_string());
     }
+}
+
+/// 20,000, or as many as this process may have descriptors for.
+#[test]
+fn thousands_of_connections_are_served() {
+    // The superuser may have more than was given.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, 22_000, 22_000);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    // The daemon keeps some back, and other tests run here too.
+    let count = usize::try_from(hard.saturating_sub(1000)).unwrap().min(20_000);
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.write("/a", "1").unwrap();
+    let mut clients: Vec<Client> = (0..count).map(|_| daemon.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.watch("/a", &n.to_string()).unwrap();
+        assert_eq!(event(client), ("/a".into(), n.to_string()));
+    }
+    host.write("/a", "2").unwrap();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(event(client), ("/a".into(), n.to_string()));
+        assert_eq!(client.read("/a").unwrap(), b"2");
+    }
+    println!("{count} connections");
+    drop(clients);
+    let watches = |report: &str| report.lines().any(|line| line == "watches 0");
+    while !watches(&host.control(&["memreport"]).unwrap()) {}
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
 }
 
 #[test]
