@@ -21,4 +21,8 @@ hypercalls=$(awk '$1 == "hypercall" { print $2 }' exits)
 all=$(awk 'NR > 1 { sum += $2 } END { print sum }' exits)
 [ "$hypercalls" -ge 1000 ] || fail "only $hypercalls hypercalls are counted, there were 1000 at least"
 [ "$all" -lt 5000 ] || fail "$all exits to userspace: 20,000 events are not all the kernel's"
+xlr describe g hypercalls >calls || fail "xlr describe ended with status $?"
+cat calls
+grep -q 'status' calls || fail 'no hypercall is counted by its name'
+grep -w 'send' calls && fail 'some events come to userspace'
 xlr destroy g

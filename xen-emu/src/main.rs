@@ -64,6 +64,18 @@ struct Args {
     probe: bool,
 }
 
+/// Descriptors that a domain may need at most: two for each of its channels and one for each page it shares.
+const DESCRIPTORS: u64 = 16 << 10;
+
+/// Shells and service managers give 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(DESCRIPTORS)), hard));
+    // With fewer some devices or channels do not come, and say so.
+    let _ = raised;
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.probe {
@@ -74,6 +86,7 @@ fn main() -> ExitCode {
     let mut ready = args.ready_fd.and_then(take_fd);
     // Fails when we are a session's leader already.
     let _ = nix::unistd::setsid();
+    raise_descriptor_limit();
     let error = match start(&path, &mut ready) {
         Ok(Exit::Gone) => return ExitCode::SUCCESS,
         Ok(Exit::Restart(dir)) => supervise::exec(&dir),

@@ -155,3 +155,71 @@ impl AsFd for Link {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Pair {
+        ours: Link,
+        theirs: Link,
+        root: RunRoot,
+        _life: fs::File,
+        _dir: tempfile::TempDir,
+    }
+
+    /// Domain 1, whose life lock we hold, connects to domain 2.
+    fn pair() -> Pair {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RunRoot::at(dir.path().join("xlr")).unwrap();
+        let (one, two) = (root.reserve(|_| false).unwrap(), root.reserve(|_| false).unwrap());
+        let life = one.try_hold().unwrap().unwrap();
+        let listener = open(&two.peer()).unwrap();
+        assert_eq!(fs::metadata(two.peer()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(Link::connect(&root, Domid(1), Domid(3)).is_err(), "no such domain");
+        let ours = Link::connect(&root, Domid(1), Domid(2)).unwrap();
+        let theirs = Link::accept(&listener).unwrap();
+        assert!(Link::accept(&listener).is_none());
+        Pair { ours, theirs, root, _life: life, _dir: dir }
+    }
+
+    #[test]
+    fn a_domain_is_believed_when_its_process_holds_its_life_lock() {
+        let Pair { ours, theirs, root, .. } = &pair();
+        let hello = theirs.receive().unwrap().unwrap();
+        assert_eq!(
+            (hello.kind, hello.args[0], ours.domid, theirs.domid),
+            (Kind::Hello, 1, Some(Domid(2)), None)
+        );
+        assert!(theirs.is_from(root, Domid(1)));
+        assert!(!theirs.is_from(root, Domid(2)) && !theirs.is_from(root, Domid(3)), "nobody holds these");
+    }
+
+    #[test]
+    fn who_does_not_read_is_not_waited_for_and_not_listened_to() {
+        let Pair { mut ours, mut theirs, .. } = pair();
+        theirs.receive().unwrap().unwrap();
+        for number in 0..5000 {
+            ours.send(Packet::new(Kind::Closed, number, [1, 2, 0])).unwrap();
+        }
+        assert!(ours.interest().contains(PollFlags::POLLOUT), "not all of it fits");
+        for number in 0..5000 {
+            let packet = theirs.receive().unwrap().unwrap();
+            assert_eq!((packet.kind, packet.number), (Kind::Closed, number));
+            ours.flush().unwrap();
+        }
+        assert_eq!(ours.interest(), PollFlags::POLLIN);
+        while theirs.waiting.is_empty() {
+            theirs.send(Packet { body: vec![0; 4096], ..Packet::answer(0, 0) }).unwrap();
+        }
+        ours.send(Packet::new(Kind::Unmap, 9, [0; 3])).unwrap();
+        assert_eq!(theirs.interest(), PollFlags::POLLOUT);
+        assert!(theirs.receive().unwrap().is_none(), "a question while its answers are not read");
+        while ours.receive().unwrap().is_some() {
+            theirs.flush().unwrap();
+        }
+        assert_eq!(theirs.receive().unwrap().unwrap().number, 9);
+        drop(ours);
+        assert_eq!(theirs.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
