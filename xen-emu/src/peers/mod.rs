@@ -156,7 +156,7 @@ impl Server {
                 Order::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
-        while let Some(link) = Link::accept(&guest.peers.listener) {
+        for link in std::iter::from_fn(|| Link::accept(&guest.peers.listener)).take(PACKETS) {
             if self.links.len() < LINKS_MAX {
                 self.add(link);
             }
