@@ -12,6 +12,8 @@ root=$(echo /disk/0/*.img) scratch=/disk/1/scratch.img size=256
 lan
 dd if=/dev/zero of=$scratch bs=1M count=$size 2>/dev/null
 tools iperf3 -s -D
+cp /lab/tests/load.py /run/lan/www/
+tools python3 /run/lan/www/load.py serve $lan.1 7777 >serve.log 2>&1 &
 
 # start PROGRAM: the guest's shell on the console.
 start() {
@@ -84,6 +86,13 @@ tcp() {
 latency() {
     must 120 "ping -q -c 200 -i 0.02 $lan.1"
     note "$1" 'ping, average round trip, ms' "$(sed -n 's|^rtt [^=]*= [^/]*/\([^/]*\)/.*|\1|p' said)"
+    must 60 "/usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file http://$lan.1/load.py /tmp/load.py"
+    trips="python3 /tmp/load.py rounds $lan.1 7777 $((seconds * 200))"
+    must $((seconds + 120)) "$trips"
+    note "$1" 'network, a byte by TCP there and back, us' "$(sed -n 's/ us$//p' said)"
+    traced "$1" "$trips"
+    note "$1" 'network, a byte there and back, VM exits' "$(per "$exits" $((seconds * 200)))"
+    note "$1" 'network, a byte there and back, system calls' "$(per "$calls" $((seconds * 200)))"
 }
 
 disks() {

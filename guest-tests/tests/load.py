@@ -1,7 +1,8 @@
-# load.py serve ADDRESS PORT; load.py sink|source ADDRESS PORT MIB; load.py datagrams ADDRESS PORT COUNT LONGEST
+# load.py serve ADDRESS PORT; load.py sink|source ADDRESS PORT MIB; load.py datagrams ADDRESS PORT COUNT LONGEST; load.py rounds ADDRESS PORT COUNT
 # Bulk data whose every byte is known: the period is a prime, so that whatever is lost, doubled or out of place shows. Writes and
-# datagrams have odd sizes. The end that receives compares; the client ends with status 0 if all was right.
-import random, socket, struct, sys
+# datagrams have odd sizes. The end that receives compares; the client ends with status 0 if all was right. Rounds are one byte there and
+# back by TCP; their mean in microseconds is printed.
+import random, socket, struct, sys, time
 
 PERIOD = 1000003
 pattern = random.Random(77).randbytes(PERIOD) * 2
@@ -40,6 +41,10 @@ def serve_stream(sock):
     kind, total = struct.unpack("!cQ", sock.recv(9, socket.MSG_WAITALL))
     if kind == b"s":
         send(sock, total)
+    elif kind == b"p":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while byte := sock.recv(1):
+            sock.sendall(byte)
     else:
         sock.sendall(check(sock, total).ljust(80).encode())
 
@@ -69,6 +74,8 @@ def serve(address, port):
 def client(what, address, port, amount, longest):
     if what == "datagrams":
         return datagrams(address, port, amount, longest)
+    if what == "rounds":
+        return rounds(address, port, amount)
     with socket.create_connection((address, port)) as sock:
         sock.sendall(struct.pack("!cQ", b"s" if what == "source" else b"r", amount << 20))
         if what == "source":
@@ -98,6 +105,19 @@ def datagrams(address, port, count, longest):
                     return f"no answer to datagram {n} of {len(data)} bytes"
         if got != data[::-1]:
             return f"datagram {n} of {len(data)} bytes came back as another"
+    return "right"
+
+
+def rounds(address, port, count):
+    with socket.create_connection((address, port)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(struct.pack("!cQ", b"p", 0))
+        begun = time.monotonic()
+        for n in range(count):
+            sock.sendall(bytes([n % 256]))
+            if sock.recv(1) != bytes([n % 256]):
+                return f"round {n} came back wrong"
+        print(f"{(time.monotonic() - begun) / count * 1e6:.1f} us")
     return "right"
 
 
