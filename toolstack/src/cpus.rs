@@ -1,4 +1,4 @@
-//! Sets of host CPUs: `0-3,5,^1`, `all`, `node:0`, and how they are shown.
+//! Sets of host CPUs: `0-3,5,^1`, `all`, `nodes:0-1,node:^2`, and how they are shown.
 
 use anyhow::{Context, Result};
 
@@ -23,9 +23,9 @@ fn kernel_list(text: &str) -> Option<Vec<usize>> {
 pub fn select(text: &str, host: &[usize]) -> Result<Vec<usize>, String> {
     let mut chosen = Vec::new();
     for part in text.split(',').map(str::trim) {
-        let (out, part) = part.strip_prefix('^').map_or((false, part), |rest| (true, rest));
-        let named = part_of(part, host).ok_or_else(|| {
-            format!("{part:?} names no CPUs; right are \"all\", \"0-3\", \"2,^1\", \"node:0\"")
+        let named = part_of(part, host, &node_cpus);
+        let (out, named) = named.ok_or_else(|| {
+            format!("{part:?} names no CPUs; right are \"all\", \"0-3\", \"2,^1\", \"nodes:0-1\"")
         })?;
         if out {
             chosen.retain(|cpu| !named.contains(cpu));
@@ -42,16 +42,25 @@ pub fn select(text: &str, host: &[usize]) -> Result<Vec<usize>, String> {
     }
 }
 
-fn part_of(part: &str, host: &[usize]) -> Option<Vec<usize>> {
-    if part == "all" {
-        return Some(host.to_vec());
-    }
-    if let Some(node) = part.strip_prefix("node:").or(part.strip_prefix("nodes:")) {
-        let node: u32 = node.parse().ok()?;
-        let text = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/cpulist")).ok()?;
-        return kernel_list(text.trim());
-    }
-    kernel_list(part).filter(|list| !list.is_empty())
+/// The CPUs of a node; none of one that the host has not.
+fn node_cpus(node: usize) -> Vec<usize> {
+    let text = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/cpulist"));
+    text.ok().and_then(|text| kernel_list(text.trim())).unwrap_or_default()
+}
+
+/// Whether a part takes CPUs out, and which it names. `^` stands before or behind `node:`.
+fn part_of(part: &str, host: &[usize], node: &dyn Fn(usize) -> Vec<usize>) -> Option<(bool, Vec<usize>)> {
+    let (before, part) = part.strip_prefix('^').map_or((false, part), |rest| (true, rest));
+    let Some(nodes) = part.strip_prefix("nodes:").or(part.strip_prefix("node:")) else {
+        let named = if part == "all" { host.to_vec() } else { kernel_list(part)? };
+        return Some((before, named)).filter(|(_, named)| !named.is_empty());
+    };
+    let (behind, nodes) = nodes.strip_prefix('^').map_or((false, nodes), |rest| (true, rest));
+    let named = match nodes {
+        "all" => host.to_vec(),
+        nodes => kernel_list(nodes)?.into_iter().flat_map(node).collect(),
+    };
+    Some((before || behind, named)).filter(|(_, named)| !named.is_empty())
 }
 
 /// As xl shows a set: `all`, or `0-1,3`. Nothing chosen means all.
@@ -93,5 +102,20 @@ mod tests {
             assert!(select(wrong, &host).unwrap_err().contains("names no CPUs"), "{wrong}");
         }
         assert!(online().unwrap().contains(&0));
+        let node = |node: usize| if node < 4 { vec![2 * node, 2 * node + 1] } else { vec![] };
+        for (part, expected) in [
+            ("node:1", Some((false, vec![2, 3]))),
+            ("nodes:0-1", Some((false, vec![0, 1, 2, 3]))),
+            ("nodes:3-9", Some((false, vec![6, 7]))),
+            ("node:^2", Some((true, vec![4, 5]))),
+            ("^nodes:0", Some((true, vec![0, 1]))),
+            ("nodes:all", Some((false, host.clone()))),
+            ("^all", Some((true, host.clone()))),
+            ("node:9", None),
+            ("nodes:", None),
+            ("node:1-", None),
+        ] {
+            assert_eq!(part_of(part, &host, &node), expected, "{part}");
+        }
     }
 }
