@@ -64,42 +64,60 @@ pub struct Setting {
     pub value: Value,
 }
 
-/// Read a configuration's text. `name` is what messages call it; its ending `.yaml` or `.yml`, or a first line
-/// that reads `key:` or `---`, makes it YAML.
+/// Read a configuration's text. `name` is what messages call it; its ending `.yaml`, `.yml` or `.json`, or a first
+/// line that reads `key:` or `---` or begins with `{`, makes it YAML, of which JSON is a part.
 pub fn read(name: &str, text: &str) -> Result<Vec<Setting>, Diag> {
     let source = Arc::from(name);
     if is_yaml(name, text) { yaml::read(&source, text) } else { parser::parse(&source, text) }
 }
 
-/// Read one `key=value` of the command line. There a bare word is a string, since the shell has eaten the quotes.
+/// Read one word `key=value`, or `key=value;key=value`, of the command line. There what is neither a number nor in
+/// quotes or brackets is a string, since the shell has eaten the quotes.
 pub fn read_override(word: &str) -> Result<Vec<Setting>, Diag> {
     let source = Arc::from("command line");
-    let Some((key, bare)) = word.split_once('=') else { return parser::parse(&source, word) };
-    let bare = bare.trim();
-    let quoted = bare.is_empty()
-        || bare.starts_with(['"', '\'', '[', '-'])
-        || bare.starts_with(|c: char| c.is_ascii_digit());
-    let keyed = !key.is_empty() && key.trim().chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if quoted || !keyed {
-        return parser::parse(&source, word);
+    let Some((key, text)) = word.split_once('=') else { return parser::parse(&source, word) };
+    let parsed = parser::parse(&source, word);
+    let keyed = !key.trim().is_empty() && key.trim().chars().all(is_of_key);
+    if parsed.is_ok() || !keyed || text.trim_start().starts_with(['"', '\'', '[']) {
+        return parsed;
     }
-    let pos = |column| Pos { source: source.clone(), line: 1, column };
-    let value = Value {
-        pos: pos(u32::try_from(key.len()).unwrap_or(u32::MAX).saturating_add(2)),
-        quoted: false,
-        kind: Kind::Text(bare.to_owned()),
+    if let Some(at) = next_key(text) {
+        let (first, rest) = word.split_at(key.len() + 1 + at);
+        // Blanks in the place of what comes before keep the columns right.
+        let rest = " ".repeat(first.chars().count() + 1) + rest.trim_start_matches(';');
+        return Ok([read_override(first)?, read_override(&rest)?].concat());
+    }
+    let pos = |before: usize| {
+        let column = u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1);
+        Pos { source: source.clone(), line: 1, column }
     };
-    Ok(vec![Setting { key: key.trim().to_owned(), pos: pos(1), value }])
+    let blank = key.len() - key.trim_start().len();
+    let value = Value { pos: pos(key.len() + 1), quoted: false, kind: Kind::Text(text.trim().to_owned()) };
+    Ok(vec![Setting { key: key.trim().to_owned(), pos: pos(blank), value }])
+}
+
+fn is_of_key(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// Where a bare string ends since `;` and a known key with `=` follow.
+fn next_key(text: &str) -> Option<usize> {
+    let key = |at: usize| text.get(at + 1..)?.split_once('=').map(|(key, _)| key.trim());
+    text.match_indices(';')
+        .map(|(at, _)| at)
+        .find(|&at| key(at).is_some_and(|key| keys::class(key).is_some()))
 }
 
 fn is_yaml(name: &str, text: &str) -> bool {
-    if Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml") {
+    if Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json") {
         return true;
     }
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
     first.is_some_and(|line| {
         let word = line.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        line.starts_with("---") || (word.len() < line.len() && word.trim_start().starts_with(':'))
+        line.starts_with("---")
+            || line.starts_with('{')
+            || (word.len() < line.len() && word.trim_start().starts_with(':'))
     })
 }
 
@@ -114,6 +132,8 @@ mod tests {
             ("a.yml", "name = 1", true),
             ("a.cfg", "# x\n\nname: web\n", true),
             ("a.cfg", "---\nname: web\n", true),
+            ("a.cfg", "{\n \"name\": \"web\" }", true),
+            ("a.json", "", true),
             ("a.cfg", "name = \"a:b\"", false),
             ("a.cfg", "", false),
         ] {
@@ -129,9 +149,36 @@ mod tests {
         assert_eq!(kind("name=\"web\""), Kind::Text("web".into()));
         assert_eq!(kind("memory=0x100"), Kind::Number(256));
         assert!(matches!(kind("cpus=[1, 2]"), Kind::List(list) if list.len() == 2));
+        assert_eq!(kind("memory=12q"), Kind::Text("12q".into()));
+        assert_eq!(kind("cpus=0-3,^1"), Kind::Text("0-3,^1".into()));
         assert_eq!(
-            read_override("memory=12q").unwrap_err().to_string().split(':').next(),
-            Some("command line")
+            kind("uuid=12345678123456789abcdef012345678").clone(),
+            kind("uuid='12345678123456789abcdef012345678'")
         );
+        assert_eq!(kind("ramdisk="), Kind::Text(String::new()));
+        let wrong = |word| read_override(word).unwrap_err().to_string();
+        assert_eq!(wrong("cmdline='a"), "command line:1:9: string has no closing '");
+        assert_eq!(wrong("a b=5"), "command line:1:3: unexpected `b`, expected `=` after `a`");
+        assert_eq!(
+            wrong("name='a' b"),
+            "command line:1:10: unexpected `b`, expected end of line or `;` after the value of `name`"
+        );
+    }
+
+    #[test]
+    fn one_word_may_hold_several_overrides() {
+        let all = |word| -> Vec<String> {
+            let list = read_override(word).unwrap();
+            list.iter()
+                .map(|s| format!("{}@{}={:?}@{}", s.key, s.pos.column, s.value.kind, s.value.pos.column))
+                .collect()
+        };
+        assert_eq!(all("memory=512; vcpus=2"), ["memory@1=Number(512)@8", "vcpus@13=Number(2)@19"]);
+        assert_eq!(all("memory=512;name=web"), ["memory@1=Number(512)@8", "name@12=Text(\"web\")@17"]);
+        assert_eq!(
+            all("name=web; root=/dev/xvda1;vcpus=2"),
+            ["name@1=Text(\"web\")@6", "root@11=Text(\"/dev/xvda1\")@16", "vcpus@27=Number(2)@33"]
+        );
+        assert_eq!(all("extra=a;b=c"), ["extra@1=Text(\"a;b=c\")@7"], "b is no key");
     }
 }
