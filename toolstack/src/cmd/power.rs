@@ -64,6 +64,9 @@ pub fn reboot(args: &Args) -> Result<()> {
 fn carry_out(order: &Order, args: &Args) -> Result<()> {
     let host = Host::open()?;
     let domains = targets(&host, args)?;
+    if domains.is_empty() {
+        return Ok(());
+    }
     let waits = args.count("wait");
     let mut vigils = Vec::new();
     if waits > 0 {
