@@ -154,11 +154,17 @@ fn check_count(command: &Command, args: &Args) -> Result<()> {
         let few = format!("'{program} {name}' requires at least {} argument(s).", command.min_words);
         return Err(Failure::error(2, format!("{few}\n\nUsage: {program} {}", command.synopsis())));
     }
-    if let Some(extra) = words.get(command.max_words) {
-        let many = format!("'{program} {name}' does not take `{extra}'.");
-        return Err(Failure::error(2, format!("{many}\n\nUsage: {program} {}", command.synopsis())));
+    match words.get(command.max_words) {
+        Some(extra) => Err(superfluous(command, &args.globals, extra)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// A word too many.
+pub fn superfluous(command: &Command, globals: &Globals, word: &str) -> anyhow::Error {
+    let program = &globals.program;
+    let many = format!("'{program} {}' does not take `{word}'.", command.name);
+    Failure::error(2, format!("{many}\n\nUsage: {program} {}", command.synopsis()))
 }
 
 #[cfg(test)]

@@ -230,11 +230,10 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "info",
-        args: "[options]",
-        about: "Get information about the host",
+        args: "[options] [Field]",
+        about: "Get information about the host, or the value of one field",
         options: &[flag('n', "numa", "List host NUMA topology information too."), JSON],
         min_words: 0,
-        max_words: 0,
         words: &[Word::Free],
         run: info::run,
         ..PLAIN

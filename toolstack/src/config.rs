@@ -67,11 +67,31 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
     Ok(Parsed { domain, places: devices.into_iter().map(|placed| placed.at).collect(), warnings })
 }
 
-/// PVH is what there is; PV configurations run as PVH, HVM ones cannot yet.
+/// Which of the two keys says what kind of guest it is.
+fn type_key(settings: &Settings) -> &'static str {
+    if settings.value("type").is_some() { "type" } else { "builder" }
+}
+
+/// The key that names what is started: an HVM guest may have its test kernel in the place of the firmware.
+fn kernel_key(settings: &Settings) -> Result<&'static str> {
+    let hvm = settings.text(type_key(settings))? == Some("hvm");
+    let instead = hvm && settings.text("kernel")?.is_none() && settings.text("firmware_override")?.is_some();
+    Ok(if instead { "firmware_override" } else { "kernel" })
+}
+
+/// PVH is what there is; PV configurations run as PVH, and so do HVM ones that bring their own 32-bit entry.
 fn check_type(settings: &mut Settings, source: &Path) -> Result<()> {
-    let key = if settings.value("type").is_some() { "type" } else { "builder" };
+    let (key, firmware) = (type_key(settings), kernel_key(settings)? == "firmware_override");
+    if !firmware && let Some(value) = settings.value("firmware_override").filter(|value| !value.is_empty()) {
+        let warning = format!("{}: warning: `firmware_override` has no effect on a PVH guest", value.pos);
+        settings.warnings.push(warning);
+    }
     match (key, settings.text(key)?) {
         ("type", Some("pvh")) => {}
+        (_, Some("hvm")) if firmware => settings.warnings.push(format!(
+            "{}: note: there is no HVM yet; firmware_override is started as PVH if it can",
+            source.display()
+        )),
         (_, None) | ("type", Some("pv")) | ("builder", Some("generic" | "linux")) => {
             settings.warnings.push(format!(
                 "{}: note: a PV guest cannot run on KVM; it is started as PVH if its kernel can: type = \"pvh\" says so",
@@ -143,11 +163,26 @@ fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
         return Ok(PathBuf::new());
     }
     let file = source.display();
-    let path = settings.text("kernel")?.with_context(|| {
+    let key = kernel_key(settings)?;
+    if key == "firmware_override"
+        && let Some(path) = settings.text(key)?
+    {
+        return beside(source, path);
+    }
+    let path = settings.text(key)?.with_context(|| {
         format!("{file}: Neither kernel nor bootloader specified: kernel = \"/boot/vmlinuz\" names a kernel with a PVH entry, \
              bootloader = \"pygrub\" takes the guest's own")
     })?;
     absolute(path)
+}
+
+/// Test suites put the kernel beside its configuration and start it from wherever they are.
+fn beside(source: &Path, path: &str) -> Result<PathBuf> {
+    let neighbour = source.parent().map(|folder| folder.join(path));
+    match neighbour.filter(|neighbour| neighbour.is_file() && !Path::new(path).is_file()) {
+        Some(neighbour) => absolute(&neighbour.to_string_lossy()),
+        None => absolute(path),
+    }
 }
 
 /// Refuse a kernel, ramdisk or image that cannot be read, before anything is built: status 3 as in xl. What comes
@@ -155,7 +190,7 @@ fn kernel(settings: &Settings, source: &Path) -> Result<PathBuf> {
 pub fn check_files(settings: &Settings, parsed: &Parsed) -> Result<Vec<String>> {
     let domain = &parsed.domain;
     let kernel = domain.bootloader.is_none().then_some(&domain.kernel);
-    for (key, path) in [("kernel", kernel), ("ramdisk", domain.ramdisk.as_ref())] {
+    for (key, path) in [(kernel_key(settings)?, kernel), ("ramdisk", domain.ramdisk.as_ref())] {
         let Some(path) = path else { continue };
         let opened = std::fs::File::open(path).and_then(|file| match file.metadata()?.is_dir() {
             true => Err(std::io::ErrorKind::IsADirectory.into()),
@@ -340,6 +375,23 @@ mod tests {
             let error = parsed(&text.replace('@', BASE)).unwrap_err();
             assert_eq!(error.to_string(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_hvm_guest_of_a_test_suite_starts_by_its_own_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("test-hvm64-example"), "").unwrap();
+        let source = dir.path().join("test.cfg");
+        let text =
+            "name='t'; builder='hvm'; memory=128; firmware_override='test-hvm64-example'; shadow_memory=4";
+        let mut settings = Settings::new(read("test.cfg", text).unwrap()).unwrap();
+        let parsed = domain(&mut settings, &source).unwrap();
+        assert_eq!(parsed.domain.kernel, dir.path().join("test-hvm64-example"));
+        assert!(parsed.warnings[1].contains("firmware_override is started as PVH"), "{:?}", parsed.warnings);
+        assert!(check_files(&settings, &parsed).is_ok());
+        let unused = super::tests::parsed(&format!("{BASE} firmware_override='/x'")).unwrap();
+        assert_eq!(unused.domain.kernel, Path::new("/boot/vmlinuz"));
+        assert!(unused.warnings[0].ends_with("`firmware_override` has no effect on a PVH guest"));
     }
 
     #[test]

@@ -4,13 +4,12 @@ use super::shown::Shown;
 use super::terminal::Ended;
 use super::vigil::Vigil;
 use super::{console, terminal};
-use crate::args::Args;
-use crate::config;
+use crate::args::{Args, superfluous};
 use crate::domains::Domain;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::xlcfg::schema::Settings;
-use crate::{dry_run, spawn, store, xlcfg};
+use crate::{commands, config, dry_run, spawn, store, xlcfg};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::path::Path;
@@ -52,17 +51,18 @@ fn stays(args: &Args) -> bool {
     args.has("c") || args.has("F")
 }
 
-/// The file and the `key=value` words; as in xl a first word with `=` is no file.
-fn source(args: &Args) -> Result<(&str, &[String])> {
-    let words = args.words.as_slice();
-    match (words.split_first(), args.value("defconfig")) {
-        (_, Some(file)) => Ok((file, words)),
-        (Some((file, rest)), None) if !file.contains('=') => Ok((file, rest)),
-        _ => Err(Failure::error(6, "Config file not specified: xlr create FILE [key=value ...]")),
+/// The file and the `key=value` words, in any order; as in xl a word with `=` is no file.
+fn source(args: &Args) -> Result<(&str, Vec<&String>)> {
+    let (overrides, files): (Vec<_>, Vec<_>) = args.words.iter().partition(|word| word.contains('='));
+    let mut files = args.value("defconfig").into_iter().chain(files.into_iter().map(String::as_str));
+    match (files.next(), files.next()) {
+        (Some(file), None) => Ok((file, overrides)),
+        (_, Some(extra)) => Err(superfluous(commands::find("create")?, &args.globals, extra)),
+        (None, _) => Err(Failure::error(6, "Config file not specified: xlr create FILE [key=value ...]")),
     }
 }
 
-fn settings(file: &str, overrides: &[String]) -> Result<Settings> {
+fn settings(file: &str, overrides: Vec<&String>) -> Result<Settings> {
     let bytes = std::fs::read(file)
         .map_err(|error| Failure::error(3, format!("Failed to read config file: {file}: {error}")))?;
     let mut list = xlcfg::read(file, text(file, &bytes)?)?;
@@ -196,7 +196,9 @@ fn end(vigil: &mut Vigil, host: &Host, log: bool) -> Result<Option<Vigil>> {
     match &next {
         Some(next) => note(format!("Done. Rebooting now: domain {}", next.domain().dir.domid)),
         None => {
-            vigil.gone()?;
+            if !reason.is_some_and(|reason| vigil.keeps(reason)) {
+                vigil.gone()?;
+            }
             note("Done. Exiting now".into());
         }
     }

@@ -1,6 +1,8 @@
 //! `xlr info`: xl's keys in xl's order, then what the host offers to guests.
 
 use crate::args::Args;
+use crate::commands::nearest;
+use crate::failure::Failure;
 use crate::{cpus, proc, spawn};
 use anyhow::Result;
 use serde::{Deserialize, Serialize, Serializer};
@@ -48,6 +50,9 @@ pub fn run(args: &Args) -> Result<()> {
     let probe = probe();
     facts.0.extend(personality(&probe.xen));
     facts.0.extend(backend(&probe));
+    if let Some(field) = args.words.first() {
+        return one(&facts, field);
+    }
     if args.has("json") {
         say!("{}", serde_json::to_string_pretty(&facts)?);
         return Ok(());
@@ -58,6 +63,17 @@ pub fn run(args: &Args) -> Result<()> {
         }
         say!("{key:<22} : {value}");
     }
+    Ok(())
+}
+
+/// The value of one field, as scripts ask for it: `xl info xen_caps`.
+fn one(facts: &Facts, field: &str) -> Result<()> {
+    let Some((_, value)) = facts.0.iter().find(|(key, _)| *key == field) else {
+        let near = nearest(field, facts.0.iter().map(|(key, _)| *key));
+        let hint = near.map_or_else(String::new, |near| format!(", did you mean `{near}'?"));
+        return Err(Failure::error(1, format!("info has no field `{field}'{hint}")));
+    };
+    say!("{value}");
     Ok(())
 }
 

@@ -72,6 +72,15 @@ impl Vigil {
         self.config.actions.after(reason)
     }
 
+    /// Whether a domain that has shut down with `reason` stays until somebody destroys it.
+    pub fn keeps(&self, reason: u32) -> bool {
+        let kept = match self.action(reason) {
+            Some(action) => matches!(action, Action::Preserve | Action::RenameRestart),
+            None => reason == xen_emu_api::config::reason::SUSPEND,
+        };
+        kept || !self.supervised
+    }
+
     /// After an end with `reason`: the domain that takes its place, if its action makes one.
     pub fn successor(&self, host: &Host, reason: Option<u32>) -> Result<Option<Vigil>> {
         let restarts = matches!(

@@ -47,6 +47,7 @@ const READ: &[&str] = &[
     "channel",
     "bootloader",
     "bootloader_args",
+    "firmware_override",
     "upcall",
     "tsc_mode",
 ];
@@ -83,7 +84,6 @@ const HVM: &[&str] = &[
     "device_model_user",
     "dm_restrict",
     "bios_path_override",
-    "firmware_override",
     "vga",
     "videoram",
     "stdvga",

@@ -23,6 +23,17 @@ fn usage_errors_have_xl_s_words_and_codes() {
         ("domid x", 1, "Can't get domid of domain name 'x', maybe this domain does not exist.\n"),
         ("domname 99", 1, "Can't get domain name of domain id '99', maybe this domain does not exist.\n"),
         ("create", 6, "Config file not specified: xlr create FILE [key=value ...]\n"),
+        ("create memory=64", 6, "Config file not specified: xlr create FILE [key=value ...]\n"),
+        (
+            "create a.cfg b.cfg",
+            2,
+            "'xlr create' does not take `b.cfg'.\n\nUsage: xlr [-vtTfN] create <ConfigFile> [options] [vars]\n",
+        ),
+        (
+            "create -f a.cfg b.cfg",
+            2,
+            "'xlr create' does not take `b.cfg'.\n\nUsage: xlr [-vtTfN] create <ConfigFile> [options] [vars]\n",
+        ),
     ] {
         let words: Vec<_> = line.split(' ').collect();
         let ran = bed.xlr(&words);
@@ -100,6 +111,8 @@ fn dry_runs_print_libxl_s_json_and_touch_nothing() {
         "Parsing config from web.cfg\nweb.cfg:5:10: warning: `pool` has no meaning on KVM and no effect\n"
     );
     assert_eq!(bed.xlr(&["-N", "create", "-q", "web.cfg", "name=over"]).err, "");
+    let before = bed.xlr(&["create", "-nq", "vcpus=2", "web.cfg", "name=over"]);
+    assert!(before.out.contains("\"name\": \"over\","), "{}{}", before.out, before.err);
     assert!(!bed.path("run").exists());
     std::fs::write(bed.path("web.yaml"), "name: web\ntype: pvh\nkernel: kernel\nmemory: 64\n").unwrap();
     let yaml = bed.xlr(&["create", "-n", "web.yaml"]);
@@ -120,6 +133,11 @@ fn info_has_xl_s_keys_and_the_backend() {
     let json: serde_json::Value = serde_json::from_str(&bed.xlr(&["info", "--json"]).out).unwrap();
     assert_eq!(json.as_object().unwrap().len(), keys.len());
     assert_eq!(json["kvm_xen_hvm"], "0x6f");
+    let one = bed.xlr(&["info", "virt_caps"]);
+    assert_eq!((one.status, one.out.trim_end()), (0, json["virt_caps"].as_str().unwrap()));
+    let none = bed.xlr(&["info", "xen_cap"]);
+    let line = "info has no field `xen_cap', did you mean `xen_caps'?\n";
+    assert_eq!((none.status, none.out.as_str(), none.err.as_str()), (1, "", line));
 }
 
 #[test]

@@ -192,6 +192,35 @@ fn create_in_the_foreground_ends_with_the_domain() {
 }
 
 #[test]
+fn create_in_the_foreground_does_not_await_the_end_of_what_is_kept() {
+    for (words, action) in [
+        (&["create", "-F", "on_crash=preserve"][..], "preserve"),
+        (&["create", "-Fe", "on_crash=restart"], "restart"),
+    ] {
+        let bed = Bed::new();
+        let domain = bed.expect_domain(1);
+        let mut command = bed.command(words);
+        let child = command.arg(bed.config("")).stderr(Stdio::piped()).spawn().unwrap();
+        let domain = domain.join().unwrap();
+        wait_until(|| [Request::Wait, Request::Unpause].iter().all(|r| domain.requests().contains(r)));
+        domain.shut_down(3);
+        let ran = ran(child.wait_with_output().unwrap());
+        let words = format!("Action for shutdown reason code 3 is {action}\nDone. Exiting now\n");
+        assert!(ran.status == 0 && ran.err.ends_with(&words), "{ran:?}");
+        assert_eq!(bed.domain_dirs(), [1]);
+        domain.vanish();
+    }
+}
+
+#[test]
+fn nothing_to_shut_down_needs_no_store() {
+    let bed = Bed::new();
+    let mut command = bed.command(&["shutdown", "-a", "-w"]);
+    let none = ran(command.env("XENSTORED_PATH", bed.path("nowhere")).output().unwrap());
+    assert_eq!((none.status, none.err.as_str()), (0, ""));
+}
+
+#[test]
 fn the_terminal_is_raw_during_a_console_and_put_back_after() {
     use nix::sys::termios::{LocalFlags, tcgetattr};
     let bed = Bed::new();
