@@ -80,10 +80,15 @@ while True:
     data, who = s.recvfrom(2000)
     s.sendto(data.upper(), who)' >/dev/null 2>&1 </dev/null &"
 answered() {
-    tools bash -c 'exec 3<>/dev/udp/127.0.0.1/5353; echo hello >&3; read -r -t 5 line <&3; echo "$line"' >echoed
+    tools python3 -c 'import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect(("127.0.0.1", 5353))
+s.send(b"hello")
+print(s.recv(100).decode())' >echoed 2>&1
     grep -q HELLO echoed
 }
-until_true 60 answered || fail 'no answer by UDP'
+until_true 6 answered || { cat echoed; fail 'no answer by UDP'; }
 ssh_guest 'poweroff' || :
 gone_for_nobody() { ! as_nobody 'xlr list g' >/dev/null 2>&1; }
 until_true 180 gone_for_nobody || fail 'the guest does not end'
