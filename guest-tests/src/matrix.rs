@@ -115,10 +115,10 @@ pub const TESTS: &[Test] = &[
     test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 2400),
     test("long-device-modules", "modules.sh", &["debian-12"], 900),
     test("long-device-media", "media.sh", &["debian-12"], 900),
-    test("long-device-refusals", "refused-devices.sh", &["debian-12"], 900),
+    test("device-refusals", "refused-devices.sh", &["debian-12"], 900),
     test("durable-raw", "durable.sh", &["debian-12", "raw", "none", "4", "all"], 500),
-    test("long-durable-raw-plain", "durable.sh", &["debian-12", "raw", "writeback", "1", PLAIN_BLOCKS], 500),
-    test("long-durable-qcow2", "durable.sh", &["debian-12", "qcow2", "none", "4", "all"], 500),
+    test("durable-raw-plain", "durable.sh", &["debian-12", "raw", "writeback", "1", PLAIN_BLOCKS], 500),
+    test("durable-qcow2", "durable.sh", &["debian-12", "qcow2", "none", "4", "all"], 500),
     test(
         "long-durable-qcow2-plain",
         "durable.sh",
