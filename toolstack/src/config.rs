@@ -7,7 +7,7 @@ use crate::{bootloader, cpus, device};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-use xen_emu_api::config::{Action, Actions, DomainConfig, EventChannels, TscMode, Upcall};
+use xen_emu_api::config::{Accel, Action, Actions, DomainConfig, EventChannels, TscMode, Upcall};
 
 /// vCPUs of one domain.
 const MAX_VCPUS: u32 = 64;
@@ -58,6 +58,8 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
             .unwrap_or(EVENT_CHANNELS),
         upcall: settings.choice("upcall", "delivery", &Upcall::ALL)?.unwrap_or_default(),
         tsc_mode: tsc_mode(settings)?,
+        accel: settings.choice("accel", "backend", &Accel::ALL)?.unwrap_or_default(),
+        hypercall_rewrite: settings.flag("hypercall_rewrite")?,
         devices: devices.iter().map(|placed| placed.device.clone()).collect(),
         source: Some(absolute(&source.to_string_lossy())?),
     };
@@ -300,7 +302,7 @@ mod tests {
         let text = "name = 'web01'\ntype = 'pvh'\nkernel = 'vmlinuz'\nramdisk = '/r.gz'\nroot = '/dev/xvda2 ro'\n\
             extra = 'console=hvc0'\nuuid = '12345678-1234-5678-9ABC-def012345678'\nvcpus = 2\nmaxvcpus = 4\n\
             memory = 512\nmaxmem = 1024\ncpus = \"0\"\non_crash = 'coredump-restart'\nacpi = 0\n\
-            upcall = 'global'\ntsc_mode = 'native'\n";
+            upcall = 'global'\ntsc_mode = 'native'\naccel = 'portable'\nhypercall_rewrite = 1\n";
         let Parsed { domain: got, warnings, .. } = parsed(text).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         assert_eq!(got.kernel, std::env::current_dir().unwrap().join("vmlinuz"));
@@ -311,6 +313,10 @@ mod tests {
         assert_eq!((got.vcpus, got.max_vcpus, got.memory_mib, got.maxmem_mib), (2, 4, 512, 1024));
         assert_eq!((got.cpus, got.acpi), (vec![vec![0]], false));
         assert_eq!((got.upcall, got.tsc_mode), (Upcall::Global, TscMode::Native));
+        assert_eq!(
+            (got.upcall, got.accel, got.hypercall_rewrite),
+            (Upcall::Global, Accel::Portable, Some(true))
+        );
         assert_eq!((got.actions.crash, got.actions.reboot), (Action::CoredumpRestart, Action::Restart));
         let small = parsed(BASE).unwrap().domain;
         let version = |text: &str| {
@@ -319,6 +325,7 @@ mod tests {
         assert_eq!((small.max_grant_version, version("1").unwrap(), version("2").unwrap()), (2, 1, 2));
         assert!(version("3").is_err());
         assert_eq!((small.vcpus, small.max_vcpus, small.memory_mib, small.maxmem_mib), (1, 1, 128, 128));
+        assert_eq!((small.accel, small.hypercall_rewrite), (Accel::Auto, None));
         assert_eq!((small.max_grant_frames, small.max_event_channels, small.acpi), (64, 1023, true));
         let pinned = parsed(&format!("{BASE} vcpus=3; cpus=['0', 0]")).unwrap().domain.cpus;
         assert_eq!((pinned.len(), &pinned[0], &pinned[1]), (3, &vec![0], &vec![0]));
@@ -366,6 +373,10 @@ mod tests {
                 "@ tsc_mode='always_emulate'",
                 "guest.cfg:1:58: KVM does not emulate the TSC, and Xen has no native_paravirt any more: use \"default\" \
                  or \"native\"",
+            ),
+            (
+                "@ accel='xen'",
+                "guest.cfg:1:55: Unknown accel backend \"xen\" specified: one of auto, kernel, portable",
             ),
             (
                 "@ upcall='local'",

@@ -38,8 +38,13 @@ pub fn domain(dir: &RunDir) -> Result<()> {
         command.arg("--run-dir").arg(dir.path()).arg("--ready-fd").arg(fd);
     })?;
     drop(theirs);
-    let mut line = String::new();
-    BufReader::new(File::from(ours)).read_line(&mut line)?;
+    let (mut reader, mut line) = (BufReader::new(File::from(ours)), String::new());
+    reader.read_line(&mut line)?;
+    while let Some(note) = line.strip_prefix("note: ") {
+        eprintln!("xlr: {}", note.trim_end());
+        line.clear();
+        reader.read_line(&mut line)?;
+    }
     match line.trim_end() {
         "ok" => Ok(()),
         "" => {

@@ -3,7 +3,7 @@
 use crate::boot::{
     acpi, bootloader,
     kernel::{Kernel, KernelError},
-    map, pvh,
+    map, pvh, rewrite,
 };
 use crate::forward::{self, Forward};
 use crate::fx::Fx;
@@ -12,8 +12,9 @@ use crate::kvm::cpuid::{self, Facts, apic_id};
 use crate::kvm::mailbox::Mailboxes;
 use crate::kvm::vcpu::{Counters, Thread};
 use crate::kvm::vm::Slots;
-use crate::kvm::xen_kernel::{self, BackendFds, XenKernel};
-use crate::kvm::{self, XenAccel, ioctl, regs};
+use crate::kvm::xen_kernel::{self, XenKernel};
+use crate::kvm::xen_portable::{HYPERCALL_PORT, XenPortable};
+use crate::kvm::{self, HostError, Way, XenAccel, ioctl, regs};
 use crate::log::Dmesg;
 use crate::machine::{IOAPIC_PINS, Machine};
 use crate::memory::{self, Memory};
@@ -22,18 +23,17 @@ use crate::timers::{self, Timers};
 use crate::vm::VmEvent;
 use anyhow::{Context, anyhow};
 use calloop::channel::Sender;
-use kvm_ioctls::Kvm;
-use std::collections::BTreeMap;
+use kvm_ioctls::{Kvm, VmFd};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use xen_abi::Width;
 use xen_abi::event_channel::nr_channels_2l;
 use xen_domain::effect::{Backend, Effects, Port};
-use xen_domain::mem::SpecialPage;
+use xen_domain::mem::{Gpa, GuestMem, SpecialPage};
 use xen_domain::version::XEN_VERSION;
 use xen_domain::{Domain, Params};
 use xen_emu_api::config::{DomainConfig, EventChannels, Launch, Upcall};
@@ -49,6 +49,8 @@ pub struct Built {
     pub store_port: Port,
     /// Port of the console channel.
     pub console_port: Port,
+    /// What the user is told in a line of its own, if anything.
+    pub notice: Option<String>,
 }
 
 impl Built {
@@ -63,8 +65,8 @@ impl Built {
 pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Result<Built> {
     let config = &launch.config;
     let kvm = kvm::open()?;
-    let capabilities = kvm::xen_capabilities(&kvm);
-    xen_kernel::check(capabilities)?;
+    let way = Way::choose(&kvm, config.accel)?;
+    let vcpu_upcall = vcpu_upcall(config.upcall, way)?;
     kvm::vcpu::install_kick()?;
 
     let boot = bootloader::resolve(config)?;
@@ -90,8 +92,13 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         if kernel.hypercall_page { "page" } else { "instruction" },
     );
     let layout = pvh::layout(&kernel, ramdisk.as_deref(), &boot.cmdline, ram, &tables)?;
+    layout.write(&memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
+    let notice = match way {
+        Way::Kernel(_) => None,
+        Way::Portable(_) => rewrite_calls(config, &kernel, &mut memory)
+            .with_context(|| format!("kernel {}", boot.name.display()))?,
+    };
     let memory = Arc::new(memory);
-    layout.write(&*memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
     tracing::debug!("guest memory written");
     let store_page = memory.share_special(SpecialPage::Store)?;
 
@@ -99,26 +106,23 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut slots = Slots::default();
     let taken = slots.add_regions(&vm, &memory);
     taken.with_context(|| format!("this host's KVM takes no guest memory of {} MiB (maxmem)", ram >> 20))?;
-    let backends = [Backend::Store, Backend::Console]
-        .map(|backend| BackendFds::new().map(|fds| (backend, Arc::new(fds))))
-        .into_iter()
-        .collect::<std::io::Result<BTreeMap<_, _>>>()
-        .context("eventfd")?;
     let forward = Arc::new(Forward::new().context("epoll")?);
     let root = RunRoot::at(&launch.run_root)?;
     let peers = Peers::open(root, launch.domid).context("socket for other domains")?;
-    let accel = XenKernel::new(vm.clone(), capabilities, XEN_VERSION, backends, forward.clone())?;
+    let accel = accel(way, &vm, config.max_vcpus, &forward)
+        .with_context(|| format!("the {} backend of KVM", way.name()))?;
     accel.latch_long_mode(kernel.long_mode)?;
 
     let guest = Arc::new(Guest {
         vm,
         memory,
         accel,
-        domain: Mutex::new(Domain::new(params(launch, &layout, kernel.long_mode)?)),
+        domain: Mutex::new(Domain::new(params(launch, &layout, kernel.long_mode, fifo(config, way))?)),
         machine: Mutex::new(Machine::new(config.acpi)),
         slots: Mutex::new(slots),
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
+        refused: (0..config.max_vcpus).map(|_| AtomicU32::new(0)).collect(),
         forward,
         timers: Timers::default(),
         peers,
@@ -132,20 +136,67 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     });
     tracing::debug!("virtual machine made");
     let (store_port, console_port) = connect(&guest)?;
-    vcpus(&kvm, &guest, config, launch.domid, capabilities, (kernel.entry, layout.start_info))?;
+    vcpus(&kvm, &guest, config, launch.domid, vcpu_upcall, (kernel.entry, layout.start_info))?;
     tracing::debug!("vCPUs made");
     serve(&guest, "timers", timers::run)?;
     serve(&guest, "forward", forward::run)?;
     serve(&guest, "peers", peers::run)?;
-    Ok(Built { guest, store_page, store_port, console_port })
+    Ok(Built { guest, store_page, store_port, console_port, notice })
 }
 
-/// Whether the guest may have FIFO event channels. Those of the 2-level ABI are the ones that the kernel delivers.
-fn fifo(config: &DomainConfig) -> bool {
-    match config.event_channels {
-        EventChannels::Fifo => true,
-        EventChannels::TwoLevel => false,
-        EventChannels::Auto => config.max_event_channels >= nr_channels_2l(Width::W64),
+/// Whether the guest may have FIFO event channels. Those of the 2-level ABI are the ones that KVM_XEN delivers.
+fn fifo(config: &DomainConfig, way: Way) -> bool {
+    match (config.event_channels, way) {
+        (EventChannels::Fifo, _) | (EventChannels::Auto, Way::Portable(_)) => true,
+        (EventChannels::TwoLevel, _) => false,
+        (EventChannels::Auto, Way::Kernel(_)) => config.max_event_channels >= nr_channels_2l(Width::W64),
+    }
+}
+
+/// KVM's part of Xen's interfaces.
+fn accel(way: Way, vm: &Arc<VmFd>, vcpus: u32, forward: &Arc<Forward>) -> std::io::Result<Box<dyn XenAccel>> {
+    let (vm, forward) = (vm.clone(), forward.clone());
+    Ok(match way {
+        Way::Kernel(capabilities) => Box::new(XenKernel::new(vm, capabilities, XEN_VERSION, forward)?),
+        Way::Portable(offers) => Box::new(XenPortable::new(vm, offers, vcpus, forward)?),
+    })
+}
+
+/// Without KVM_XEN no hypercall instruction comes to us: those of a kernel that uses no hypercall page become OUTs, in its
+/// memory, and the user is told. Linux could do nothing without them; other kernels may know better.
+fn rewrite_calls(
+    config: &DomainConfig,
+    kernel: &Kernel,
+    memory: &mut Memory,
+) -> anyhow::Result<Option<String>> {
+    if !config.hypercall_rewrite.unwrap_or(!kernel.hypercall_page) {
+        return Ok(None);
+    }
+    let mut code = Vec::new();
+    for segment in kernel.segments.iter().filter(|segment| segment.text) {
+        let bytes = memory.boot_slice(segment.paddr..segment.end());
+        code.push((segment.paddr, bytes.context("its code is not in one piece of memory")?.to_vec()));
+    }
+    match rewrite::find(code.iter().map(|(at, bytes)| (*at, &bytes[..]))) {
+        Ok([amd, intel]) => {
+            for site in [amd, intel] {
+                let written = memory.write(Gpa(site), &rewrite::call_by(HYPERCALL_PORT));
+                written.map_err(|_| anyhow!("no memory at {site:#x}"))?;
+            }
+            let notice = format!(
+                "the portable backend of KVM: the kernel's hypercall instructions at {amd:#x} and {intel:#x} are \
+                 written over in its memory (hypercall_rewrite)"
+            );
+            tracing::info!("{notice}");
+            Ok(Some(notice))
+        }
+        Err(refusal) if kernel.linux || config.hypercall_rewrite == Some(true) => {
+            Err(refusal).context("its hypercalls cannot be rewritten for the portable backend")
+        }
+        Err(refusal) => {
+            tracing::info!("no hypercall instructions written over, the guest has the page: {refusal}");
+            Ok(None)
+        }
     }
 }
 
@@ -157,7 +208,7 @@ fn serve(guest: &Arc<Guest>, name: &str, run: fn(&Arc<Guest>)) -> std::io::Resul
     Ok(())
 }
 
-fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow::Result<Params> {
+fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool) -> anyhow::Result<Params> {
     let config = &launch.config;
     Ok(Params {
         domid: launch.domid,
@@ -169,7 +220,7 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow:
         max_grant_frames: config.max_grant_frames,
         max_grant_version: config.max_grant_version,
         max_ports: config.max_event_channels.saturating_add(1),
-        fifo: fifo(config),
+        fifo,
         commandline: String::new(),
         long_mode,
         legacy_callbacks: false,
@@ -180,11 +231,17 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool) -> anyhow:
 
 /// Whether guests are told of per-vCPU upcall vectors. The end of each such interrupt is an exit unless the processor
 /// virtualises the local APIC; the global vector has none.
-fn vcpu_upcall(upcall: Upcall, capabilities: u32) -> bool {
-    match upcall {
-        Upcall::Vector => true,
-        Upcall::Global => false,
-        Upcall::Auto => xen_kernel::has_reliable_vectors(capabilities) && kvm::virtualises_apic(),
+///
+/// # Errors
+/// The global vector has no way to the guest.
+fn vcpu_upcall(upcall: Upcall, way: Way) -> Result<bool, HostError> {
+    match (upcall, way) {
+        (Upcall::Vector, _) | (Upcall::Auto, Way::Portable(_)) => Ok(true),
+        (Upcall::Global, Way::Portable(offers)) if !offers.auto_eoi => Err(HostError::NoAutoEoi),
+        (Upcall::Global, _) => Ok(false),
+        (Upcall::Auto, Way::Kernel(capabilities)) => {
+            Ok(xen_kernel::has_reliable_vectors(capabilities) && kvm::virtualises_apic())
+        }
     }
 }
 
@@ -212,12 +269,12 @@ fn vcpus(
     guest: &Arc<Guest>,
     config: &DomainConfig,
     domid: u16,
-    capabilities: u32,
+    vcpu_upcall: bool,
     (entry, start_info): (u32, u32),
 ) -> anyhow::Result<()> {
     let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
     for vcpu in 0..config.max_vcpus {
-        let fd = guest
+        let mut fd = guest
             .vm
             .create_vcpu(apic_id(vcpu).into())
             .with_context(|| format!("vCPU {vcpu} of {}", config.max_vcpus))?;
@@ -225,7 +282,7 @@ fn vcpus(
             max_vcpus: config.max_vcpus,
             domid,
             xen_version: XEN_VERSION,
-            vcpu_upcall: vcpu_upcall(config.upcall, capabilities),
+            vcpu_upcall,
             invariant_tsc: kvm::keeps_time_by_tsc(),
             tsc_mode: config.tsc_mode,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
@@ -236,7 +293,7 @@ fn vcpus(
         if vcpu == 0 {
             regs::pvh_entry(&fd, entry, start_info)?;
         }
-        guest.accel.setup_vcpu(&fd, vcpu)?;
+        guest.accel.setup_vcpu(&mut fd, vcpu)?;
         let affinity = match config.cpus.as_slice() {
             [one] => one.clone(),
             each => each.get(usize::try_from(vcpu)?).cloned().unwrap_or_default(),

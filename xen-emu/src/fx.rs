@@ -1,10 +1,9 @@
 //! The machine as the core's [`Effects`].
 
 use crate::guest::{Guest, lock};
-use crate::kvm::cpuid::apic_id;
 use crate::kvm::mailbox::Ticket;
 use crate::kvm::vcpu::Mail;
-use crate::kvm::{VcpuAttr, XenAccel, ioctl};
+use crate::kvm::{VcpuAttr, ioctl};
 use crate::memory::Place;
 use crate::peers::Order;
 use crate::timers::Timer;
@@ -36,7 +35,7 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
         }
         return;
     }
-    if let Err(e) = guest.accel.set_vcpu(fd, attr, &|gpa| guest.memory.hva(gpa).ok()) {
+    if let Err(e) = guest.accel.set_vcpu(fd, vcpu, attr, &guest.memory) {
         crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
     }
 }
@@ -120,9 +119,6 @@ impl Fx<'_> {
     }
 }
 
-/// MSI address of the LAPIC with id 0, physical destination.
-const LAPIC_MSI: u64 = 0xfee0_0000;
-
 fn index(vcpu: VcpuId) -> Option<usize> {
     usize::try_from(vcpu).ok()
 }
@@ -162,7 +158,14 @@ impl Effects for Fx<'_> {
     }
 
     fn set_callback(&mut self, via: CallbackVia) {
-        logged("callback", self.guest.accel.callback(via));
+        let told = self.guest.accel.callback(via).unwrap_or_else(|e| {
+            logged("callback", Err(e));
+            None
+        });
+        if let Some(vector) = told {
+            let all = (0..).take(self.guest.vectors.len());
+            all.for_each(|vcpu| self.attr(vcpu, VcpuAttr::Callback(vector)));
+        }
     }
 
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8) {
@@ -177,8 +180,11 @@ impl Effects for Fx<'_> {
     }
 
     fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool {
-        self.attr(vcpu, VcpuAttr::TimeInfo(gpa));
-        true
+        let kept = gpa.is_none() || self.guest.accel.has_time_info(vcpu, &self.guest.memory);
+        if kept {
+            self.attr(vcpu, VcpuAttr::TimeInfo(gpa));
+        }
+        kept
     }
 
     fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) {
@@ -190,15 +196,9 @@ impl Effects for Fx<'_> {
     }
 
     fn runstate(&mut self, vcpu: VcpuId) -> Runstate {
-        let Some((fd, _)) = self.own.filter(|&(_, me)| me == vcpu) else {
-            return self.guest.runstate_from_thread(vcpu);
-        };
-        match ioctl::vcpu_runstate(fd) {
-            Ok([state, entry_time, time @ ..]) => {
-                Runstate { state: i32::try_from(state).unwrap_or(0), entry_time, time }
-            }
-            Err(_) => self.guest.runstate_from_thread(vcpu),
-        }
+        let own = self.own.filter(|&(_, me)| me == vcpu);
+        let told = own.and_then(|(fd, _)| self.guest.accel.runstate(fd));
+        told.unwrap_or_else(|| self.guest.runstate_from_thread(vcpu))
     }
 
     fn set_timer_port(&mut self, vcpu: VcpuId, port: Option<Port>) {
@@ -239,12 +239,7 @@ impl Effects for Fx<'_> {
     }
 
     fn upcall(&mut self, vcpu: VcpuId) {
-        let Some(index) = index(vcpu) else { return };
-        match self.guest.vectors.get(index).map(|vector| vector.load(Ordering::Acquire)) {
-            // The global vector: KVM looks at upcall_pending on every entry.
-            None | Some(0) => self.guest.kick(index),
-            Some(vector) => self.guest.msi(LAPIC_MSI | u64::from(apic_id(vcpu)) << 12, vector.into()),
-        }
+        self.guest.upcall(vcpu);
     }
 
     fn kick(&mut self, backend: Backend) {

@@ -8,7 +8,8 @@ use crate::fx::Fx;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::vcpu::{self, Mail, Thread};
 use crate::kvm::vm::Slots;
-use crate::kvm::{XenAccel, xen_kernel::XenKernel};
+use crate::kvm::xen_portable;
+use crate::kvm::{Interrupt, XenAccel, cpuid::apic_id};
 use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
@@ -19,13 +20,13 @@ use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use std::io;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_domain::Domain;
-use xen_domain::hypercall::Cx;
-use xen_domain::mem::NoCaller;
+use xen_domain::hypercall::{Cx, Width};
+use xen_domain::mem::{Gpa, GuestMem, NoCaller};
 use xen_domain::time::Now;
 use xen_emu_api::config::reason;
 use xen_emu_api::control::VcpuStatus;
@@ -36,8 +37,8 @@ pub struct Guest {
     pub vm: Arc<VmFd>,
     /// Guest memory.
     pub memory: Arc<Memory>,
-    /// Xen acceleration.
-    pub accel: XenKernel,
+    /// KVM's part of Xen's interfaces.
+    pub accel: Box<dyn XenAccel>,
     /// Xen semantics.
     pub domain: Mutex<Domain>,
     /// The few emulated devices.
@@ -48,6 +49,8 @@ pub struct Guest {
     pub mailboxes: Mailboxes<Mail>,
     /// Per-vCPU upcall vectors; 0 = none set.
     pub vectors: Vec<AtomicU8>,
+    /// How often in a row each vCPU's local APIC has refused an upcall.
+    pub refused: Vec<AtomicU32>,
     /// Notifications of backends that the kernel does not carry.
     pub forward: Arc<Forward>,
     /// Timers that the kernel does not run.
@@ -106,6 +109,11 @@ const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 /// Pages beside RAM that a domain is charged for, as under Xen: libxl gives a PVH guest eight special pages.
 const SPECIAL_PAGES: u64 = 8;
+
+/// MSI address of the LAPIC with id 0, physical destination.
+const LAPIC_MSI: u64 = 0xfee0_0000;
+/// After how long a refused upcall is tried again, at first; each time twice as long, up to 64 times.
+const TRY_AGAIN: Duration = Duration::from_millis(1);
 
 /// Lock without caring whether another thread died with it: the state behind is always whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -231,16 +239,55 @@ impl Guest {
         }
     }
 
-    /// Send a message-signalled interrupt.
+    /// Interrupt a vCPU whose evtchn_upcall_pending has just gone from 0 to 1. A local APIC that is disabled takes
+    /// nothing: then it is tried again, as long as the flag is set.
+    pub fn upcall(&self, vcpu: u32) {
+        let Ok(index) = usize::try_from(vcpu) else { return };
+        let (Some(own), Some(refused)) = (self.vectors.get(index), self.refused.get(index)) else { return };
+        match self.accel.interrupt(own.load(Ordering::Acquire)) {
+            Interrupt::None => {}
+            Interrupt::Kick => self.kick(index),
+            Interrupt::Vector(vector) => {
+                if self.signal(LAPIC_MSI | u64::from(apic_id(vcpu)) << 12, vector.into()).is_ok_and(|n| n > 0)
+                {
+                    return refused.store(0, Ordering::Relaxed);
+                }
+                let times = refused.fetch_add(1, Ordering::Relaxed).min(6);
+                self.timers.set(Timer::Upcall(vcpu), Some(TRY_AGAIN * (1 << times)));
+            }
+        }
+    }
+
+    /// Interrupt a vCPU again if its evtchn_upcall_pending is still set.
+    pub fn remind(&self, vcpu: u32) {
+        self.with_domain(|domain, cx| domain.remind_upcall(vcpu, cx));
+    }
+
+    /// Write the hypercall page where the guest wants it; false where there is no memory of its, or it asks for a
+    /// further page.
+    pub fn hypercall_page(&self, at: u64, width: Width) -> bool {
+        if at & 0xfff != 0 || self.memory.write(Gpa(at), &xen_portable::page()).is_err() {
+            return false;
+        }
+        self.with_domain(|domain, cx| domain.hypercall_page_written(width, cx));
+        true
+    }
+
+    /// Send a message-signalled interrupt: how many local APICs have taken it.
     #[expect(clippy::cast_possible_truncation, reason = "the low and high half")]
-    pub fn msi(&self, address: u64, data: u32) {
+    fn signal(&self, address: u64, data: u32) -> Result<i32, kvm_ioctls::Error> {
         let msi = kvm_msi {
             address_lo: address as u32,
             address_hi: (address >> 32) as u32,
             data,
             ..Default::default()
         };
-        if let Err(e) = self.vm.signal_msi(msi) {
+        self.vm.signal_msi(msi)
+    }
+
+    /// Send a message-signalled interrupt of a device.
+    pub fn msi(&self, address: u64, data: u32) {
+        if let Err(e) = self.signal(address, data) {
             crate::log::limited!(warn, "MSI {address:#x}/{data:#x}: {e}");
         }
     }
@@ -293,8 +340,14 @@ impl Vm for Guest {
         match path {
             "exits" => self.exits.describe(),
             "machine" => lock(&self.machine).describe(),
-            "" => [lock(&self.domain).describe(""), self.exits.describe(), lock(&self.machine).describe()]
-                .join("\n"),
+            "backend" => format!("backend {}\n", self.backend()),
+            "" => [
+                self.describe("backend"),
+                lock(&self.domain).describe(""),
+                self.exits.describe(),
+                lock(&self.machine).describe(),
+            ]
+            .join("\n"),
             path => lock(&self.domain).describe(path),
         }
     }

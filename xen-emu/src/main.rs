@@ -144,6 +144,10 @@ fn start(path: &Path, ready: &mut Option<File>) -> anyhow::Result<Exit> {
     let (sender, events) = calloop::channel::channel();
     let built = build::build(&launch, sender, log.clone())?;
     let parts = connect(launch, run_dir, &built, events, log)?;
+    if let (Some(notice), Some(ready)) = (&built.notice, ready.as_mut()) {
+        // Nobody waits, nobody is told.
+        let _ = writeln!(ready, "note: {notice}");
+    }
     drop(built);
     let exit = reactor::run(Parts { ready: ready.take(), ..parts })?;
     Ok(exit)

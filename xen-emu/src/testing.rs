@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use xen_emu_api::config::{Actions, DomainConfig, EventChannels, Launch, TscMode, Upcall};
+use xen_emu_api::config::{Accel, Actions, DomainConfig, EventChannels, Launch, TscMode, Upcall};
 use xenstored::client::Client;
 use xenstored::out::Out;
 use xenstored::store::{ConnId, Store};
@@ -41,6 +41,8 @@ pub fn launch(domid: u16) -> Launch {
             max_event_channels: 1023,
             upcall: Upcall::default(),
             tsc_mode: TscMode::default(),
+            accel: Accel::default(),
+            hypercall_rewrite: None,
             devices: Vec::new(),
             source: None,
         },

@@ -22,6 +22,8 @@ pub enum Timer {
     Singleshot(u32),
     /// The timeout of a SCHEDOP_poll.
     Poll(u32),
+    /// An upcall that a local APIC has refused.
+    Upcall(u32),
     /// SCHEDOP_watchdog.
     Watchdog(u32),
     /// Look for a guest that has ended by halting.
@@ -108,6 +110,7 @@ pub fn run(guest: &Arc<Guest>) {
                     guest.post(vcpu, Mail::Wake);
                 }
             }
+            Timer::Upcall(vcpu) => guest.remind(vcpu),
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();

@@ -15,6 +15,8 @@ use std::process::Command;
 struct Probe {
     kvm: bool,
     xen_hvm: u32,
+    xen_hvm_names: Vec<String>,
+    portable: Vec<String>,
     backend: String,
     reason: String,
     xen: Personality,
@@ -173,7 +175,11 @@ fn backend(probe: &Probe) -> Vec<(&'static str, String)> {
     vec![
         ("xlr_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("kvm", if probe.kvm { "yes" } else { "no" }.to_owned()),
-        ("kvm_xen_hvm", format!("{:#x}", probe.xen_hvm)),
+        (
+            "kvm_xen_hvm",
+            format!("{:#x} {}", probe.xen_hvm, probe.xen_hvm_names.join(" ")).trim_end().to_owned(),
+        ),
+        ("kvm_portable", probe.portable.join(" ")),
         ("backend", format!("{}{reason}", probe.backend)),
     ]
 }

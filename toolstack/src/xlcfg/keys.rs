@@ -1,4 +1,4 @@
-//! Every key that xl.cfg(5) of Xen 4.20 knows, those of our own (`upcall`), and what becomes of each here.
+//! Every key that xl.cfg(5) of Xen 4.20 knows, those of our own (`upcall`, `accel`), and what becomes of each here.
 
 /// What a key means to xlr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ const READ: &[&str] = &[
     "firmware_override",
     "upcall",
     "tsc_mode",
+    "accel",
+    "hypercall_rewrite",
 ];
 
 const SILENT: &[&str] = &[

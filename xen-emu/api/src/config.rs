@@ -109,6 +109,25 @@ impl EventChannels {
         [("auto", EventChannels::Auto), ("fifo", EventChannels::Fifo), ("2level", EventChannels::TwoLevel)];
 }
 
+/// Which of KVM's ways to Xen's interfaces a domain goes: what `accel` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accel {
+    /// `Kernel` where the host has it, else `Portable`.
+    #[default]
+    Auto,
+    /// KVM_XEN: the host's kernel sends events, runs timers and keeps the clocks.
+    Kernel,
+    /// Everything in userspace, on any KVM from Linux 5.10.
+    Portable,
+}
+
+impl Accel {
+    /// Every choice with its spelling.
+    pub const ALL: [(&'static str, Accel); 3] =
+        [("auto", Accel::Auto), ("kernel", Accel::Kernel), ("portable", Accel::Portable)];
+}
+
 /// The `on_*` keys of one domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actions {
@@ -198,6 +217,13 @@ pub struct DomainConfig {
     /// What the guest is told of its TSC.
     #[serde(default)]
     pub tsc_mode: TscMode,
+    /// KVM_XEN or not.
+    #[serde(default)]
+    pub accel: Accel,
+    /// Without KVM_XEN: whether the hypercall instructions of a kernel that uses no hypercall page are written over in its
+    /// memory. `None`: where that can be done.
+    #[serde(default)]
+    pub hypercall_rewrite: Option<bool>,
     /// PV devices, in the order of the configuration; no two of one kind have the same id.
     #[serde(default)]
     pub devices: Vec<Device>,

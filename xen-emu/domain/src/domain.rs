@@ -13,7 +13,7 @@ use crate::effect::{Backend, Port, VcpuId};
 use crate::evtchn::Ports;
 use crate::gnttab::{GrantTable, Pins};
 use crate::hvm_params::HvmParams;
-use crate::hypercall::{Call, Cx, Outcome, dispatch};
+use crate::hypercall::{self, Call, Cx, Outcome, dispatch};
 use crate::mem::{Gfn, GuestMem, SpecialPage};
 use crate::physmap::Physmap;
 use crate::vcpu::{Vcpu, Waiting};
@@ -303,6 +303,19 @@ impl Domain {
     /// The same, to change it.
     pub(crate) fn vcpu_mut(&mut self, id: VcpuId) -> Result<&mut Vcpu, Errno> {
         self.vcpus.get_mut(id as usize).ok_or(Errno::ENOENT)
+    }
+
+    /// The guest has had a hypercall page written by code of this width, which latches it as on Xen. For machines that
+    /// write the page themselves.
+    pub fn hypercall_page_written(&mut self, width: hypercall::Width, cx: &mut Cx<'_>) {
+        self.latch_width(width.into(), cx);
+    }
+
+    /// Interrupts a vCPU once more if its evtchn_upcall_pending is set: the machine has found that an interrupt was not
+    /// taken, or is forgotten.
+    pub fn remind_upcall(&self, vcpu: VcpuId, cx: &mut Cx<'_>) {
+        // Where the guest has no such page there is nothing pending.
+        let _ = hypercall::remind(self, vcpu, cx);
     }
 
     /// Latches the guest's width (Xen's `hvm_latch_shinfo_size`).

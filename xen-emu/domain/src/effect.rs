@@ -50,6 +50,17 @@ pub enum CallbackVia {
     Vector(u8),
 }
 
+impl CallbackVia {
+    /// The vector; 0 for every other way.
+    #[must_use]
+    pub const fn vector(self) -> u8 {
+        match self {
+            CallbackVia::Vector(vector) => vector,
+            CallbackVia::None | CallbackVia::Gsi(_) | CallbackVia::PciIntx(_) => 0,
+        }
+    }
+}
+
 /// Times of one vCPU, nanoseconds, in the order of public/vcpu.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runstate {

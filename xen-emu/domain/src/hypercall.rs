@@ -14,12 +14,15 @@ mod table;
 pub(crate) use table::name;
 mod timer_op;
 mod vcpu_area;
+pub(crate) use vcpu_area::remind;
 mod vcpu_context;
 mod vcpu_op;
 mod vm_assist;
 mod xen_version;
 
 use xen_abi::errno::Errno;
+use xen_abi::hypercall::Hypercall;
+use xen_abi::sched::SchedOp;
 
 use crate::domain::Domain;
 use crate::effect::{Effects, ShutdownReason, VcpuId};
@@ -125,6 +128,12 @@ impl Call {
             4 => e,
             _ => f,
         }
+    }
+
+    /// SCHEDOP_yield, which is for the machine: the domain has nothing to do.
+    #[must_use]
+    pub fn is_yield(&self) -> bool {
+        self.nr == Hypercall::SCHED_OP.0 && self.arg32(0) == SchedOp::YIELD.0
     }
 
     /// The same call with other arguments, for continuations.

@@ -11,6 +11,9 @@ pub const MAGIC: &[u8] = b"\x7fELF";
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+/// A segment's rights: code that is not written.
+const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 const PT_NOTE: u32 = 4;
 const SHT_NOTE: u32 = 7;
 
@@ -23,6 +26,8 @@ pub struct Parsed {
     pub long_mode: bool,
     /// XEN_ELFNOTE_HYPERCALL_PAGE is there.
     pub hypercall_page: bool,
+    /// XEN_ELFNOTE_GUEST_OS is `linux`.
+    pub linux: bool,
     /// Every PT_LOAD that takes memory.
     pub segments: Vec<Segment>,
 }
@@ -38,6 +43,7 @@ struct Reader<'a> {
 /// One row of the program or section header table, as far as it matters here.
 struct Header {
     kind: u32,
+    text: bool,
     offset: u64,
     paddr: u64,
     file_size: u64,
@@ -90,8 +96,10 @@ impl<'a> Reader<'a> {
         const WHAT: &str = "the program header table";
         let (count_at, size_at, smallest) = if self.wide { (56, 54, 56) } else { (44, 42, 32) };
         self.rows(self.word(0, 28, 32, WHAT)?, (count_at, size_at, smallest), WHAT, |base| {
+            let rights = self.u32(base.saturating_add(if self.wide { 4 } else { 24 }), WHAT)?;
             Ok(Header {
                 kind: self.u32(base, WHAT)?,
+                text: rights & (PF_X | PF_W) == PF_X,
                 offset: self.word(base, 4, 8, WHAT)?,
                 paddr: self.word(base, 12, 24, WHAT)?,
                 file_size: self.word(base, 16, 32, WHAT)?,
@@ -107,6 +115,7 @@ impl<'a> Reader<'a> {
         self.rows(self.word(0, 32, 40, WHAT)?, (count_at, size_at, smallest), WHAT, |base| {
             Ok(Header {
                 kind: self.u32(base.saturating_add(4), WHAT)?,
+                text: false,
                 offset: self.word(base, 16, 24, WHAT)?,
                 paddr: self.word(base, 12, 16, WHAT)?,
                 file_size: self.word(base, 20, 32, WHAT)?,
@@ -153,7 +162,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, KernelFault> {
     if !segments.iter().any(|s| (s.paddr..s.end()).contains(&u64::from(entry))) {
         return Err(KernelFault::Malformed(format!("the PVH entry {entry:#x} lies in none of its segments")));
     }
-    Ok(Parsed { entry, long_mode, hypercall_page: notes.hypercall_page, segments })
+    Ok(Parsed { entry, long_mode, hypercall_page: notes.hypercall_page, linux: notes.linux, segments })
 }
 
 /// Where the first byte of the image would have to be for its first segment to be in place; from the headers alone.
@@ -191,7 +200,7 @@ fn segments(reader: Reader, headers: &[Header]) -> Result<Vec<Segment>, KernelFa
 }
 
 fn segment(reader: Reader, header: &Header) -> Result<Segment, KernelFault> {
-    let &Header { offset, paddr, file_size, mem_size, .. } = header;
+    let &Header { text, offset, paddr, file_size, mem_size, .. } = header;
     if file_size > mem_size {
         let said = format!("the segment at {paddr:#x} has {file_size} bytes for {mem_size} of memory");
         return Err(KernelFault::Malformed(said));
@@ -202,7 +211,7 @@ fn segment(reader: Reader, header: &Header) -> Result<Segment, KernelFault> {
     }
     // An empty segment (.bss alone) may name any offset.
     let file = if file_size == 0 { 0..0 } else { reader.range(offset, file_size, "a segment")? };
-    Ok(Segment { paddr, file, mem_size })
+    Ok(Segment { paddr, file, mem_size, text })
 }
 
 /// The Xen notes that matter to the boot.
@@ -210,6 +219,7 @@ fn segment(reader: Reader, header: &Header) -> Result<Segment, KernelFault> {
 struct Notes {
     entry: Option<u32>,
     hypercall_page: bool,
+    linux: bool,
 }
 
 /// All Xen notes: of the PT_NOTE segments, or of the SHT_NOTE sections where there is no such segment.
@@ -243,6 +253,7 @@ fn read_notes(bytes: &[u8], found: &mut Notes) -> Result<(), KernelFault> {
         match kind {
             ElfNote::PHYS32_ENTRY if name == elfnote::NAME => found.entry = Some(entry(descriptor)?),
             ElfNote::HYPERCALL_PAGE if name == elfnote::NAME => found.hypercall_page = true,
+            ElfNote::GUEST_OS if name == elfnote::NAME => found.linux = descriptor == b"linux\0",
             _ => {}
         }
         at = descriptor_at + size.next_multiple_of(4);

@@ -15,6 +15,8 @@ pub struct Segment {
     pub file: Range<usize>,
     /// Bytes it takes in guest memory; those behind the file's are zero.
     pub mem_size: u64,
+    /// It holds code and nothing that is written (PF_X without PF_W).
+    pub text: bool,
 }
 
 impl Segment {
@@ -33,6 +35,8 @@ pub struct Kernel {
     pub long_mode: bool,
     /// It asks for a hypercall page (XEN_ELFNOTE_HYPERCALL_PAGE) and will write the MSR.
     pub hypercall_page: bool,
+    /// It says that it is Linux (XEN_ELFNOTE_GUEST_OS).
+    pub linux: bool,
     /// What to load, in the order of the file.
     pub segments: Vec<Segment>,
     image: Image,
@@ -196,8 +200,8 @@ impl Kernel {
         } else {
             Image::unpack(bytes, room)?
         };
-        let elf::Parsed { entry, long_mode, hypercall_page, segments } = parsed;
-        Ok(Kernel { entry, long_mode, hypercall_page, segments, image })
+        let elf::Parsed { entry, long_mode, hypercall_page, linux, segments } = parsed;
+        Ok(Kernel { entry, long_mode, hypercall_page, linux, segments, image })
     }
 
     /// The bytes that are still to be written for one of its segments: none for one that is in place already.

@@ -10,3 +10,4 @@ pub mod elf;
 pub mod kernel;
 pub mod map;
 pub mod pvh;
+pub mod rewrite;

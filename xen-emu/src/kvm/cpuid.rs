@@ -124,6 +124,14 @@ fn topology(function: u32, facts: &Facts, vcpu: u32) -> [kvm_cpuid_entry2; 3] {
     ]
 }
 
+/// Nanoseconds of a tick as (fraction of 2^32, shift): ns = (ticks << shift) * fraction >> 32.
+fn scale(khz: u32) -> (u32, i32) {
+    let Some(fraction) = (1_000_000_u128 << 64).checked_div(khz.into()) else { return (0, 0) };
+    // `fraction` has 64 bits behind the point; the highest bit is to be the highest of 32.
+    let shift = i32::try_from(fraction.ilog2()).unwrap_or(0) - 63;
+    (u32::try_from(fraction >> (32 + shift)).unwrap_or(u32::MAX), shift)
+}
+
 /// Leaves base+0 to base+5 (public/arch-x86/cpuid.h).
 fn xen(facts: &Facts, vcpu: u32) -> Vec<kvm_cpuid_entry2> {
     let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
@@ -142,10 +150,11 @@ fn xen(facts: &Facts, vcpu: u32) -> Vec<kvm_cpuid_entry2> {
         plain(0, [XEN + 5, word(b"XenV"), word(b"MMXe"), word(b"nVMM")]),
         plain(1, [facts.xen_version, 0, 0, 0]),
         plain(2, [1, HYPERCALL_MSR, 0, 0]),
-        // Subleaf 0: the TSC is not emulated, may be reliable; tsc_mode, kHz, incarnation. KVM fills subleaves 1 and 2.
+        // Subleaf 0: the TSC is not emulated, may be reliable; tsc_mode, kHz, incarnation. KVM_XEN keeps subleaves 1 and 2
+        // up to date.
         leaf(XEN + 3, 0, [RDTSCP | reliable, facts.tsc_mode as u32, facts.tsc_khz, 1]),
-        leaf(XEN + 3, 1, [0; 4]),
-        leaf(XEN + 3, 2, [0; 4]),
+        leaf(XEN + 3, 1, [0, 0, scale(facts.tsc_khz).0, scale(facts.tsc_khz).1.cast_unsigned()]),
+        leaf(XEN + 3, 2, [facts.tsc_khz, 0, 0, 0]),
         plain(4, [features, vcpu, u32::from(facts.domid), 0]),
         plain(5, [0; 4]),
     ]
@@ -154,6 +163,19 @@ fn xen(facts: &Facts, vcpu: u32) -> Vec<kvm_cpuid_entry2> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_become_nanoseconds() {
+        for khz in [1_000_000, 2_500_000, 3_999_999, 700_001, 1] {
+            let (fraction, shift) = scale(khz);
+            assert!(fraction >> 31 == 1, "{khz}: all 32 bits are used");
+            let ticks = u128::from(khz) * 1000;
+            let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
+            let ns = (shifted * u128::from(fraction)) >> 32;
+            assert!(ns.abs_diff(1_000_000_000) < 1_000_000, "{khz}: {ns} ns in a second");
+        }
+        assert_eq!(scale(0), (0, 0));
+    }
 
     #[test]
     fn four_vcpus_are_four_cores_of_one_package_under_xen() {

@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "raw ioctls and the kvm_run union")]
 
 use kvm_bindings::{
-    KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVMIO, kvm_irq_routing_xen_evtchn, kvm_xen_hvm_attr,
-    kvm_xen_hvm_config, kvm_xen_vcpu_attr,
+    KVM_EXIT_X86_WRMSR, KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MSR_FILTER_WRITE, KVMIO,
+    kvm_irq_routing_xen_evtchn, kvm_msr_filter, kvm_xen_hvm_attr, kvm_xen_hvm_config, kvm_xen_vcpu_attr,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
@@ -17,6 +17,7 @@ ioctl_iow_nr!(KVM_XEN_HVM_CONFIG, KVMIO, 0x7a, kvm_xen_hvm_config);
 ioctl_iow_nr!(KVM_XEN_HVM_SET_ATTR, KVMIO, 0xc9, kvm_xen_hvm_attr);
 ioctl_iowr_nr!(KVM_XEN_VCPU_GET_ATTR, KVMIO, 0xca, kvm_xen_vcpu_attr);
 ioctl_iow_nr!(KVM_XEN_VCPU_SET_ATTR, KVMIO, 0xcb, kvm_xen_vcpu_attr);
+ioctl_iow_nr!(KVM_X86_SET_MSR_FILTER, KVMIO, 0xc6, kvm_msr_filter);
 ioctl_iow_nr!(KVM_XEN_HVM_EVTCHN_SEND, KVMIO, 0xd0, kvm_irq_routing_xen_evtchn);
 
 fn check(ret: i32) -> io::Result<()> {
@@ -107,6 +108,27 @@ pub fn complete_hypercall(fd: &mut VcpuFd, result: i64) {
     hcall.result = result.cast_unsigned();
 }
 
+/// KVM_X86_SET_MSR_FILTER: guests' writes to one MSR end in KVM_EXIT_X86_WRMSR, where that is enabled; all else is as it
+/// was.
+pub fn trap_writes(vm: &VmFd, msr: u32) -> io::Result<()> {
+    let mut denied = 0u8;
+    let mut filter = kvm_msr_filter::default();
+    let [range, ..] = &mut filter.ranges;
+    (range.flags, range.nmsrs, range.base) = (KVM_MSR_FILTER_WRITE, 1, msr);
+    range.bitmap = &raw mut denied;
+    // SAFETY: the fd is a VM's; the kernel reads one struct of this type and copies the one byte of the bitmap, which
+    // lives beyond the call.
+    check(unsafe { ioctl_with_ref(vm, KVM_X86_SET_MSR_FILTER(), &filter) })
+}
+
+/// The WRMSR that the last KVM_RUN came back with raises #GP.
+pub fn refuse_msr(fd: &mut VcpuFd) {
+    let run = fd.get_kvm_run();
+    if run.exit_reason == KVM_EXIT_X86_WRMSR {
+        run.__bindgen_anon_1.msr.error = 1;
+    }
+}
+
 /// Another descriptor of the same eventfd, for code that does not know KVM.
 pub fn share(fd: &EventFd) -> io::Result<OwnedFd> {
     let raw = fd.try_clone()?.into_raw_fd();
@@ -146,5 +168,6 @@ mod tests {
         assert_eq!(KVM_XEN_VCPU_GET_ATTR(), 0xc048_aeca);
         assert_eq!(KVM_XEN_VCPU_SET_ATTR(), 0x4048_aecb);
         assert_eq!(KVM_XEN_HVM_EVTCHN_SEND(), 0x400c_aed0);
+        assert_eq!(KVM_X86_SET_MSR_FILTER(), 0x4188_aec6);
     }
 }

@@ -1,5 +1,7 @@
-//! KVM: what the host offers, the virtual machine, its vCPUs, and the Xen acceleration in the kernel.
+//! KVM: what the host offers, the virtual machine, its vCPUs, and the two ways to Xen's interfaces: with KVM_XEN in the
+//! kernel, or with what every KVM has.
 
+pub mod backends;
 pub mod cpuid;
 pub mod ioctl;
 pub mod irq;
@@ -8,13 +10,19 @@ pub mod regs;
 pub mod vcpu;
 pub mod vm;
 pub mod xen_kernel;
+pub mod xen_portable;
 
+use crate::memory::Memory;
+use backends::{BackendFds, Backends};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde_json::{Value, json};
 use std::io;
-use xen_domain::effect::{CallbackVia, Offload, Port, VcpuId};
+use std::sync::Arc;
+use xen_domain::effect::{Backend, CallbackVia, Offload, Port, Runstate, VcpuId};
+use xen_domain::hypercall::Call;
 use xen_domain::mem::Gpa;
 use xen_domain::version;
+use xen_emu_api::config::Accel;
 
 /// Why this host cannot run a domain; each says what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +39,7 @@ pub enum HostError {
     /// KVM without KVM_XEN.
     #[error(
         "this host's KVM has no Xen support (capabilities {found:#x}, needed {needed:#x}): \
-         it takes a kernel from 5.19 with CONFIG_KVM_XEN=y"
+         accel=\"kernel\" takes a kernel from 5.19 with CONFIG_KVM_XEN=y, accel=\"portable\" or \"auto\" does without"
     )]
     NoXen {
         /// KVM_CAP_XEN_HVM.
@@ -39,6 +47,49 @@ pub enum HostError {
         /// The bits that must be there.
         needed: u32,
     },
+    /// KVM too old for the portable backend.
+    #[error("this host's KVM lacks {}: the portable backend takes Linux 5.10 or later", .0.join(", "))]
+    NotPortable(Vec<&'static str>),
+    /// The one global vector wants what the host has not.
+    #[error(
+        "upcall=\"global\" on the portable backend takes a KVM with KVM_CAP_HYPERV_SYNIC2 (CONFIG_KVM_HYPERV): \
+         this host's has none; upcall=\"vector\" does without"
+    )]
+    NoAutoEoi,
+}
+
+/// The way a domain goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// KVM_XEN with these capabilities.
+    Kernel(u32),
+    /// Without it.
+    Portable(xen_portable::Offers),
+}
+
+impl Way {
+    /// The one that the configuration asks for, or the best there is.
+    ///
+    /// # Errors
+    /// This host has no such way.
+    pub fn choose(kvm: &Kvm, wanted: Accel) -> Result<Way, HostError> {
+        let bits = xen_capabilities(kvm);
+        let kernel = || xen_kernel::check(bits).map(|()| Way::Kernel(bits));
+        let portable = || xen_portable::check(kvm).map(Way::Portable);
+        match wanted {
+            Accel::Kernel => kernel(),
+            Accel::Portable => portable(),
+            Accel::Auto => kernel().or_else(|_| portable()),
+        }
+    }
+
+    /// `kernel` or `portable`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Kernel(_) => "kernel",
+            Way::Portable(_) => "portable",
+        }
+    }
 }
 
 /// Open /dev/kvm with errors that help.
@@ -69,20 +120,24 @@ pub fn keeps_time_by_tsc() -> bool {
         .is_ok_and(|source| source.trim() == "tsc")
 }
 
-/// What `xen-emu --probe` prints for `xlr info`.
+/// What `xen-emu --probe` prints for `xlr info`. `reason` says why the host has no KVM_XEN, or nothing at all.
 pub fn probe() -> Value {
-    let (kvm, bits, error) = match open() {
-        Ok(kvm) => {
-            let bits = xen_capabilities(&kvm);
-            (true, bits, xen_kernel::check(bits).err())
-        }
-        Err(e) => (false, 0, Some(e)),
+    let kvm = open();
+    let bits = kvm.as_ref().map_or(0, xen_capabilities);
+    let portable = kvm.as_ref().map(xen_portable::capabilities).unwrap_or_default();
+    let way = kvm.as_ref().map(|kvm| Way::choose(kvm, Accel::Auto));
+    let reason = match (&kvm, &way) {
+        (Err(e), _) => e.to_string(),
+        (_, Ok(Err(e))) => e.to_string(),
+        _ => xen_kernel::check(bits).err().map(|e| e.to_string()).unwrap_or_default(),
     };
     json!({
-        "kvm": kvm,
+        "kvm": kvm.is_ok(),
         "xen_hvm": bits,
-        "backend": if error.is_none() { "kernel" } else { "none" },
-        "reason": error.map(|e| e.to_string()).unwrap_or_default(),
+        "xen_hvm_names": xen_kernel::names(bits),
+        "portable": portable,
+        "backend": way.ok().and_then(Result::ok).map_or("none", Way::name),
+        "reason": reason,
         "xen": {
             "major": version::XEN_VERSION >> 16,
             "minor": version::XEN_VERSION & 0xffff,
@@ -110,6 +165,19 @@ pub enum VcpuAttr {
     TimerExpiry(Option<u64>),
     /// Per-vCPU upcall vector; 0 = none.
     UpcallVector(u8),
+    /// The vector of vCPUs that have none of their own, as [`XenAccel::callback`] wants it told; 0 = none.
+    Callback(u8),
+}
+
+/// How a vCPU is told that evtchn_upcall_pending has been set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Not at all: the guest has not said how.
+    None,
+    /// It comes out of KVM_RUN, and KVM sees the flag when it enters again.
+    Kick,
+    /// An interrupt with this vector at its local APIC.
+    Vector(u8),
 }
 
 /// What differs between a KVM with Xen support and one without. Methods other than those that take a
@@ -117,18 +185,69 @@ pub enum VcpuAttr {
 pub trait XenAccel: Send + Sync {
     /// `kernel` or `portable`.
     fn name(&self) -> &'static str;
+    /// The eventfds of backends.
+    fn backends(&self) -> &Backends;
+    /// The eventfds of one backend.
+    fn backend(&self, backend: Backend) -> Option<Arc<BackendFds>> {
+        self.backends().get(backend)
+    }
+    /// Make room for one more device's event channel.
+    ///
+    /// # Errors
+    /// The host has no descriptors or no interrupt routes left.
+    fn add_device(&self) -> io::Result<(Backend, Arc<BackendFds>)> {
+        let fds = Arc::new(BackendFds::new()?);
+        Ok((self.add_peer(fds.clone())?, fds))
+    }
+    /// The same with eventfds that another domain has as well: its kick is our notify.
+    ///
+    /// # Errors
+    /// The host has no interrupt routes left, or an eventfd is in use already.
+    fn add_peer(&self, fds: Arc<BackendFds>) -> io::Result<Backend> {
+        self.backends().add(fds)
+    }
+    /// Forget a device's event channel.
+    fn remove_device(&self, backend: Backend) {
+        self.backends().remove(backend);
+    }
+
     /// Prepare one vCPU, before its first run.
-    fn setup_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId) -> io::Result<()>;
+    fn setup_vcpu(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> io::Result<()>;
+    /// The port whose OUT is a hypercall, if hypercalls come that way.
+    fn hypercall_port(&self) -> Option<u16> {
+        None
+    }
+    /// The hypercall that the last KVM_RUN came back with; `None` when the exit was none.
+    fn decode(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> Option<Call>;
+    /// What the guest finds in RAX when the vCPU runs again; it does not at once where VCPUOP_down has ended it.
+    fn complete(&self, fd: &mut VcpuFd, result: i64, runs_on: bool) -> io::Result<()>;
+    /// What is due on every hypercall, on the vCPU's own thread. True when the vCPU has been reset by an INIT since, and
+    /// its local APIC has forgotten a pending upcall.
+    fn attend(&self, _fd: &VcpuFd, _vcpu: VcpuId, _memory: &Memory) -> bool {
+        false
+    }
+    /// The times of a vCPU, on its own thread; `None` where only the scheduler's statistics tell.
+    fn runstate(&self, _fd: &VcpuFd) -> Option<Runstate> {
+        None
+    }
+
     /// 64-bit (true) or 32-bit layout of shared_info.
     fn latch_long_mode(&self, long_mode: bool) -> io::Result<()>;
     /// shared_info is at this host address and, if the guest placed it, frame.
     fn shared_info(&self, hva: u64, gfn: Option<u64>) -> io::Result<()>;
-    /// The callback of vCPUs without a vector of their own.
-    fn callback(&self, via: CallbackVia) -> io::Result<()>;
+    /// The callback of vCPUs without a vector of their own. What comes back every vCPU is to be told as
+    /// [`VcpuAttr::Callback`].
+    fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>>;
+    /// How to tell a vCPU with this vector of its own (0 = none) that it has an upcall.
+    fn interrupt(&self, own: u8) -> Interrupt;
     /// VMASST_TYPE_runstate_update_flag.
     fn runstate_update_flag(&self, on: bool) -> io::Result<()>;
-    /// Apply a setting on the vCPU's own thread. `hva` translates guest-physical addresses.
-    fn set_vcpu(&self, fd: &VcpuFd, attr: VcpuAttr, hva: &dyn Fn(Gpa) -> Option<u64>) -> io::Result<()>;
+    /// Whether a secondary vcpu_time_info can be kept.
+    fn has_time_info(&self, _vcpu: VcpuId, _memory: &Memory) -> bool {
+        true
+    }
+    /// Apply a setting on the vCPU's own thread.
+    fn set_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()>;
     /// See [`xen_domain::effect::Effects::offload`].
     fn offload(&self, port: Port, how: Offload) -> bool;
     /// See [`xen_domain::effect::Effects::retract`].

@@ -4,8 +4,9 @@
 //! thread and sets `immediate_exit`, so the KVM_RUN that follows comes back at once.
 #![expect(unsafe_code, reason = "the kick signal's handler and kvm_run.immediate_exit")]
 
+use super::cpuid::HYPERCALL_MSR;
 use super::mailbox::Flow;
-use super::{VcpuAttr, ioctl, regs};
+use super::{VcpuAttr, ioctl, regs, xen_portable};
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, Still, lock};
 use crate::timers::Timer;
@@ -58,6 +59,7 @@ pub enum Mail {
 #[derive(Debug, Default)]
 pub struct Counters {
     hypercall: AtomicU64,
+    msr: AtomicU64,
     pio: AtomicU64,
     mmio: AtomicU64,
     eoi: AtomicU64,
@@ -69,6 +71,7 @@ impl Counters {
     pub fn describe(&self) -> String {
         let kinds = [
             ("hypercall", &self.hypercall),
+            ("msr", &self.msr),
             ("pio", &self.pio),
             ("mmio", &self.mmio),
             ("eoi", &self.eoi),
@@ -267,6 +270,10 @@ impl Vcpu {
                 let mut machine = lock(&guest.machine);
                 data.chunks_mut(access_size(run)).for_each(|data| machine.pio_read(port, data, now));
             }
+            Ok(VcpuExit::IoOut(port, [_])) if Some(port) == guest.accel.hypercall_port() => {
+                count(&guest.exits.hypercall);
+                return self.hypercall();
+            }
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&guest.exits.pio);
                 let mut actions = Vec::new();
@@ -298,6 +305,14 @@ impl Vcpu {
                 count(&guest.exits.hypercall);
                 return self.hypercall();
             }
+            Ok(VcpuExit::X86Wrmsr(write)) => {
+                count(&guest.exits.msr);
+                let (index, data) = (write.index, write.data);
+                let width = xen_portable::width(&self.fd.sync_regs());
+                if index != HYPERCALL_MSR || !guest.hypercall_page(data, width) {
+                    ioctl::refuse_msr(&mut self.fd);
+                }
+            }
             Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => self.fail("triple fault"),
             Ok(exit) => {
@@ -320,12 +335,22 @@ impl Vcpu {
     }
 
     fn hypercall(&mut self) -> Flow {
-        let Some(mut call) = ioctl::hypercall(&mut self.fd, self.id) else {
+        let guest = self.guest.clone();
+        let Some(mut call) = guest.accel.decode(&mut self.fd, self.id) else {
             self.fail("a Xen exit that is no hypercall");
             return Flow::Run;
         };
+        if guest.accel.attend(&self.fd, self.id, &guest.memory) {
+            guest.remind(self.id);
+        }
+        if call.is_yield() {
+            std::thread::yield_now();
+        }
+        let mut online;
         let result = loop {
-            match self.dispatch(&call) {
+            let outcome;
+            (outcome, online) = self.dispatch(&call);
+            match outcome {
                 Outcome::Done(value) => break value,
                 Outcome::Again(next) => {
                     call = next;
@@ -349,11 +374,14 @@ impl Vcpu {
                 }
             }
         };
-        ioctl::complete_hypercall(&mut self.fd, result);
+        if let Err(e) = guest.accel.complete(&mut self.fd, result, online) {
+            self.fail(&format!("the result of a hypercall: {e}"));
+        }
         Flow::Run
     }
 
-    fn dispatch(&self, call: &Call) -> Outcome {
+    /// What the core says, and whether the vCPU is still up.
+    fn dispatch(&self, call: &Call) -> (Outcome, bool) {
         let guest = &*self.guest;
         let now = guest.now();
         let mut fx = Fx::new(guest, Some((&self.fd, self.id)));
@@ -363,7 +391,8 @@ impl Vcpu {
                 domain.note_vcpu_online(self.id, true);
             }
             let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now };
-            domain.hypercall(call, &mut cx)
+            let outcome = domain.hypercall(call, &mut cx);
+            (outcome, domain.vcpu_online(self.id))
         };
         for ticket in fx.tickets {
             let mut own = |mail| deliver(guest, &self.fd, self.id, mail);

@@ -1,19 +1,20 @@
 //! The accelerated backend: KVM_XEN raises events, runs timers and IPIs and keeps the clocks.
 
+use super::backends::{Backends, Carrier, gsi};
 use super::cpuid::{HYPERCALL_MSR, apic_id};
 use super::irq::{Route, Routes};
-use super::{HostError, VcpuAttr, XenAccel, ioctl};
+use super::{HostError, Interrupt, VcpuAttr, XenAccel, ioctl};
 use crate::forward::Forward;
 use crate::log::limited;
-use crate::machine::IOAPIC_PINS;
+use crate::memory::Memory;
 use kvm_bindings::*;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use xen_domain::effect::{Backend, CallbackVia, Offload, Port, VcpuId};
+use xen_domain::effect::{Backend, CallbackVia, Offload, Port, Runstate, VcpuId};
+use xen_domain::hypercall::Call;
 use xen_domain::mem::Gpa;
 
 /// Without these the backend cannot work.
@@ -34,71 +35,46 @@ pub fn check(capabilities: u32) -> Result<(), HostError> {
     }
 }
 
+/// KVM_CAP_XEN_HVM's bits in their order.
+const NAMES: [&str; 9] = [
+    "hypercall_msr",
+    "intercept_hcall",
+    "shared_info",
+    "runstate",
+    "evtchn_2level",
+    "evtchn_send",
+    "runstate_update_flag",
+    "pvclock_tsc_unstable",
+    "shared_info_hva",
+];
+
+/// The names of the bits that a host has.
+pub fn names(capabilities: u32) -> Vec<&'static str> {
+    (0..).zip(NAMES).filter(|(bit, _)| capabilities >> bit & 1 != 0).map(|(_, name)| name).collect()
+}
+
 /// Whether a per-vCPU upcall vector survives a disabled LAPIC: the fix came with the HVA attributes (6.9).
 pub fn has_reliable_vectors(capabilities: u32) -> bool {
     capabilities & KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA != 0
 }
 
-/// Event channels of devices at once: KVM has 4096 interrupt routes.
-const DEVICES: u32 = 4000;
-
-/// The eventfds of one backend.
-#[derive(Debug)]
-pub struct BackendFds {
-    /// Signalled when the guest notifies the backend.
-    pub kick: EventFd,
-    /// Signalled by the backend to notify the guest.
-    pub notify: EventFd,
-}
-
-impl BackendFds {
-    /// Two new ones.
-    ///
-    /// # Errors
-    /// The host has no descriptors left.
-    pub fn new() -> io::Result<BackendFds> {
-        let flags = EFD_NONBLOCK | EFD_CLOEXEC;
-        Ok(BackendFds { kick: EventFd::new(flags)?, notify: EventFd::new(flags)? })
-    }
-}
-
 struct Ports {
     offloaded: BTreeSet<Port>,
     by_backend: BTreeMap<Backend, Port>,
-    backends: BTreeMap<Backend, Arc<BackendFds>>,
     routes: Routes,
     /// KVM knows where shared_info is. It warns about events that it cannot deliver, so only then are the notify
     /// eventfds irqfds; what was signalled before is delivered when they become that.
     placed: bool,
     /// KVM knows nothing of the FIFO ABI: the notify eventfds are forwarded, and no vCPU has a timer port.
     fifo: bool,
-    carrier: Carrier,
-}
-
-/// Who listens to the notify eventfds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carrier {
-    Nobody,
-    Kvm,
-    Forward,
 }
 
 /// See the module.
 pub struct XenKernel {
     vm: Arc<VmFd>,
     capabilities: u32,
-    forward: Arc<Forward>,
+    backends: Backends,
     ports: Mutex<Ports>,
-}
-
-/// The GSI of a backend: those below [`IOAPIC_PINS`] are the pins'.
-fn gsi(backend: Backend) -> u32 {
-    IOAPIC_PINS
-        + match backend {
-            Backend::Store => 0,
-            Backend::Console => 1,
-            Backend::Device(n) => 2 + n,
-        }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "attribute types are below 10")]
@@ -122,31 +98,12 @@ fn configure(vm: &VmFd, send: bool) -> io::Result<()> {
     ioctl::hvm_config(vm, &config)
 }
 
-impl Carrier {
-    fn listen(self, vm: &VmFd, forward: &Forward, backend: Backend, notify: &EventFd) -> io::Result<()> {
-        match self {
-            Carrier::Nobody => Ok(()),
-            Carrier::Kvm => vm.register_irqfd(notify, gsi(backend)).map_err(io::Error::from),
-            Carrier::Forward => forward.add(backend, notify),
-        }
-    }
-
-    fn leave(self, vm: &VmFd, forward: &Forward, backend: Backend, notify: &EventFd) -> io::Result<()> {
-        match self {
-            Carrier::Nobody => Ok(()),
-            Carrier::Kvm => vm.unregister_irqfd(notify, gsi(backend)).map_err(io::Error::from),
-            Carrier::Forward => forward.remove(backend, notify),
-        }
-    }
-}
-
 impl XenKernel {
     /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
     pub fn new(
         vm: Arc<VmFd>,
         capabilities: u32,
         xen_version: u32,
-        backends: BTreeMap<Backend, Arc<BackendFds>>,
         forward: Arc<Forward>,
     ) -> io::Result<Self> {
         configure(&vm, true)?;
@@ -156,54 +113,12 @@ impl XenKernel {
         let ports = Ports {
             offloaded: BTreeSet::new(),
             by_backend: BTreeMap::new(),
-            backends,
             routes: Routes::default(),
             placed: false,
             fifo: false,
-            carrier: Carrier::Nobody,
         };
-        Ok(XenKernel { vm, capabilities, forward, ports: Mutex::new(ports) })
-    }
-
-    /// The eventfds of a backend.
-    pub fn backend(&self, backend: Backend) -> Option<Arc<BackendFds>> {
-        self.ports().backends.get(&backend).cloned()
-    }
-
-    /// Make room for one more device's event channel.
-    ///
-    /// # Errors
-    /// The host has no descriptors or no interrupt routes left.
-    pub fn add_device(&self) -> io::Result<(Backend, Arc<BackendFds>)> {
-        let fds = Arc::new(BackendFds::new()?);
-        Ok((self.add_peer(fds.clone())?, fds))
-    }
-
-    /// The same with eventfds that another domain has as well: its kick is our notify.
-    ///
-    /// # Errors
-    /// The host has no interrupt routes left, or an eventfd is in use already.
-    pub fn add_peer(&self, fds: Arc<BackendFds>) -> io::Result<Backend> {
-        let mut ports = self.ports();
-        let free = |n: &u32| !ports.backends.contains_key(&Backend::Device(*n));
-        let backend = (0..DEVICES).find(free).map(Backend::Device);
-        let backend = backend.ok_or_else(|| io::Error::other(format!("more than {DEVICES} in use")))?;
-        ports.carrier.listen(&self.vm, &self.forward, backend, &fds.notify)?;
-        ports.backends.insert(backend, fds);
-        Ok(backend)
-    }
-
-    /// Forget a device's event channel.
-    pub fn remove_device(&self, backend: Backend) {
-        let mut ports = self.ports();
-        if let Some(&port) = ports.by_backend.get(&backend) {
-            ports.forget_logged(&self.vm, port);
-        }
-        if let Some(fds) = ports.backends.remove(&backend)
-            && let Err(e) = ports.carrier.leave(&self.vm, &self.forward, backend, &fds.notify)
-        {
-            limited!(warn, "{backend:?} stays in the kernel: {e}");
-        }
+        let backends = Backends::new(vm.clone(), forward, Carrier::Nobody)?;
+        Ok(XenKernel { vm, capabilities, backends, ports: Mutex::new(ports) })
     }
 
     fn has(&self, bit: u32) -> bool {
@@ -236,7 +151,7 @@ impl XenKernel {
             }
             Offload::Loopback { port, vcpu } => evtchn.deliver.port = deliver(port, vcpu),
             Offload::Backend(backend, _) => {
-                evtchn.deliver.eventfd.fd = ports.backends.get(&backend)?.kick.as_raw_fd();
+                evtchn.deliver.eventfd.fd = self.backends.get(backend)?.kick.as_raw_fd();
             }
         }
         attr.u.evtchn = evtchn;
@@ -245,22 +160,13 @@ impl XenKernel {
 }
 
 impl Ports {
-    /// Have what backends signal delivered by who can now. An error keeps no other backend from its carrier.
-    fn settle(&mut self, vm: &VmFd, forward: &Forward) -> io::Result<()> {
-        let carrier = match (self.fifo, self.placed) {
+    /// Who can deliver now what backends signal.
+    fn carrier(&self) -> Carrier {
+        match (self.fifo, self.placed) {
             (true, _) => Carrier::Forward,
             (false, true) => Carrier::Kvm,
             (false, false) => Carrier::Nobody,
-        };
-        let before = std::mem::replace(&mut self.carrier, carrier);
-        if before == carrier {
-            return Ok(());
         }
-        let moved = self.backends.iter().map(|(&backend, fds)| {
-            let left = before.leave(vm, forward, backend, &fds.notify);
-            left.and(carrier.listen(vm, forward, backend, &fds.notify))
-        });
-        moved.fold(Ok(()), io::Result::and)
     }
 
     fn forget_logged(&mut self, vm: &VmFd, port: Port) {
@@ -289,10 +195,36 @@ impl XenAccel for XenKernel {
         "kernel"
     }
 
-    fn setup_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId) -> io::Result<()> {
+    fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
+    fn remove_device(&self, backend: Backend) {
+        let mut ports = self.ports();
+        if let Some(&port) = ports.by_backend.get(&backend) {
+            ports.forget_logged(&self.vm, port);
+        }
+        self.backends.remove(backend);
+    }
+
+    fn setup_vcpu(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> io::Result<()> {
         let mut attr = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID);
         attr.u.vcpu_id = vcpu;
         ioctl::vcpu_set_attr(fd, &attr)
+    }
+
+    fn decode(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> Option<Call> {
+        ioctl::hypercall(fd, vcpu)
+    }
+
+    fn complete(&self, fd: &mut VcpuFd, result: i64, _runs_on: bool) -> io::Result<()> {
+        ioctl::complete_hypercall(fd, result);
+        Ok(())
+    }
+
+    fn runstate(&self, fd: &VcpuFd) -> Option<Runstate> {
+        let [state, entry_time, time @ ..] = ioctl::vcpu_runstate(fd).ok()?;
+        Some(Runstate { state: i32::try_from(state).unwrap_or(0), entry_time, time })
     }
 
     fn latch_long_mode(&self, long_mode: bool) -> io::Result<()> {
@@ -313,19 +245,25 @@ impl XenAccel for XenKernel {
         let mut ports = self.ports();
         ports.placed = gfn.is_some();
         if !ports.placed {
-            ports.settle(&self.vm, &self.forward)?;
+            self.backends.carry(ports.carrier())?;
         }
         ioctl::hvm_set_attr(&self.vm, &attr)?;
-        ports.settle(&self.vm, &self.forward)
+        self.backends.carry(ports.carrier())
     }
 
-    fn callback(&self, via: CallbackVia) -> io::Result<()> {
+    fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>> {
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR);
-        attr.u.vector = match via {
-            CallbackVia::Vector(vector) => vector,
-            _ => 0,
-        };
-        ioctl::hvm_set_attr(&self.vm, &attr)
+        attr.u.vector = via.vector();
+        ioctl::hvm_set_attr(&self.vm, &attr)?;
+        Ok(None)
+    }
+
+    fn interrupt(&self, own: u8) -> Interrupt {
+        match own {
+            // The global vector: KVM looks at upcall_pending on every entry.
+            0 => Interrupt::Kick,
+            own => Interrupt::Vector(own),
+        }
     }
 
     fn runstate_update_flag(&self, on: bool) -> io::Result<()> {
@@ -337,13 +275,13 @@ impl XenAccel for XenKernel {
         ioctl::hvm_set_attr(&self.vm, &attr)
     }
 
-    fn set_vcpu(&self, fd: &VcpuFd, attr: VcpuAttr, hva: &dyn Fn(Gpa) -> Option<u64>) -> io::Result<()> {
+    fn set_vcpu(&self, fd: &VcpuFd, _vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
         let at = |gpa: Option<Gpa>| gpa.map_or(u64::MAX, |gpa| gpa.0);
         let mut a;
         match attr {
             VcpuAttr::Info(gpa) if self.has(KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA) => {
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA);
-                a.u.hva = gpa.and_then(hva).unwrap_or(0);
+                a.u.hva = gpa.and_then(|gpa| memory.hva(gpa).ok()).unwrap_or(0);
             }
             VcpuAttr::Info(gpa) => {
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO);
@@ -373,6 +311,8 @@ impl XenAccel for XenKernel {
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
                 a.u.vector = vector;
             }
+            // KVM has it of the whole machine.
+            VcpuAttr::Callback(_) => return Ok(()),
         }
         ioctl::vcpu_set_attr(fd, &a)
     }
@@ -420,7 +360,7 @@ impl XenAccel for XenKernel {
         configure(&self.vm, !on)?;
         let mut ports = self.ports();
         ports.fifo = on;
-        ports.settle(&self.vm, &self.forward)
+        self.backends.carry(ports.carrier())
     }
 
     fn has_timers(&self) -> bool {

@@ -3,9 +3,9 @@
 use super::link::Link;
 use super::wire::{Kind, Packet};
 use super::{Channel, LINKS_MAX, LinkId, Server};
+use crate::kvm::backends::BackendFds;
 use crate::kvm::ioctl::share;
 use crate::kvm::vcpu::Mail;
-use crate::kvm::xen_kernel::BackendFds;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -49,6 +49,9 @@ fn set_param(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     if param.index == HvmParam::CALLBACK_IRQ {
         domain.latch_width(call.width.into(), cx);
         cx.fx.set_callback(callback_via(param.value, domain.config.legacy_callbacks));
+        for (id, _) in (0..).zip(&domain.vcpus) {
+            super::vcpu_area::remind(domain, id, cx)?;
+        }
     }
     DONE
 }

@@ -59,7 +59,7 @@ fn move_vcpu_info(domain: &mut Domain, id: VcpuId, new: Gpa, cx: &mut Cx<'_>) ->
 
 /// Interrupt a vCPU that has events pending: after its vcpu_info or its vector has changed nobody else would, as
 /// upcalls come only when evtchn_upcall_pending goes from 0 to 1.
-pub(super) fn remind(domain: &Domain, id: VcpuId, cx: &mut Cx<'_>) -> Result<(), Errno> {
+pub(crate) fn remind(domain: &Domain, id: VcpuId, cx: &mut Cx<'_>) -> Result<(), Errno> {
     let Some(info) = domain.vcpu_info(id) else { return Ok(()) };
     let mut pending = [0];
     cx.mem.read(info.offset(VCPU_UPCALL_PENDING as u64), &mut pending)?;

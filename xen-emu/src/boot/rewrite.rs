@@ -1,0 +1,104 @@
+//! A kernel's hypercall instructions, written over for a host that does not report them.
+//!
+//! Linux without a hypercall page has two stubs: `xen_hypercall_amd` with VMMCALL and `xen_hypercall_intel` with VMCALL,
+//! 16-aligned, with an ENDBR64 in front or not, and a return behind. The same instructions stand in many other places
+//! that are none of ours, so exactly one stub of each is wanted, or nothing is touched.
+
+use std::ops::Range;
+
+const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
+const LENGTH: usize = 3;
+/// JMP rel32, to a return thunk, and RET.
+const RETURNS: [u8; 2] = [0xe9, 0xc3];
+const ALIGNMENT: usize = 16;
+
+/// Why a kernel's calls cannot be rewritten.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{vmmcall} stubs with VMMCALL and {vmcall} with VMCALL where exactly one of each is wanted: only the two of Linux \
+     from 6.1.121 and 6.12.6 on can be told from other code"
+)]
+pub struct Refusal {
+    vmmcall: usize,
+    vmcall: usize,
+}
+
+/// The instructions of stubs of this kind, in code that begins at a multiple of [`ALIGNMENT`].
+fn sites(code: &[u8], instruction: &[u8]) -> Vec<Range<usize>> {
+    let stubs = code.chunks(ALIGNMENT).enumerate().filter_map(|(n, stub)| {
+        let skip = if stub.starts_with(ENDBR64) { ENDBR64.len() } else { 0 };
+        let rest = stub.get(skip..)?.strip_prefix(instruction)?;
+        let at = n * ALIGNMENT + skip;
+        rest.first().filter(|byte| RETURNS.contains(byte)).map(|_| at..at + LENGTH)
+    });
+    stubs.collect()
+}
+
+/// The two call sites in a kernel's pieces of code, each with its guest-physical address.
+///
+/// # Errors
+/// [`Refusal`] unless there is exactly one of each.
+pub fn find<'a>(pieces: impl Iterator<Item = (u64, &'a [u8])>) -> Result<[u64; 2], Refusal> {
+    let (mut vmmcall, mut vmcall) = (Vec::new(), Vec::new());
+    for (at, code) in pieces {
+        // A piece that begins between two multiples: from the next one on.
+        let Some(code_at) = at.checked_next_multiple_of(ALIGNMENT as u64) else { continue };
+        let Some(code) = usize::try_from(code_at - at).ok().and_then(|skip| code.get(skip..)) else {
+            continue;
+        };
+        let places =
+            |instruction| sites(code, instruction).into_iter().map(move |s| code_at + s.start as u64);
+        vmmcall.extend(places(VMMCALL));
+        vmcall.extend(places(VMCALL));
+    }
+    match (vmmcall.as_slice(), vmcall.as_slice()) {
+        ([amd], [intel]) => Ok([*amd, *intel]),
+        _ => Err(Refusal { vmmcall: vmmcall.len(), vmcall: vmcall.len() }),
+    }
+}
+
+/// What to write at each of the sites: OUT %al,$port and a NOP.
+pub fn call_by(port: u8) -> [u8; LENGTH] {
+    [0xe6, port, 0x90]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(pieces: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut text = vec![0x90; 0x200];
+        for (at, bytes) in pieces {
+            text[*at..*at + bytes.len()].copy_from_slice(bytes);
+        }
+        text
+    }
+
+    const AMD: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa, 0x0f, 0x01, 0xd9, 0xe9];
+    const INTEL: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa, 0x0f, 0x01, 0xc1, 0xe9];
+    const OLD_AMD: &[u8] = &[0x0f, 0x01, 0xd9, 0xe9];
+    const OLD_INTEL: &[u8] = &[0x0f, 0x01, 0xc1, 0xc3];
+    /// VMMCALL in the middle of a function.
+    const INLINE: &[u8] = &[0x0f, 0x01, 0xd9, 0x48, 0x85, 0xc0];
+
+    #[test]
+    fn exactly_one_stub_of_each_kind() {
+        let find_in = |pieces: &[(usize, &[u8])]| find([(0x100_0000, &text(pieces)[..])].into_iter());
+        assert_eq!(find_in(&[(0x40, AMD), (0x60, INTEL), (0x80, INLINE)]), Ok([0x100_0044, 0x100_0064]));
+        assert_eq!(find_in(&[(0x40, OLD_AMD), (0x50, OLD_INTEL)]), Ok([0x100_0040, 0x100_0050]));
+        let refused = |vmmcall, vmcall| Err(Refusal { vmmcall, vmcall });
+        assert_eq!(find_in(&[(0x48, AMD), (0x60, INTEL)]), refused(0, 1), "not aligned");
+        assert_eq!(find_in(&[(0x40, AMD), (0x60, AMD), (0x80, INTEL)]), refused(2, 1));
+        assert_eq!(find_in(&[(0x40, INLINE)]), refused(0, 0));
+    }
+
+    #[test]
+    fn pieces_are_taken_by_their_addresses() {
+        let (first, second) = (text(&[(0x38, AMD)]), text(&[(0x20, INTEL)]));
+        let pieces = [(0x1000_0008, &first[..]), (0x2000_0000, &second[..])];
+        assert_eq!(find(pieces.into_iter()), Ok([0x1000_0044, 0x2000_0024]));
+        assert!(find([(8, &[][..]), (u64::MAX, &[1][..])].into_iter()).is_err());
+    }
+}
