@@ -21,6 +21,13 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
     Test { name, host: WithXen, script, args, limit }
 }
 
+/// The same in an L1 without KVM_XEN.
+const fn plain(name: &'static str, script: &'static str, args: &'static [&'static str], limit: u64) -> Test {
+    Test { host: Plain, ..test(name, script, args, limit) }
+}
+
+/// The line of a configuration that does without KVM_XEN.
+pub const PORTABLE: &str = "accel = 'portable'";
 /// The line of a configuration that asks for FIFO event channels.
 const FIFO: &str = "event_channels = 'fifo'";
 
@@ -29,7 +36,7 @@ pub const LONG: &str = "long-";
 /// Blocks go one by one, each with a grant of its own.
 const PLAIN_BLOCKS: &str = "feature_persistent=0 max_indirect_segments=0";
 
-/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI [UPCALL]]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
+/// `boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI [UPCALL [LINE...]]]`: every kernel, vCPU count and memory size occurs, and every kernel with more than one of each.
 pub const TESTS: &[Test] = &[
     test("boot-6.12-cloud-1cpu-128M", "boot.sh", &["6.12-cloud", "1", "128", "poweroff"], 90),
     test("boot-6.12-cloud-2cpu-512M", "boot.sh", &["6.12-cloud", "2", "512", "poweroff"], 90),
@@ -67,6 +74,108 @@ pub const TESTS: &[Test] = &[
         150,
     ),
     test("boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 120),
+    test("boot-fifo-6.12-cloud-1cpu", "boot.sh", &["6.12-cloud", "1", "512", "poweroff", "fifo"], 150),
+    test("boot-fifo-6.12-cloud-2cpu", "boot.sh", &["6.12-cloud", "2", "512", "poweroff", "fifo"], 150),
+    test("boot-fifo-6.1-cloud-1cpu", "boot.sh", &["6.1-cloud", "1", "512", "poweroff", "fifo"], 150),
+    test("boot-fifo-6.1-cloud-4cpu", "boot.sh", &["6.1-cloud", "4", "512", "poweroff", "fifo"], 150),
+    // The portable backend, on a host that has the other one too.
+    test(
+        "boot-portable-2level-6.12-cloud-1cpu",
+        "boot.sh",
+        &["6.12-cloud", "1", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-2level-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-2level-6.12-cloud-4cpu",
+        "boot.sh",
+        &["6.12-cloud", "4", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-2level-6.1-cloud-1cpu",
+        "boot.sh",
+        &["6.1-cloud", "1", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-2level-6.1-cloud-2cpu",
+        "boot.sh",
+        &["6.1-cloud", "2", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-2level-6.1-cloud-4cpu",
+        "boot.sh",
+        &["6.1-cloud", "4", "512", "poweroff", "2level", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.12-cloud-1cpu",
+        "boot.sh",
+        &["6.12-cloud", "1", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.12-cloud-4cpu",
+        "boot.sh",
+        &["6.12-cloud", "4", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.1-cloud-1cpu",
+        "boot.sh",
+        &["6.1-cloud", "1", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.1-cloud-2cpu",
+        "boot.sh",
+        &["6.1-cloud", "2", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-fifo-6.1-cloud-4cpu",
+        "boot.sh",
+        &["6.1-cloud", "4", "512", "poweroff", "fifo", "auto", PORTABLE],
+        150,
+    ),
+    test(
+        "boot-portable-global-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "2level", "global", PORTABLE],
+        150,
+    ),
+    test("cpus-portable-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level", PORTABLE], 150),
+    test("cpus-portable-fifo-6.1-cloud", "cpus.sh", &["6.1-cloud", "fifo", PORTABLE], 150),
+    test("reboot-portable-6.12-cloud", "reboot.sh", &["6.12-cloud", PORTABLE], 120),
+    test("shutdown-portable-button", "shutdown.sh", &["button", PORTABLE], 90),
+    test("paused-portable", "paused.sh", &[PORTABLE], 120),
+    test("strict-portable-halts", "strict.sh", &["6.12-cloud", PORTABLE], 90),
+    test(
+        "stress-portable-2level-4cpu",
+        "micro.sh",
+        &["stress", "64", PORTABLE, "event_channels = '2level'", "vcpus = 4", "max_event_channels = 4095"],
+        300,
+    ),
+    test(
+        "stress-portable-fifo-4cpu",
+        "micro.sh",
+        &["stress", "64", PORTABLE, FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        300,
+    ),
+    test("micro-portable-fifo-asked", "micro.sh", &["fifo", "64", PORTABLE, FIFO], 60),
     test("cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level"], 120),
     test("cpus-fifo-6.1-cloud", "cpus.sh", &["6.1-cloud", "fifo"], 120),
     test("reboot-6.12-cloud", "reboot.sh", &["6.12-cloud"], 120),
@@ -136,5 +245,42 @@ pub const TESTS: &[Test] = &[
     test("debian-12-grub-poweroff", "debian.sh", &["debian-12", "grub-pvh", "raw", "poweroff"], 600),
     test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 600),
     test("examples", "examples.sh", &[], 60),
-    Test { host: Plain, ..test("no-kvm-xen", "no-kvm-xen.sh", &[], 60) },
+    // A host whose KVM has no KVM_XEN.
+    plain("plain-no-kvm-xen", "no-kvm-xen.sh", &[], 120),
+    plain("plain-boot-fifo-6.12-cloud-1cpu", "boot.sh", &["6.12-cloud", "1", "512", "poweroff", "fifo"], 150),
+    plain(
+        "plain-boot-2level-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "2level"],
+        150,
+    ),
+    plain("plain-boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
+    plain(
+        "plain-boot-2level-6.1-cloud-1cpu",
+        "boot.sh",
+        &["6.1-cloud", "1", "512", "poweroff", "2level"],
+        150,
+    ),
+    plain("plain-boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 150),
+    plain(
+        "plain-boot-2level-6.1-cloud-4cpu",
+        "boot.sh",
+        &["6.1-cloud", "4", "512", "poweroff", "2level"],
+        150,
+    ),
+    plain(
+        "plain-boot-global-6.12-cloud-2cpu",
+        "boot.sh",
+        &["6.12-cloud", "2", "512", "poweroff", "fifo", "global"],
+        150,
+    ),
+    plain("plain-cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "fifo"], 150),
+    plain("plain-reboot-6.1-cloud", "reboot.sh", &["6.1-cloud"], 120),
+    plain(
+        "plain-stress-fifo-4cpu",
+        "micro.sh",
+        &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        300,
+    ),
+    plain("plain-debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
 ];

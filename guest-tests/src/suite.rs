@@ -19,7 +19,7 @@ use crate::guests::Guests;
 use crate::image::{IMAGES, drives};
 use crate::kernel::Kernel;
 use crate::l1::Contents;
-use crate::matrix::{LONG, TESTS, Test};
+use crate::matrix::{LONG, PORTABLE, TESTS, Test};
 use crate::packages::{GRUB, KERNELS};
 use crate::qemu::{default_memory_mib, free_memory_mib};
 use crate::run::{End, Event, Job, once};
@@ -147,19 +147,25 @@ fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The table, and a case for every microkernel there is.
+/// The table, and three cases for every microkernel there is: by each of KVM's ways, and without KVM_XEN.
 fn cases(micro: &[PathBuf]) -> Vec<Case> {
-    let kernels = micro.iter().filter_map(|path| path.file_name()).map(|name| {
-        let name = name.to_string_lossy();
-        Case {
-            name: format!("micro-{name}"),
-            host: Host::WithXen,
-            words: words("micro.sh", &[&name]),
+    let kernel = |kind: &str, host, lines: &[&str]| {
+        let case = |name: &str| Case {
+            name: format!("micro-{kind}{name}"),
+            host,
+            words: words("micro.sh", &[&[name, "64"], lines].concat()),
             limit: 60,
             deaths: 0,
-        }
-    });
-    kernels.chain(TESTS.iter().map(Case::from)).collect()
+        };
+        let names = micro.iter().filter_map(|path| path.file_name());
+        names.map(|name| case(&name.to_string_lossy())).collect::<Vec<_>>()
+    };
+    let kernels = [
+        kernel("", Host::WithXen, &[]),
+        kernel("portable-", Host::WithXen, &[PORTABLE]),
+        kernel("plain-", Host::Plain, &[]),
+    ];
+    kernels.into_iter().flatten().chain(TESTS.iter().map(Case::from)).collect()
 }
 
 impl From<&Test> for Case {

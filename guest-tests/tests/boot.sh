@@ -1,9 +1,10 @@
-# boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI [UPCALL]]: event channels of that ABI and delivery; up to init, all CPUs and memory seen, xen clock and console, ended by the guest itself.
+# boot.sh KERNEL VCPUS MEMORY-MIB ACTION [ABI [UPCALL [LINE...]]]: event channels of that ABI and delivery; up to init, all CPUs and memory seen, xen clock and console, ended by the guest itself.
 . /lab/tests/lib.sh
-kernel=$1 vcpus=$2 memory=$3 abi=${5:-2level}
+kernel=$1 vcpus=$2 memory=$3 action=$4 abi=${5:-2level} upcall=${6:-auto}
+shift $(($# < 6 ? $# : 6))
 available=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
 [ "$available" -gt $((memory + 512)) ] || skip "L1 has $available MiB free, the guest wants $memory"
-guest g "$kernel" "$4" "memory = $memory" "vcpus = $vcpus" "event_channels = \"$abi\"" "upcall = \"${6:-auto}\""
+guest g "$kernel" "$action" "memory = $memory" "vcpus = $vcpus" "event_channels = \"$abi\"" "upcall = \"$upcall\"" "$@"
 boot g
 want g.log 'Hypervisor detected: Xen HVM'
 want g.log 'Booting kernel on Xen PVH'

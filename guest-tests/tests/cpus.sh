@@ -1,6 +1,8 @@
-# cpus.sh KERNEL ABI: the guest takes its CPUs down and up again, three times.
+# cpus.sh KERNEL ABI [LINE...]: the guest takes its CPUs down and up again, three times.
 . /lab/tests/lib.sh
-guest g "$1" cpus 'vcpus = 4' "event_channels = \"$2\""
+kernel=$1 abi=$2
+shift 2
+guest g "$kernel" cpus 'vcpus = 4' "event_channels = \"$abi\"" "$@"
 boot g
 [ "$(grep -c 'guest: down to 1\b' g.log)" = 3 ] || fail "the CPUs do not all go"
 [ "$(grep -c 'guest: back to 4\b' g.log)" = 3 ] || fail "the CPUs do not all come back"

@@ -1,10 +1,12 @@
-# shutdown.sh HOW: pv (asked by XenStore), button (-F at a guest deaf to that), trigger, sigterm (at the domain's process).
+# shutdown.sh HOW [LINE...]: pv (asked by XenStore), button (-F at a guest deaf to that), trigger, sigterm (at the domain's process).
 . /lab/tests/lib.sh
 case $1 in pv) action=wait ;; *) action=acpid ;; esac
-guest g 6.12-cloud "$action"
+how=$1
+shift
+guest g 6.12-cloud "$action" "$@"
 start g
 id=$(xlr domid g)
-case $1 in
+case $how in
 pv)
     xlr shutdown -w g || fail "shutdown -w ended with status $?"
     alive g && fail "shutdown -w returned while the guest was there"
@@ -19,6 +21,6 @@ sigterm)
 esac
 gone g
 sleep 1
-[ "$1" = pv ] || want g.log 'guest: power button'
+[ "$how" = pv ] || want g.log 'guest: power button'
 want g.log 'reboot: Power down'
 nothing_left "$id"

@@ -1,6 +1,8 @@
-# strict.sh KERNEL: with acpi = 0 a guest has Xen's own PVH tables; its power-off is all vCPUs halted, and ends the domain.
+# strict.sh KERNEL [LINE...]: with acpi = 0 a guest has Xen's own PVH tables; its power-off is all vCPUs halted, and ends the domain.
 . /lab/tests/lib.sh
-guest g "$1" poweroff 'acpi = 0'
+kernel=$1
+shift
+guest g "$kernel" poweroff 'acpi = 0' "$@"
 boot g
 want g.log 'Booting kernel on Xen PVH'
 want g.log 'reboot: (Power off not available: System halted instead|System halted|Power down)'
