@@ -28,6 +28,8 @@ static POLLED: Page = Page::zero();
 static TO: AtomicU32 = AtomicU32::new(0);
 static TOLD: AtomicU32 = AtomicU32::new(0);
 static SENT: AtomicU32 = AtomicU32::new(0);
+/// The other vCPU hears: an interrupt that comes before its local APIC is on may be late.
+static HEARS: AtomicU32 = AtomicU32::new(0);
 
 fn run() -> Verdict {
     let events = Events::init(VECTOR)?;
@@ -169,6 +171,7 @@ fn between(events: &Events) -> Verdict {
     fifo::unmask(to_us)?;
     fifo::unmask(to_them)?;
     start_vcpu(1)?;
+    check!(spin_until(|| HEARS.load(Ordering::SeqCst) != 0), "vCPU 1 does not start");
     for round in 1..=200 {
         let before = traps::count(OTHER_VECTOR);
         send(to_them)?;
@@ -217,6 +220,7 @@ fn tell(port: Port) {
 
 fn other(vcpu: u32) {
     cpu::sti();
+    HEARS.store(1, Ordering::SeqCst);
     loop {
         let told = TOLD.load(Ordering::SeqCst);
         if SENT.load(Ordering::SeqCst) != told {
