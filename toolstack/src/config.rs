@@ -240,7 +240,8 @@ fn memory(settings: &Settings) -> Result<(u64, u64)> {
 
 fn vcpus(settings: &Settings) -> Result<(u32, u32)> {
     let max = settings.count("maxvcpus", (1, MAX_VCPUS), "2")?;
-    let vcpus = settings.count("vcpus", (1, MAX_VCPUS), "2")?.or(max).unwrap_or(1);
+    // As with xl: of those that may come one is there.
+    let vcpus = settings.count("vcpus", (1, MAX_VCPUS), "2")?.unwrap_or(1);
     match max {
         Some(max) if max < vcpus => {
             Err(settings.error("maxvcpus", format!("maxvcpus ({max}) < vcpus ({vcpus}): raise maxvcpus")))
@@ -250,7 +251,8 @@ fn vcpus(settings: &Settings) -> Result<(u32, u32)> {
 }
 
 fn affinity(settings: &Settings, max_vcpus: u32) -> Result<Vec<Vec<usize>>> {
-    let Some(value) = settings.value("cpus") else { return Ok(Vec::new()) };
+    let said = settings.value("cpus").filter(|value| value.kind != Kind::Text(String::new()));
+    let Some(value) = said else { return Ok(Vec::new()) };
     let host = cpus::online()?;
     let one = |value: &Value| -> Result<Vec<usize>> {
         let text = match &value.kind {
@@ -327,6 +329,8 @@ mod tests {
         assert_eq!((small.vcpus, small.max_vcpus, small.memory_mib, small.maxmem_mib), (1, 1, 128, 128));
         assert_eq!((small.accel, small.hypercall_rewrite), (Accel::Auto, None));
         assert_eq!((small.max_grant_frames, small.max_event_channels, small.acpi), (64, 1023, true));
+        let growing = parsed(&format!("{BASE} maxvcpus=4; cpus=''")).unwrap().domain;
+        assert_eq!((growing.vcpus, growing.max_vcpus, growing.cpus.len()), (1, 4, 0));
         let pinned = parsed(&format!("{BASE} vcpus=3; cpus=['0', 0]")).unwrap().domain.cpus;
         assert_eq!((pinned.len(), &pinned[0], &pinned[1]), (3, &vec![0], &vec![0]));
     }

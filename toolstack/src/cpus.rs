@@ -22,6 +22,7 @@ fn kernel_list(text: &str) -> Option<Vec<usize>> {
 /// The CPUs of `host` that `text` names, in the form of `cpus=` in xl.cfg(5).
 pub fn select(text: &str, host: &[usize]) -> Result<Vec<usize>, String> {
     let mut chosen = Vec::new();
+    let text = text.trim().trim_end_matches(',');
     for part in text.split(',').map(str::trim) {
         let named = part_of(part, host, &node_cpus);
         let (out, named) = named.ok_or_else(|| {
@@ -93,6 +94,7 @@ mod tests {
             ("6-20", "6-7"),
             ("all,^0-5", "6-7"),
             (" 1 , 2", "1-2"),
+            ("3,", "3"),
         ] {
             assert_eq!(show(&select(text, &host).unwrap(), &host), chosen, "{text}");
         }

@@ -48,9 +48,12 @@ impl Parser<'_> {
             Token::Open if depth < MAX_DEPTH => Kind::List(self.list(&pos, key, depth)?),
             Token::Open => return Err(pos.error("lists are nested too deeply")),
             Token::Word(word) => {
-                return Err(
-                    pos.error(format!("unexpected `{word}`: strings stand in quotes, {key} = \"{word}\""))
-                );
+                let right = match word.as_str() {
+                    "True" | "true" | "yes" | "on" => format!("yes is 1, {key} = 1"),
+                    "False" | "false" | "no" | "off" => format!("no is 0, {key} = 0"),
+                    _ => format!("strings stand in quotes, {key} = \"{word}\""),
+                };
+                return Err(pos.error(format!("unexpected `{word}`: {right}")));
             }
             other => {
                 return Err(
@@ -141,6 +144,7 @@ mod tests {
             ("a =\n", "f:1:4: unexpected end of line, expected a string, a number or `[` for `a`"),
             ("a", "f:1:2: unexpected end of file, expected `=` after `a`"),
             ("\n\n  type = pvh", "f:3:10: unexpected `pvh`: strings stand in quotes, type = \"pvh\""),
+            ("acpi = True", "f:1:8: unexpected `True`: yes is 1, acpi = 1"),
             ("a = \"x\nb=1", "f:1:5: string has no closing \""),
             ("a = 1 b = 2", "f:1:7: unexpected `b`, expected end of line or `;` after the value of `a`"),
             (

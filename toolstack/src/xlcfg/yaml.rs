@@ -20,6 +20,8 @@ pub fn read(source: &Arc<str>, text: &str) -> Result<Vec<Setting>, Diag> {
         let message = plain.to_string();
         let message = message.lines().next().unwrap_or_default();
         let message = message.split(" at line ").next().unwrap_or(message);
+        // What follows is for who calls the parser.
+        let message = message.split("; use ").next().unwrap_or(message);
         pos(plain.location().unwrap_or(Location::UNKNOWN)).error(message)
     })?;
     let lines: Vec<&str> = text.lines().collect();
@@ -193,6 +195,7 @@ mod tests {
             ("name: web\nmemory: 1.5\n", "g.yaml:2:9: a fraction has no meaning here"),
             ("name: web\nvif: {bridge: x}\n", "g.yaml:2:6: a mapping has no meaning here"),
             ("name: web\nname: db\n", "g.yaml:2:1: "),
+            ("name: web\n---\nname: db\n", "g.yaml:3:1: multiple YAML documents detected"),
         ] {
             let message = read(&Arc::from("g.yaml"), text).unwrap_err().to_string();
             assert!(message.starts_with(start) && !message.contains('\n'), "{text:?}: {message}");
