@@ -14,13 +14,16 @@ const PEEK: usize = 256 << 10;
 /// Memory an xz or lzma decoder may take: the dictionary (Linux uses 32 or 128 MiB) and a little.
 const LZMA_MEMORY: u64 = 512 << 20;
 
+/// First bytes of a gzip stream; its last four are the size as those of every payload.
+pub const GZIP: &[u8] = b"\x1f\x8b";
+
 /// Unpacks the first complete stream of the source into the target, from its start; bytes behind the stream are
 /// ignored. Gives back how many bytes came out. [`io::ErrorKind::WriteZero`]: the target is too small.
 type Unpack = fn(src: &[u8], dst: &mut [u8]) -> io::Result<usize>;
 
 /// Every compression a kernel can be built with: first bytes, name, unpacker.
 const FORMATS: &[(&[u8], &str, Option<Unpack>)] = &[
-    (b"\x1f\x8b", "gzip", Some(gzip)),
+    (GZIP, "gzip", Some(gzip)),
     (b"BZh", "bzip2", Some(bzip2)),
     (b"\x5d\0\0", "lzma", Some(lzma)),
     (b"\xfd7zXZ\0", "xz", Some(xz)),
@@ -223,7 +226,8 @@ pub(crate) mod tests {
             Pack::ZstdStream,
         ];
 
-        fn stream(self, bytes: &[u8]) -> Vec<u8> {
+        /// The bytes packed, without the size appended.
+        pub fn stream(self, bytes: &[u8]) -> Vec<u8> {
             match self {
                 Pack::None => bytes.to_vec(),
                 Pack::Gzip => {

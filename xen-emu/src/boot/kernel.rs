@@ -172,8 +172,8 @@ pub enum KernelFault {
 }
 
 impl Kernel {
-    /// Open a kernel file: an ELF image or a bzImage that holds one. A compressed one is unpacked straight into guest
-    /// memory when `room` gives the range asked for, which must be zero; no guest runs yet.
+    /// Open a kernel file: an ELF image, gzipped or not, or a bzImage that holds one. A compressed one is unpacked
+    /// straight into guest memory when `room` gives the range asked for, which must be zero; no guest runs yet.
     ///
     /// # Errors
     /// [`KernelError`]: not there, not a kernel, no PVH entry, damaged, or packed in an unknown way.
@@ -192,7 +192,9 @@ impl Kernel {
             io::ErrorKind::NotFound => KernelFault::Missing,
             _ => KernelFault::Unreadable(error),
         })?;
-        let range = if file.starts_with(elf::MAGIC) { 0..file.len() } else { bzimage::payload(&file)? };
+        // Kernels of the BSDs and unikernels come as a gzipped ELF image.
+        let whole = file.starts_with(elf::MAGIC) || file.starts_with(bzimage::GZIP);
+        let range = if whole { 0..file.len() } else { bzimage::payload(&file)? };
         let bytes = file.get(range.clone()).unwrap_or_default();
         let (image, parsed) = if bytes.starts_with(elf::MAGIC) {
             let parsed = elf::parse(bytes)?;
@@ -253,6 +255,18 @@ mod tests {
                 "{pack:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_gzipped_image_is_its_own_payload() {
+        let elf = elf();
+        let kernel = Kernel::open(file(&Pack::Gzip.stream(&elf)).path(), nowhere).unwrap();
+        let plain = Kernel::open(file(&elf).path(), nowhere).unwrap();
+        assert_eq!((kernel.entry, &kernel.segments), (plain.entry, &plain.segments));
+        assert!(kernel.segment_bytes(&kernel.segments[0]) == plain.segment_bytes(&plain.segments[0]));
+        let ramdisk = file(&Pack::Gzip.stream(b"070701 no kernel"));
+        let said = Kernel::open(ramdisk.path(), nowhere).unwrap_err().to_string();
+        assert!(said.ends_with("neither an ELF image nor a Linux bzImage"), "{said}");
     }
 
     #[test]
