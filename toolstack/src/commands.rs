@@ -2,8 +2,8 @@
 
 use crate::args::Args;
 use crate::cmd::{
-    block, channel, console, create, describe, destroy, device, dmesg, info, list, names, network, power,
-    state, trigger, uptime, vcpu_list, vm_list,
+    block, channel, console, create, describe, destroy, device, dmesg, dump_core, info, list, names, network,
+    power, state, trigger, uptime, vcpu_list, vm_list,
 };
 use crate::failure::Failure;
 use crate::{complete, help};
@@ -255,6 +255,15 @@ pub const COMMANDS: &[Command] = &[
         max_words: 3,
         words: &[Word::Domain, Word::OneOf(&["nmi", "reset", "power"]), Word::Free],
         run: trigger::run,
+        ..PLAIN
+    },
+    Command {
+        name: "dump-core",
+        args: "<Domain> [<filename>]",
+        about: "Core dump a domain",
+        max_words: 2,
+        words: &[Word::Domain, Word::File],
+        run: dump_core::run,
         ..PLAIN
     },
     Command {

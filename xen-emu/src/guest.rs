@@ -3,6 +3,7 @@
 //! Lock order: `domain`, then `threads`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
 //! that blocks: work for another vCPU is posted under the domain's lock and awaited after it.
 
+use crate::core_dump::{self, Registers};
 use crate::forward::Forward;
 use crate::fx::Fx;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
@@ -20,8 +21,9 @@ use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xen_domain::Domain;
@@ -222,6 +224,15 @@ impl Guest {
         self.timers.set(Timer::Singleshot(vcpu), after);
     }
 
+    /// A vCPU's registers; zeros where there are none.
+    fn registers(&self, vcpu: u32) -> Registers {
+        let (to, from) = mpsc::channel();
+        if let Some(ticket) = self.post(vcpu, Mail::Registers(to)) {
+            self.mailboxes.wait(ticket, None);
+        }
+        from.try_recv().unwrap_or([0; 27])
+    }
+
     /// Do what the devices ask for.
     pub fn act(&self, actions: Vec<Action>) {
         for action in actions {
@@ -350,6 +361,20 @@ impl Vm for Guest {
             .join("\n"),
             path => lock(&self.domain).describe(path),
         }
+    }
+
+    fn dump_core(&self, path: &Path, stop: &AtomicBool) -> io::Result<()> {
+        let paused = self.paused();
+        self.pause();
+        let vcpus: Vec<Registers> =
+            (0..).take(lock(&self.threads).len()).map(|vcpu| self.registers(vcpu)).collect();
+        let regions: Vec<_> =
+            self.memory.regions().iter().map(|region| (region.base, region.size())).collect();
+        let written = core_dump::write(path, &*self.memory, &regions, &vcpus, stop);
+        if !paused {
+            self.unpause();
+        }
+        written
     }
 
     fn stop(&self) {

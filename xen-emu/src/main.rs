@@ -7,6 +7,7 @@ mod backend;
 mod boot;
 mod build;
 mod control;
+mod core_dump;
 mod disk;
 mod forward;
 mod fx;

@@ -28,6 +28,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -179,6 +180,13 @@ struct Reactor {
     /// awaits an answer of ours.
     preparing: Option<(Fate, JoinHandle<anyhow::Result<RunDir>>)>,
     prepared: Ping,
+    /// Threads that write cores for clients; they are joined when the domain ends.
+    cores: Vec<JoinHandle<()>>,
+    /// A thread that writes a core of the dead domain, and what comes then.
+    dumping: Option<(Fate, JoinHandle<anyhow::Result<()>>)>,
+    dumped: Ping,
+    /// Tells all that write cores to give up.
+    stop: Arc<AtomicBool>,
     end: Option<End>,
 }
 
@@ -205,6 +213,7 @@ impl Reactor {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = Rc::new(SignalFd::with_flags(&signals(), flags).context("signals")?);
         let (prepared, when_prepared) = ping::make_ping().context("ping")?;
+        let (dumped, when_dumped) = ping::make_ping().context("ping")?;
         let (answered, when_answered) = ping::make_ping().context("ping")?;
         let (back, when_back) = ping::make_ping().context("ping")?;
         let mut reactor = Reactor {
@@ -233,6 +242,10 @@ impl Reactor {
             pending: None,
             preparing: None,
             prepared,
+            cores: Vec::new(),
+            dumping: None,
+            dumped,
+            stop: Arc::default(),
             end: None,
         };
         let handle = reactor.handle.clone();
@@ -243,6 +256,7 @@ impl Reactor {
         };
         handle.insert_source(events, tell).map_err(|e| e.error)?;
         handle.insert_source(when_prepared, |(), (), r| r.prepared()).map_err(|e| e.error)?;
+        handle.insert_source(when_dumped, |(), (), r| r.core_is_there()).map_err(|e| e.error)?;
         handle.insert_source(when_back, |(), (), r| r.store_is_back()).map_err(|e| e.error)?;
         handle.insert_source(when_answered, |(), (), r| r.pass_on()).map_err(|e| e.error)?;
         for (source, fd) in reactor.console.sources() {

@@ -28,6 +28,8 @@ pub enum Fate {
 pub struct Verdict {
     /// The configured action; `None` when nothing is configured for this.
     pub action: Option<Action>,
+    /// Whether a core is written first.
+    pub core: bool,
     /// What is done.
     pub fate: Fate,
     /// Why that is not what was configured.
@@ -41,22 +43,27 @@ pub fn decide(code: u32, actions: &Actions, supervise: bool) -> Verdict {
             reason::SUSPEND => (Fate::Preserve, None),
             _ => (Fate::Destroy, Some("unknown reason code")),
         };
-        return Verdict { action: None, fate, note };
+        return Verdict { action: None, core: false, fate, note };
     };
     if !supervise {
-        return Verdict { action: Some(action), fate: Fate::Preserve, note: Some("not supervised") };
+        return Verdict {
+            action: Some(action),
+            core: false,
+            fate: Fate::Preserve,
+            note: Some("not supervised"),
+        };
     }
-    let no_core = Some("writing a core is not supported yet");
     let (fate, note) = match action {
         Action::Destroy => (Fate::Destroy, None),
         Action::Restart => (Fate::Restart, None),
         Action::RenameRestart => (Fate::RenameRestart, None),
         Action::Preserve => (Fate::Preserve, None),
-        Action::CoredumpDestroy => (Fate::Destroy, no_core),
-        Action::CoredumpRestart => (Fate::Restart, no_core),
+        Action::CoredumpDestroy => (Fate::Destroy, None),
+        Action::CoredumpRestart => (Fate::Restart, None),
         Action::SoftReset => (Fate::Restart, Some("soft reset is not supported yet: restarting")),
     };
-    Verdict { action: Some(action), fate, note }
+    let core = matches!(action, Action::CoredumpDestroy | Action::CoredumpRestart);
+    Verdict { action: Some(action), core, fate, note }
 }
 
 /// A life shorter than this is a quick one.
@@ -217,7 +224,7 @@ mod tests {
         use Fate::{Destroy, Preserve, RenameRestart, Restart};
         assert_eq!(fates, [Preserve, RenameRestart, Preserve, Restart, Destroy, Restart, Destroy]);
         let noted: Vec<_> = (0..7).filter(|&code| decide(code, &actions, true).note.is_some()).collect();
-        assert_eq!(noted, [3, 4, 5, 6]);
+        assert_eq!(noted, [5, 6]);
         assert!((0..6).all(|code| decide(code, &actions, false).fate == Preserve));
         let fates: Vec<_> = (0..5).map(|code| decide(code, &Actions::default(), true).fate).collect();
         assert_eq!(fates, [Destroy, Restart, Preserve, Destroy, Destroy], "xl's defaults");

@@ -1,5 +1,8 @@
 //! What the main thread may ask of the running machine, and what the machine tells it.
 
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use xen_emu_api::control::VcpuStatus;
 
 /// The running machine, as the reactor, the control socket and the supervisor see it.
@@ -22,6 +25,8 @@ pub trait Vm: Send + Sync {
     fn backend(&self) -> &'static str;
     /// State as a text tree.
     fn describe(&self, path: &str) -> String;
+    /// Write a core of the guest to a new file, its vCPUs stopped meanwhile; `stop` set from elsewhere: given up. Takes its time.
+    fn dump_core(&self, path: &Path, stop: &AtomicBool) -> io::Result<()>;
     /// End all vCPU threads and wait for them; the machine cannot run again.
     fn stop(&self);
 }

@@ -8,6 +8,7 @@ pub mod describe;
 pub mod destroy;
 pub mod device;
 pub mod dmesg;
+pub mod dump_core;
 pub mod info;
 pub mod list;
 pub mod names;

@@ -69,6 +69,11 @@ pub enum Request {
         /// Format of the image.
         format: DiskFormat,
     },
+    /// Write an ELF core of the guest, which stands still meanwhile. Answered when it is there.
+    DumpCore {
+        /// The file, absolute.
+        path: PathBuf,
+    },
     /// A tree of the process's state. Answered with [`Reply::Text`].
     Describe {
         /// Empty, or a path such as `evtchn/12` or `devices/vbd/51712`.
@@ -195,7 +200,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connect to `control.sock` at `path`. Requests are answered within 10 s, those that wait for a guest or open
-    /// images within 60 s, or end with a timeout error; only [`Request::Wait`] takes as long as it takes.
+    /// images within 60 s, or end with a timeout error; [`Request::Wait`] and [`Request::DumpCore`] take as long as they take.
     pub fn open(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         Ok(Connection { stream: BufReader::new(stream) })
@@ -204,7 +209,7 @@ impl Connection {
     /// Ask and await the reply. [`Reply::Error`] comes back as an [`io::Error`] with its message.
     pub fn ask(&mut self, request: &Request) -> io::Result<Reply> {
         let limit = match request {
-            Request::Wait => None,
+            Request::Wait | Request::DumpCore { .. } => None,
             Request::Attach { .. } | Request::Detach { .. } | Request::Media { .. } => Some(60),
             _ => Some(10),
         };

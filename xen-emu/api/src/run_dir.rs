@@ -15,6 +15,19 @@ const SOCKET_PATH_MAX: usize = 107;
 /// The longest name of a socket below the root.
 const LONGEST_SOCKET: &str = "/32751/console.sock";
 
+/// Where the core of a domain goes if nobody says: `$XLR_DUMP_DIR/NAME`, else in `/var/lib/xen/dump` for root as with xl, else in
+/// `xlr/dump` below `$XDG_STATE_HOME` or `~/.local/state`.
+pub fn core_path(name: &str) -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let state = || {
+        let home = || variable("HOME").unwrap_or_else(|| PathBuf::from("/tmp")).join(".local/state");
+        variable("XDG_STATE_HOME").unwrap_or_else(home).join("xlr/dump")
+    };
+    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    let xen = || if root { PathBuf::from("/var/lib/xen/dump") } else { state() };
+    variable("XLR_DUMP_DIR").unwrap_or_else(xen).join(name)
+}
+
 /// The directory that holds one directory per domain.
 #[derive(Clone, Debug)]
 pub struct RunRoot(PathBuf);

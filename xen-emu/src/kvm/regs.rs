@@ -1,5 +1,6 @@
 //! The state in which a PVH guest starts, and dumps of the state in which one died.
 
+use crate::core_dump::Registers;
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use std::io;
@@ -99,6 +100,31 @@ pub fn initial_msrs(fd: &VcpuFd) -> io::Result<()> {
     let msrs = Msrs::from_entries(&msrs).map_err(|e| io::Error::other(format!("{e:?}")))?;
     fd.set_msrs(&msrs)?;
     Ok(())
+}
+
+/// The registers as a core has them.
+pub fn of_core(fd: &VcpuFd) -> io::Result<Registers> {
+    let (r, s): (kvm_regs, kvm_sregs) = (fd.get_regs()?, fd.get_sregs()?);
+    let selector = |segment: kvm_segment| u64::from(segment.selector);
+    let general = [
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi, r.rdi,
+    ];
+    let rest = [
+        r.rax,
+        r.rip,
+        selector(s.cs),
+        r.rflags,
+        r.rsp,
+        selector(s.ss),
+        s.fs.base,
+        s.gs.base,
+        selector(s.ds),
+        selector(s.es),
+        selector(s.fs),
+        selector(s.gs),
+    ];
+    let mut all = general.into_iter().chain(rest);
+    Ok(std::array::from_fn(|_| all.next().unwrap_or(0)))
 }
 
 /// The registers as lines of text, for the log of a domain that died.

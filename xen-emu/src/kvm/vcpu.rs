@@ -7,6 +7,7 @@
 use super::cpuid::HYPERCALL_MSR;
 use super::mailbox::Flow;
 use super::{VcpuAttr, ioctl, regs, xen_portable};
+use crate::core_dump::Registers;
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, Still, lock};
 use crate::timers::Timer;
@@ -24,6 +25,7 @@ use std::io;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -53,6 +55,8 @@ pub enum Mail {
     /// Tell the domain whether this vCPU runs: an AP is started by INIT and SIPI, and taken down by halting, without
     /// an exit.
     Look,
+    /// Tell the registers.
+    Registers(Sender<Registers>),
 }
 
 /// Exits that reached userspace, by kind.
@@ -438,6 +442,11 @@ fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
         Mail::Still(still) => still.arrive(),
         Mail::Wake => wake(fd, id),
+        Mail::Registers(to) => match regs::of_core(fd) {
+            // Who asks waits for it.
+            Ok(registers) => drop(to.send(registers)),
+            Err(e) => crate::log::limited!(warn, "vCPU {id}: no registers: {e}"),
+        },
         Mail::Start(state) => {
             let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             let set = state.map_or(Ok(()), |state| regs::start(fd, &state));

@@ -2,6 +2,7 @@
 
 use super::{REQUESTS, Reactor};
 use crate::socket::ClientId;
+use std::path::PathBuf;
 use tracing::info;
 use xen_emu_api::config::{DomainConfig, reason};
 use xen_emu_api::control::{Reply, Request, Status};
@@ -21,6 +22,7 @@ impl Reactor {
                 | Request::Resize { .. }
                 | Request::Media { .. } => self.ask_bus(id, request),
                 Request::Describe { path } => self.describe(id, &path),
+                Request::DumpCore { path } => self.dump_for(id, path),
                 request => match self.answer(&request) {
                     Some(reply) => self.control.reply(id, &reply),
                     None => self.waiting.push(id),
@@ -39,6 +41,26 @@ impl Reactor {
         }
         let answer = self.later(id);
         self.bus.ask(request, Box::new(answer));
+    }
+
+    /// Write a core for a client, which waits for it.
+    fn dump_for(&mut self, id: ClientId, path: PathBuf) {
+        if self.end.is_some() {
+            let message = "the domain is being destroyed".into();
+            return self.control.reply(id, &Reply::Error { message });
+        }
+        info!("dumping core to {}", path.display());
+        let (vm, stop, answer) = (self.vm.clone(), self.stop.clone(), self.later(id));
+        let dump = move || {
+            answer(match vm.dump_core(&path, &stop) {
+                Ok(()) => Reply::Ok,
+                Err(e) => Reply::Error { message: format!("core dump failed: {}: {e}", path.display()) },
+            });
+        };
+        match std::thread::Builder::new().name("core".into()).spawn(dump) {
+            Ok(thread) => self.cores.push(thread),
+            Err(e) => self.control.reply(id, &Reply::Error { message: format!("core dump failed: {e}") }),
+        }
     }
 
     /// How the bus answers a client.
@@ -84,7 +106,8 @@ impl Reactor {
             | Request::Devices
             | Request::Resize { .. }
             | Request::Media { .. }
-            | Request::Describe { .. } => done(Err("this is answered elsewhere".into())),
+            | Request::Describe { .. }
+            | Request::DumpCore { .. } => done(Err("this is answered elsewhere".into())),
         })
     }
 

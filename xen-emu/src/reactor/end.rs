@@ -7,12 +7,13 @@ use crate::xenbus_setup;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use std::io::Write;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 use tracing::{error, info, warn};
 use xen_emu_api::config::{DomainConfig, reason};
 use xen_emu_api::control::Reply;
-use xen_emu_api::run_dir::RunDir;
+use xen_emu_api::run_dir::{RunDir, core_path};
 use xenstored::client::Client;
 
 impl Reactor {
@@ -96,13 +97,53 @@ impl Reactor {
             self.destroy();
             return;
         }
-        let Verdict { action, fate, note } =
+        let Verdict { action, core, fate, note } =
             supervise::decide(code, &self.launch.config.actions, self.launch.supervise);
         let name = action.map_or("unknown", |action| action.name());
         info!("Action for shutdown reason code {code} is {name}");
         if let Some(note) = note {
             warn!("{note}");
         }
+        match core {
+            true => self.dump_core(fate),
+            false => self.go_on(fate),
+        }
+    }
+
+    /// Write a core, and go on when it is there.
+    fn dump_core(&mut self, fate: Fate) {
+        let path = core_path(&self.launch.config.name);
+        info!("dumping core to {}", path.display());
+        let (vm, stop, ping) = (self.vm.clone(), self.stop.clone(), self.dumped.clone());
+        let dump = move || {
+            let written = vm.dump_core(&path, &stop);
+            ping.ping();
+            written.with_context(|| path.display().to_string())
+        };
+        match std::thread::Builder::new().name("core".into()).spawn(dump) {
+            Ok(thread) => self.dumping = Some((fate, thread)),
+            Err(e) => {
+                error!("core dump failed: {e}");
+                self.go_on(fate);
+            }
+        }
+    }
+
+    /// The core is written, or not.
+    pub(super) fn core_is_there(&mut self) {
+        let Some((fate, thread)) = self.dumping.take() else { return };
+        match thread.join() {
+            Ok(Ok(())) => info!("core written"),
+            Ok(Err(e)) => error!("core dump failed: {e:#}"),
+            Err(_) => error!("core dump failed: its thread has panicked"),
+        }
+        if self.end.is_none() {
+            self.go_on(fate);
+        }
+    }
+
+    /// Now, or after a while if it would be a restart after many short lives.
+    fn go_on(&mut self, fate: Fate) {
         let restart = matches!(fate, Fate::Restart | Fate::RenameRestart);
         let (quick, delay) = supervise::backoff(self.quick_lives, self.started.elapsed());
         if restart && !delay.is_zero() {
@@ -214,6 +255,9 @@ impl Reactor {
         }
         // First the vCPUs, then the devices, then the memory that these may be writing to disks from.
         self.vm.pause();
+        self.stop.store(true, Ordering::Relaxed);
+        self.core_is_there();
+        self.cores.drain(..).for_each(|thread| drop(thread.join()));
         self.bus.close();
         self.vm.stop();
         self.console.finish(LAST_BYTES);

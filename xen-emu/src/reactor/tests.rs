@@ -53,6 +53,9 @@ impl Vm for FakeVm {
     fn describe(&self, path: &str) -> String {
         format!("vm {path}\n")
     }
+    fn dump_core(&self, path: &Path, _stop: &AtomicBool) -> io::Result<()> {
+        std::fs::write(path, "core")
+    }
     fn stop(&self) {
         self.stopped.store(true, SeqCst);
     }
@@ -261,6 +264,25 @@ fn a_preserved_domain_stays_dead_until_destroyed() {
     assert_eq!(life.status().shutdown, Some(3));
     control.ask(&Request::Destroy).unwrap();
     control.wait_gone().unwrap();
+    assert!(matches!(life.end().0, Exit::Gone));
+}
+
+#[test]
+fn a_core_is_written_of_the_living_and_of_the_dead() {
+    let life = begin(|launch| launch.config.actions.crash = Action::Preserve);
+    let path = life.root.path().join("core");
+    life.connect().ask(&Request::DumpCore { path: path.clone() }).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"core");
+    life.events.send(VmEvent::Shutdown(reason::CRASH)).unwrap();
+    wait_for("the crash", || life.status().shutdown == Some(reason::CRASH));
+    let nowhere = life.root.path().join("launch.json/core");
+    let refused = life.connect().ask(&Request::DumpCore { path: nowhere.clone() }).unwrap_err().to_string();
+    assert!(
+        refused.contains("core dump failed: ") && refused.contains(nowhere.to_str().unwrap()),
+        "{refused}"
+    );
+    life.connect().ask(&Request::DumpCore { path }).unwrap();
+    life.connect().ask(&Request::Destroy).unwrap();
     assert!(matches!(life.end().0, Exit::Gone));
 }
 
