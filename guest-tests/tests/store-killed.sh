@@ -1,4 +1,4 @@
-# store-killed.sh: xenstored is killed under load, again and again, while a guest runs. The guest's process starts it again; the guest's own
+# store-killed.sh IMAGE: xenstored is killed under load, again and again, while a guest runs. The guest's process starts it again; the guest's own
 # requests, the tools, and a disk that comes and goes work afterwards.
 . /lab/tests/lib-devices.sh
 truncate -s 16M scratch.img

@@ -155,17 +155,27 @@ pub(crate) fn resolve(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Res
 /// Characters that are allowed, no empty name, no slash at the end but that of `/`.
 fn is_well_formed(path: &str) -> bool {
     let mut after_slash = false;
-    let valid = path.bytes().all(|byte| {
-        let empty_name = after_slash && byte == b'/';
-        after_slash = byte == b'/';
-        valid_char(byte) && !empty_name
-    });
-    valid && (!after_slash || path.len() == 1)
+    for byte in path.bytes() {
+        let slash = byte == b'/';
+        let valid = VALID.get(usize::from(byte)).is_some_and(|valid| *valid);
+        if !valid || (slash && after_slash) {
+            return false;
+        }
+        after_slash = slash;
+    }
+    !after_slash || path.len() == 1
 }
 
 /// The names of an absolute path from the root down; none for `/`.
 pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|name| !name.is_empty())
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        rest = rest.strip_prefix('/').filter(|rest| !rest.is_empty())?;
+        let end = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
+        let (name, others) = rest.split_at_checked(end)?;
+        rest = others;
+        Some(name)
+    })
 }
 
 /// The last name of an absolute path, empty for `/`.
@@ -203,6 +213,19 @@ fn home_prefix_len(path: &str) -> usize {
         _ => 0,
     }
 }
+
+/// By the byte.
+const VALID: [bool; 256] = {
+    let mut valid = [false; 256];
+    let mut byte = 0u8;
+    loop {
+        valid[byte as usize] = valid_char(byte);
+        if byte == u8::MAX {
+            break valid;
+        }
+        byte += 1;
+    }
+};
 
 const fn valid_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')

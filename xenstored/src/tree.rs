@@ -355,7 +355,16 @@ fn chunk_of(chunks: &[Chunk], hash: u32, name: &str) -> usize {
 
 /// Where the name is, or would be.
 fn find(slots: &[Slot], hash: u32, name: &str) -> Result<usize, usize> {
-    slots.binary_search_by(|slot| slot.cmp(hash, name))
+    let mut at = slots.partition_point(|slot| slot.hash < hash);
+    // Rarely more than one has the hash.
+    while let Some(slot) = slots.get(at).filter(|slot| slot.hash == hash) {
+        match slot.node.text.name().cmp(name.as_bytes()) {
+            Ordering::Less => at += 1,
+            Ordering::Equal => return Ok(at),
+            Ordering::Greater => break,
+        }
+    }
+    Err(at)
 }
 
 /// Takes half of a list that has become too long.
