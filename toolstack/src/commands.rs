@@ -120,6 +120,7 @@ const LIST_OPTIONS: &[Opt] = &[
     flag('v', "verbose", "Prints out UUIDs and the reason of a shutdown."),
     flag('Z', "context", "Prints out security labels (there are none)."),
     flag('c', "cpupool", "Prints the cpupool the domain is in."),
+    flag('n', "numa", "Prints out NUMA node affinity (none is kept: all)."),
     JSON,
 ];
 

@@ -22,10 +22,12 @@ pub fn run(args: &Args) -> Result<()> {
         return long(with_host, &domains);
     }
     let (verbose, label, pool) = (args.has("verbose"), args.has("context"), args.has("cpupool"));
+    let node = args.has("numa");
     let mut header = render::LIST.to_owned();
     header += if verbose { render::LIST_VERBOSE } else { "" };
     header += if label && !verbose { "   Security Label" } else { "" };
     header += if pool { "         Cpupool" } else { "" };
+    header += if node { " NODE Affinity" } else { "" };
     say!("{header}");
     let host = with_host.then(Row::host);
     for row in host.into_iter().chain(domains.iter().map(|domain| Row::guest(&domain.status))) {
@@ -33,6 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
         line += &if verbose { row.verbose() } else { String::new() };
         line += &if label && !verbose { format!(" {:>16}", "-") } else { String::new() };
         line += &if pool { format!("{:>16}", "Pool-0") } else { String::new() };
+        line += if node { " all" } else { "" };
         say!("{line}");
     }
     Ok(())

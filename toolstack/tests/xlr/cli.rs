@@ -50,6 +50,15 @@ fn usage_errors_have_xl_s_words_and_codes() {
 }
 
 #[test]
+fn list_has_xl_s_further_columns() {
+    let bed = Bed::new();
+    let ran = bed.xlr(&["list", "-cn"]);
+    let lines: Vec<_> = ran.out.lines().collect();
+    assert_eq!(lines[0].split('\t').next_back(), Some("Time(s)         Cpupool NODE Affinity"));
+    assert!(lines[1].starts_with("Domain-0 ") && lines[1].ends_with("          Pool-0 all"), "{}", lines[1]);
+}
+
+#[test]
 fn the_name_xl_works_too() {
     let bed = Bed::new();
     let help = std::process::Command::new(bed.path("bin/xl")).arg("help").output().unwrap();
