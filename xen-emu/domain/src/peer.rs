@@ -194,10 +194,19 @@ impl Domain {
         port != 0 && self.ports.known(port).is_some_and(|channel| channel.kind == Kind::Reserved)
     }
 
+    /// Whether our port `ours` may be bound by the domain `remote`: to be asked before anything is made for it.
+    ///
+    /// # Errors
+    /// -EINVAL unless it is unbound and for that domain.
+    pub fn waits_for(&self, ours: Port, remote: Domid) -> Result<(), Errno> {
+        let waits = self.ports.get(ours, self.width)?.kind == Kind::Unbound { remote };
+        if waits { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
     /// The domain `remote` binds its port `theirs` to our port `ours`, and `backend` is the channel.
     ///
     /// # Errors
-    /// -EINVAL unless our port is unbound and for that domain.
+    /// As for [`Domain::waits_for`].
     pub fn bind_peer(
         &mut self,
         ours: Port,
@@ -205,9 +214,7 @@ impl Domain {
         backend: Backend,
         cx: &mut Cx<'_>,
     ) -> Result<(), Errno> {
-        if self.ports.get(ours, self.width)?.kind != (Kind::Unbound { remote }) {
-            return Err(Errno::EINVAL);
-        }
+        self.waits_for(ours, remote)?;
         self.join_peer(ours, FarPort { domid: remote, port: theirs, backend }, cx);
         Ok(())
     }
@@ -219,12 +226,22 @@ impl Domain {
         self.offload(ours, cx);
     }
 
-    /// The far end of a channel has been closed, or its domain has died: our port waits for that domain again.
-    pub fn peer_left(&mut self, backend: Backend, cx: &mut Cx<'_>) {
-        let Some(port) = self.ports.peers.remove(&backend) else { return };
-        let Some(Kind::Peer(far)) = self.ports.known(port).map(|channel| channel.kind) else { return };
+    /// The far end of a channel has been closed, or its domain has died: our port waits for that domain again, and a
+    /// binding that the guest has not seen yet has failed. False where the guest has closed our end before: then the
+    /// machine is told so ([`Effects::leave_peer`](crate::effect::Effects::leave_peer)), or has been.
+    pub fn peer_left(&mut self, backend: Backend, cx: &mut Cx<'_>) -> bool {
+        let Some(port) = self.ports.peers.remove(&backend) else { return self.unbind(backend) };
+        let Some(Kind::Peer(far)) = self.ports.known(port).map(|channel| channel.kind) else { return true };
         self.retract(port, cx);
         self.ports.edit(port, |channel| channel.kind = Kind::Unbound { remote: far.domid });
+        true
+    }
+
+    /// Takes the good news from the vCPU that has not read it yet.
+    fn unbind(&mut self, backend: Backend) -> bool {
+        let mut told = self.vcpus.iter_mut().filter_map(|vcpu| vcpu.asked.as_mut()?.told.as_mut());
+        let found = told.find(|told| **told == Told::Bound(backend));
+        found.map(|told| *told = Told::NotBound(Errno::EINVAL)).is_some()
     }
 
     /// Another domain maps a grant of ours: pins it, and keeps special pages away from its frame.

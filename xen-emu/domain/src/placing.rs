@@ -17,6 +17,18 @@ impl Domain {
             || self.grants.mapped.is_at(gfn)
     }
 
+    /// Whether the frame is the domain's own, and not another domain's page that it has mapped: that goes away when it is
+    /// unmapped, and what the machine keeps up to date has to stay.
+    pub(crate) fn owns(&self, gfn: Gfn) -> bool {
+        self.has_memory(gfn) && !self.grants.mapped.is_foreign(gfn)
+    }
+
+    /// Whether another domain has the frame mapped: it has to stay as it is, as whoever has it afterwards would share it
+    /// with that domain.
+    pub(crate) fn is_away(&self, gfn: Gfn) -> bool {
+        self.grants.away.contains_key(&gfn)
+    }
+
     /// Places a special page. It leaves the place it had; a special page at the new place goes home, and a RAM page
     /// there is lost to the domain, as on Xen.
     ///
@@ -33,7 +45,7 @@ impl Domain {
             return Err(Errno::EINVAL);
         }
         // The page would live in that frame, and the other domain would have it.
-        if self.grants.away.contains_key(&gfn) {
+        if self.is_away(gfn) {
             return Err(Errno::EBUSY);
         }
         let old = self.physmap.gfn_of(page);

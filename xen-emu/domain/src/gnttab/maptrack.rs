@@ -66,6 +66,12 @@ impl Maptrack {
         self.at.contains_key(&gfn)
     }
 
+    /// Whether another domain's page is mapped at this frame.
+    pub(crate) fn is_foreign(&self, gfn: Gfn) -> bool {
+        let mapping = self.at.get(&gfn).and_then(|&handle| self.get(handle));
+        mapping.is_some_and(|mapping| mapping.foreign.is_some())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.at.len()
     }

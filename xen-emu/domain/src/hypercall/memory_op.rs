@@ -126,6 +126,8 @@ fn remove_from_physmap(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Ans
     let gfn = Gfn(remove.gpfn);
     if let Some(page) = domain.physmap.special_at(gfn) {
         domain.unplace_special(page, cx)?;
+    } else if domain.is_away(gfn) {
+        return Err(Errno::EBUSY);
     } else if domain.physmap.take(gfn) {
         cx.fx.release_ram(gfn, 1);
     } else {

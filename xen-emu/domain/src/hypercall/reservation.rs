@@ -57,7 +57,7 @@ fn remove(domain: &mut Domain, gfn: Gfn, released: &mut Released, cx: &mut Cx<'_
     if let Some(page) = domain.physmap.special_at(gfn) {
         return domain.unplace_special(page, cx).is_ok();
     }
-    let taken = domain.physmap.take(gfn);
+    let taken = !domain.is_away(gfn) && domain.physmap.take(gfn);
     if taken {
         released.add(gfn, cx.fx);
     }
@@ -68,6 +68,9 @@ fn remove(domain: &mut Domain, gfn: Gfn, released: &mut Released, cx: &mut Cx<'_
 fn clear_place(domain: &mut Domain, gfn: Gfn, cx: &mut Cx<'_>) -> bool {
     if let Some(page) = domain.physmap.special_at(gfn) {
         return domain.unplace_special(page, cx).is_ok();
+    }
+    if domain.is_away(gfn) {
+        return false;
     }
     if domain.physmap.is_present(gfn) {
         cx.fx.release_ram(gfn, 1);

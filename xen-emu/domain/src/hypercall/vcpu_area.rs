@@ -26,7 +26,7 @@ pub(super) fn vcpu_info(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> An
     if vcpu.info.is_some() || (id != call.vcpu && vcpu.online) {
         return Err(Errno::EINVAL);
     }
-    if area.mfn >= GFN_LIMIT || !domain.has_memory(Gfn(area.mfn)) {
+    if area.mfn >= GFN_LIMIT || !domain.owns(Gfn(area.mfn)) {
         return Err(Errno::EINVAL);
     }
     let new = Gfn(area.mfn).gpa().offset(offset);
@@ -112,7 +112,7 @@ fn by_phys(domain: &Domain, call: &Call, cx: &Cx<'_>, size: usize) -> Result<(Vc
     if gpa.gfn() != end.gfn() || !addr.is_multiple_of(domain.width.bytes() as u64) {
         return Err(Errno::ENXIO);
     }
-    if gpa.gfn().0 >= GFN_LIMIT || !domain.has_memory(gpa.gfn()) {
+    if gpa.gfn().0 >= GFN_LIMIT || !domain.owns(gpa.gfn()) {
         return Err(Errno::EINVAL);
     }
     Ok((id, Some(gpa)))

@@ -60,7 +60,7 @@ fn a_port_is_bound_when_the_other_domain_agrees() {
     assert_eq!(b.bind_vcpu(port, 2), Ok(0));
     assert_eq!(b.effects(), [Effect::Offload(port, Offload::Backend(CHANNEL, 2))]);
     assert_eq!((b.close(port), b.effects()), (Ok(0), vec![Effect::LeavePeer(CHANNEL)]));
-    b.with(|domain, cx| domain.peer_left(CHANNEL, cx));
+    assert!(!b.with(|domain, cx| domain.peer_left(CHANNEL, cx)));
     assert_eq!(b.status(port), Ok((EvtchnStat::CLOSED, 0, 0, 0)), "a late word changes nothing");
 }
 
@@ -112,6 +112,22 @@ fn nothing_touches_a_port_while_the_other_domain_thinks_but_a_reset() {
 }
 
 #[test]
+fn a_far_end_that_closes_before_the_guest_hears_of_the_binding_fails_it() {
+    let mut b = Bench::new(Width::Bits64);
+    let (remote_port, local_port) = (xen_abi::xen::Port(3), xen_abi::xen::Port(0));
+    let bind = xen_abi::event_channel::BindInterdomain { remote_dom: OTHER, pad: 0, remote_port, local_port };
+    b.put(Bench::ARG, &bind);
+    let args = [EvtchnOp::BIND_INTERDOMAIN.0.into(), Bench::ARG, 0, 0, 0, 0];
+    let call = Call { vcpu: 1, nr: EVTCHN, args, width: Width::Bits64, cpl: 0 };
+    let Outcome::Ask(rest) = b.raw(call) else { panic!("not asked") };
+    b.tell(Told::Bound(CHANNEL));
+    assert!(b.with(|domain, cx| domain.peer_left(CHANNEL, cx)));
+    b.effects();
+    assert_eq!((result(b.raw(rest)), b.effects()), (Err(Errno::EINVAL), vec![]));
+    assert_eq!(b.status(1), Ok((EvtchnStat::CLOSED, 0, 0, 0)));
+}
+
+#[test]
 fn another_domain_binds_to_the_port_that_waits_for_it_alone() {
     let mut b = Bench::new(Width::Bits64);
     b.zero(0..1);
@@ -123,6 +139,7 @@ fn another_domain_binds_to_the_port_that_waits_for_it_alone() {
         assert_eq!(bind(nonsense, OTHER), Err(Errno::EINVAL));
     }
     assert_eq!((bind(ours, OTHER), bind(ours, OTHER)), (Ok(()), Err(Errno::EINVAL)));
+    assert_eq!([ours, others].map(|port| b.domain.waits_for(port, Domid(8)).is_ok()), [false, true]);
     assert_eq!(b.status(ours), Ok((EvtchnStat::INTERDOMAIN, 9, 70, 0)));
     b.effects();
     b.with(|domain, cx| domain.peer_left(CHANNEL, cx));
@@ -183,6 +200,22 @@ fn a_page_of_another_domain_comes_and_goes() {
     b.told(Told::Mapped(page));
     assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &map(40, host)).status, GntStatus::GENERAL_ERROR);
     assert_eq!(b.effects().last(), Some(&Effect::ReleaseForeign(page)));
+}
+
+#[test]
+fn nothing_that_the_machine_keeps_up_to_date_is_in_another_domains_page() {
+    let mut b = Bench::new(Width::Bits64);
+    b.told(Told::Mapped(Foreign(3)));
+    assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &map(40, gntmap::HOST_MAP)).status, GntStatus::OKAY);
+    b.effects();
+    let info = xen_abi::vcpu::RegisterVcpuInfo { mfn: 0x1000, offset: 0, rsvd: 0 };
+    b.put(Bench::ARG, &info);
+    assert_eq!(result(b.call(24, [10, 1, Bench::ARG])), Err(Errno::EINVAL));
+    for op in [14, 15] {
+        b.put(Bench::ARG, &xen_abi::vcpu::RegisterArea { addr: 0x100_0000 });
+        assert_eq!(result(b.call(24, [op, 1, Bench::ARG])), Err(Errno::EINVAL));
+    }
+    assert_eq!(b.effects(), []);
 }
 
 #[test]
@@ -256,6 +289,24 @@ fn a_grant_is_used_by_the_domain_that_has_it_and_as_it_was_granted() {
     let place =
         |b: &mut Bench| b.with(|domain, cx| domain.place_special(SpecialPage::GrantFrame(0), Gfn(20), cx));
     assert_eq!(place(&mut b), Err(Errno::EBUSY), "the other domain would have our table");
+    let reservation = xen_abi::memory::MemoryReservation {
+        extent_start: Bench::ARG + 512,
+        nr_extents: 1,
+        extent_order: 0,
+        mem_flags: 0,
+        domid: Domid::SELF,
+        pad: [0; 3],
+    };
+    b.put(Bench::ARG, &reservation);
+    b.put(Bench::ARG + 512, &20u64);
+    let remove = xen_abi::memory::RemoveFromPhysmap { domid: Domid::SELF, pad: [0; 3], gpfn: 20 };
+    b.put(Bench::ARG + 256, &remove);
+    b.effects();
+    for op in [1, 6] {
+        assert_eq!(result(b.call(12, [op, Bench::ARG])), Ok(0), "who gets the frame next would share it");
+    }
+    assert_eq!(result(b.call(12, [15, Bench::ARG + 256])), Err(Errno::EBUSY));
+    assert_eq!(b.effects(), []);
     for (gref, frame) in [(40, 20), (41, 21)] {
         b.with(|domain, cx| domain.ungrant(Gref(gref), false, Gfn(frame), cx.mem));
     }
