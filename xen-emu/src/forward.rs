@@ -2,6 +2,7 @@
 //! ports. Idle where KVM has routes for them.
 
 use crate::guest::Guest;
+use crate::kvm::ioctl::take;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ pub fn run(guest: &Arc<Guest>) {
         for event in ready.iter().take(count) {
             let Some(from) = backend(event.data()) else { return };
             // Another listener, the kernel again, may have been faster.
-            if guest.accel.backend(from).is_some_and(|fds| fds.notify.read().is_ok()) {
+            if guest.accel.backend(from).is_some_and(|fds| take(&fds.notify)) {
                 guest.with_domain(|domain, cx| domain.raise_backend(from, cx));
             }
         }

@@ -145,6 +145,21 @@ pub fn has_room(fd: &EventFd) -> bool {
     poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1)
 }
 
+/// Takes what an eventfd has counted; false where that is nothing. Never waits, whatever another process that holds it
+/// has made of its flags and its counter.
+pub fn take(fd: &EventFd) -> bool {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    let mut count = [0; 8];
+    // SAFETY: borrowed for no longer than `fd` is.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    // All ones: a read where the file is.
+    match preadv2(borrowed, &mut [io::IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        // A kernel before 5.8.
+        Err(Errno::OPNOTSUPP) => fd.read().is_ok(),
+        taken => taken.is_ok(),
+    }
+}
+
 /// An eventfd that another process has made. Nobody waits in a read or a write of it.
 ///
 /// # Errors
@@ -160,6 +175,20 @@ pub fn adopt_eventfd(fd: OwnedFd) -> io::Result<EventFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_eventfd_of_another_process_is_never_waited_for() {
+        use vmm_sys_util::eventfd::EFD_NONBLOCK;
+        for flags in [0, EFD_NONBLOCK] {
+            let fd = EventFd::new(flags).unwrap();
+            assert!(!take(&fd));
+            fd.write(3).unwrap();
+            assert_eq!((take(&fd), take(&fd)), (true, false));
+            assert!(has_room(&fd));
+            fd.write(u64::MAX - 1).unwrap();
+            assert!(!has_room(&fd));
+        }
+    }
 
     #[test]
     fn numbers_are_those_of_linux_kvm_h() {
