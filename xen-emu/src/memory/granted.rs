@@ -20,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use xen_abi::Domid;
 use xen_domain::mem::{Fault, Gfn};
 use xen_domain::peer::Foreign;
 
@@ -33,13 +34,17 @@ const FIXED_SIZE: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW
 struct Frame {
     file: File,
     writable: bool,
+    /// All of one domain: who has the file keeps it, and one that was done with the frame would go on sharing it with
+    /// the others.
+    by: Domid,
     users: u32,
 }
 
 /// The shared pages of a domain, both ways.
 #[derive(Default)]
 pub(super) struct Granted {
-    /// Locked while vCPUs are made to stand still, so no vCPU may want it.
+    /// Locked while vCPUs are made to stand still and the grant table is locked, so neither a vCPU nor who has pinned a
+    /// grant may want it.
     frames: Mutex<BTreeMap<u64, Frame>>,
     foreign: Mutex<BTreeMap<Foreign, Arc<MmapRegion>>>,
 }
@@ -49,19 +54,23 @@ fn writable(write: bool) -> ProtFlags {
 }
 
 impl Memory {
-    /// A frame of RAM as a file of its own that another process may map, for reading only or for writing too. As often
-    /// as it is called, [`Memory::unshare`] is. `still` stops all who write to guest memory and lets them go on again.
+    /// A frame of RAM as a file of its own that the process of domain `by` may map, for reading only or for writing too.
+    /// As often as it is called, [`Memory::unshare`] is. `still` stops all who write to guest memory and lets them go on
+    /// again.
     ///
     /// # Errors
-    /// The host's; no RAM; shared already, but the other way.
+    /// The host's; no RAM; shared already, but the other way or with another domain.
     pub fn share(
         &self,
         frame: Gfn,
-        writable: bool,
+        (by, writable): (Domid, bool),
         still: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<File> {
         let mut frames = lock(&self.granted.frames);
         if let Some(shared) = frames.get_mut(&frame.0) {
+            if shared.by != by {
+                return Err(io::Error::other(format!("it is shared with domain {}", shared.by)));
+            }
             if shared.writable != writable {
                 return Err(io::Error::other("it is shared for reading only, and for writing too"));
             }
@@ -82,14 +91,14 @@ impl Memory {
         }
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         let clone = file.try_clone()?;
-        frames.insert(frame.0, Frame { file, writable, users: 1 });
+        frames.insert(frame.0, Frame { file, writable, by, users: 1 });
         Ok(clone)
     }
 
     /// One user fewer; without any the frame is ours alone again.
     ///
     /// # Errors
-    /// The host's; the frame stays shared.
+    /// The host's; the frame stays shared, and this user counts on.
     pub fn unshare(
         &self,
         frame: Gfn,
@@ -97,8 +106,8 @@ impl Memory {
     ) -> io::Result<()> {
         let mut frames = lock(&self.granted.frames);
         let Some(shared) = frames.get_mut(&frame.0) else { return Ok(()) };
-        shared.users = shared.users.saturating_sub(1);
-        if shared.users > 0 {
+        if shared.users > 1 {
+            shared.users -= 1;
             return Ok(());
         }
         let (region, offset) = self.ram(frame).map_err(io::Error::other)?;
@@ -206,6 +215,8 @@ mod tests {
     use super::*;
     use xen_domain::mem::{Gpa, GuestMem};
 
+    const B: Domid = Domid(2);
+
     fn now(act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         act()
     }
@@ -219,8 +230,8 @@ mod tests {
     fn a_shared_page_is_one_page_in_both_and_two_again_afterwards() {
         let (a, b) = pair();
         a.write(Gpa(0x5ff8), b"before, granted, after").unwrap();
-        let file = a.share(Gfn(6), true, now).unwrap();
-        assert_eq!(a.share(Gfn(6), true, now).unwrap().metadata().unwrap().len(), PAGE);
+        let file = a.share(Gfn(6), (B, true), now).unwrap();
+        assert_eq!(a.share(Gfn(6), (B, true), now).unwrap().metadata().unwrap().len(), PAGE);
         b.take_in(Foreign(1), file.into(), true).unwrap();
         let hva = b.place_foreign(Gfn(0x1000), Some((Foreign(1), true))).unwrap();
         assert_ne!(hva, 0);
@@ -244,10 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_shared_with_one_domain_until_it_is_back() {
+        let (a, _) = pair();
+        a.share(Gfn(6), (B, true), now).unwrap();
+        assert!(a.share(Gfn(6), (Domid(3), true), now).is_err(), "the second would outlast the first");
+        let busy =
+            |_: &mut dyn FnMut() -> io::Result<()>| Err(io::Error::other("a vCPU does not stand still"));
+        assert!(a.unshare(Gfn(6), busy).is_err());
+        assert!(a.share(Gfn(6), (Domid(3), true), now).is_err(), "it is not back");
+        a.unshare(Gfn(6), now).unwrap();
+        a.share(Gfn(6), (Domid(3), false), now).unwrap();
+    }
+
+    #[test]
     fn a_page_granted_for_reading_cannot_be_written_to_by_any_means() {
         let (a, b) = pair();
-        let file = a.share(Gfn(6), false, now).unwrap();
-        assert!(a.share(Gfn(6), true, now).is_err(), "not both at once");
+        let file = a.share(Gfn(6), (B, false), now).unwrap();
+        assert!(a.share(Gfn(6), (B, true), now).is_err(), "not both at once");
         let clone = || OwnedFd::from(file.try_clone().unwrap());
         assert!(b.take_in(Foreign(1), clone(), true).is_err());
         assert!(file.write_all_at(b"x", 0).is_err());

@@ -132,7 +132,7 @@ impl Server {
         };
         let told = match (asked, packet.status) {
             (Asked::Bind { backend, ours, theirs }, 0) => {
-                self.channels.insert(backend, Channel { link, ours, theirs });
+                self.channels.insert(backend, Channel { link, ours, theirs, gone: false });
                 Told::Bound(backend)
             }
             (Asked::Bind { backend, .. }, errno) => {

@@ -4,7 +4,7 @@
 //! whom it speaks to by the directory; who accepts has the kernel tell the other process's number, and believes what
 //! domain it is when that process holds the domain's life lock.
 
-use super::wire::{Kind, Packet};
+use super::wire::{Kind, Packet, VERSION};
 use nix::poll::PollFlags;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
@@ -42,6 +42,8 @@ pub struct Link {
     pub domid: Option<Domid>,
     /// We have made it, and ask.
     pub ours: bool,
+    /// The other process, where it has made it.
+    pub pid: i32,
     waiting: VecDeque<Packet>,
     /// Its pins, by the handles of its choosing.
     pub pins: BTreeMap<u32, Pin>,
@@ -70,7 +72,8 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 
 impl Link {
     fn new(socket: OwnedFd, domid: Option<Domid>, ours: bool) -> Link {
-        Link { socket, domid, ours, waiting: VecDeque::new(), pins: BTreeMap::new() }
+        let pid = getsockopt(&socket, PeerCredentials).map_or(0, |who| who.pid());
+        Link { socket, domid, ours, pid, waiting: VecDeque::new(), pins: BTreeMap::new() }
     }
 
     /// Connects to a domain's process.
@@ -81,7 +84,7 @@ impl Link {
         let socket = seqpacket()?;
         connect(socket.as_raw_fd(), &UnixAddr::new(&root.domain(domid.0).peer())?)?;
         let mut link = Link::new(socket, Some(domid), true);
-        link.send(Packet::new(Kind::Hello, 0, [me.0.into(), 0, 0]))?;
+        link.send(Packet::new(Kind::Hello, 0, [me.0.into(), VERSION, 0]))?;
         Ok(link)
     }
 
@@ -94,8 +97,7 @@ impl Link {
 
     /// The other process says that it is domain `domid`'s; whether that is so.
     pub fn is_from(&self, root: &RunRoot, domid: Domid) -> bool {
-        let credentials = getsockopt(&self.socket, PeerCredentials);
-        credentials.is_ok_and(|who| root.domain(domid.0).is_held_by(who.pid()))
+        self.pid != 0 && root.domain(domid.0).is_held_by(self.pid)
     }
 
     /// What the loop is to wait for. Who does not read our answers is not listened to.

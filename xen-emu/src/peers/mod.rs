@@ -16,7 +16,7 @@ mod wire;
 
 use crate::guest::{Guest, lock};
 use asking::Waiting;
-use link::Link;
+use link::{Link, Pin};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{BTreeMap, VecDeque};
@@ -27,11 +27,14 @@ use std::time::{Duration, Instant};
 use wire::{Kind, Packet};
 use xen_abi::Domid;
 use xen_domain::effect::{Backend, Port};
+use xen_domain::gnttab::Pins;
 use xen_domain::peer::{Ask, Foreign, Question};
 use xen_emu_api::run_dir::RunRoot;
 
 /// Connections at once, in both directions.
 const LINKS_MAX: usize = 256;
+/// How soon what could not be done is tried again.
+const LATE: Duration = Duration::from_millis(20);
 /// Packets of one connection dealt with before the others have their turn.
 const PACKETS: usize = 64;
 
@@ -84,6 +87,8 @@ struct Channel {
     link: LinkId,
     ours: Port,
     theirs: Port,
+    /// The other end has gone, and so has ours: [`Order::Leave`] is on its way, and the number is not free before.
+    gone: bool,
 }
 
 /// The thread's state.
@@ -94,6 +99,10 @@ struct Server {
     waiting: BTreeMap<u32, Waiting>,
     /// Pages of other domains that we hold, and where they are from.
     pages: BTreeMap<Foreign, LinkId>,
+    /// The guest's grants.
+    grants: Pins,
+    /// Grants that could not be given back yet.
+    late: Vec<Pin>,
     last_link: LinkId,
     last_number: u32,
     last_page: u32,
@@ -107,6 +116,8 @@ pub fn run(guest: &Arc<Guest>) {
         channels: BTreeMap::new(),
         waiting: BTreeMap::new(),
         pages: BTreeMap::new(),
+        grants: lock(&guest.domain).pins(guest.memory.clone()),
+        late: Vec::new(),
         last_link: 0,
         last_number: 0,
         last_page: 0,
@@ -131,6 +142,8 @@ impl Server {
             [peers.wake.as_fd(), peers.listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
         fds.extend(self.links.values().map(|link| PollFd::new(link.as_fd(), link.interest())));
         let until = self.waiting.values().map(|waiting| waiting.until).min();
+        let until =
+            if self.late.is_empty() { until } else { until.into_iter().chain([Instant::now() + LATE]).min() };
         let left =
             until.map(|until| until.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         let timeout =
@@ -156,18 +169,27 @@ impl Server {
                 Order::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
-        for link in std::iter::from_fn(|| Link::accept(&guest.peers.listener)).take(PACKETS) {
-            if self.links.len() < LINKS_MAX {
-                self.add(link);
-            }
-        }
         for &id in ready {
             if let Err(e) = self.serve(id) {
                 self.lose(id, &e);
             }
         }
+        // After those that have hung up, and may be back.
+        self.accept();
         self.expire();
+        self.unpin_late();
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Takes in who has connected. A process that has not said yet who it is comes once: it cannot keep the others out.
+    fn accept(&mut self) {
+        let guest = self.guest.clone();
+        for link in std::iter::from_fn(|| Link::accept(&guest.peers.listener)).take(PACKETS) {
+            let here = |other: &Link| !other.ours && other.domid.is_none() && other.pid == link.pid;
+            if self.links.len() < LINKS_MAX && !self.links.values().any(here) {
+                self.add(link);
+            }
+        }
     }
 
     fn add(&mut self, link: Link) -> LinkId {
@@ -199,31 +221,36 @@ impl Server {
         if let Some(domid) = link.domid.filter(|_| why.kind() != io::ErrorKind::UnexpectedEof) {
             crate::log::limited!(warn, "domain {domid} is not heard any more: {why}");
         }
-        let of_it = |channel: &Channel| channel.link == id;
+        let of_it = |channel: &Channel| channel.link == id && !channel.gone;
         let gone: Vec<_> = self.channels.iter().filter(|(_, c)| of_it(c)).map(|(&b, _)| b).collect();
         gone.into_iter().for_each(|backend| self.left(backend));
         self.nobody(|waiting| waiting.link == id);
-        link.pins.into_values().for_each(|pin| self.unpin(pin));
+        self.late.extend(link.pins.into_values());
     }
 
-    /// The other end of a channel has gone: our port waits again.
+    /// The other end of a channel has gone: our port waits again. Where the guest has just closed it the channel stays
+    /// until we are told.
     fn left(&mut self, backend: Backend) {
-        if self.channels.remove(&backend).is_some() {
-            self.guest.with_domain(|domain, cx| domain.peer_left(backend, cx));
+        if self.guest.with_domain(|domain, cx| domain.peer_left(backend, cx)) {
+            self.channels.remove(&backend);
             self.guest.accel.remove_device(backend);
+        } else if let Some(channel) = self.channels.get_mut(&backend) {
+            channel.gone = true;
         }
     }
 
     /// The guest has closed our end.
     fn leave(&mut self, backend: Backend) {
-        // Where the other end was faster there is nothing left to do.
-        let Some(Channel { link, ours, theirs }) = self.channels.remove(&backend) else { return };
+        let Some(Channel { link, ours, theirs, gone }) = self.channels.remove(&backend) else { return };
         self.guest.accel.remove_device(backend);
-        self.tell(link, Packet::new(Kind::Closed, 0, [theirs, ours, 0]));
+        // Its port may be another channel's by now.
+        if !gone {
+            self.tell(link, Packet::new(Kind::Closed, 0, [theirs, ours, 0]));
+        }
     }
 
     fn closed(&mut self, id: LinkId, [ours, theirs, _]: [u32; 3]) {
-        let meant = |c: &Channel| (c.link, c.ours, c.theirs) == (id, ours, theirs);
+        let meant = |c: &Channel| (c.link, c.ours, c.theirs, c.gone) == (id, ours, theirs, false);
         let found = self.channels.iter().find(|(_, channel)| meant(channel)).map(|(&backend, _)| backend);
         if let Some(backend) = found {
             self.left(backend);

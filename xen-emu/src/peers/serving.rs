@@ -1,9 +1,9 @@
 //! What other domains ask of ours.
 
 use super::link::{Link, Pin};
-use super::wire::{BODY_MAX, Kind, Packet};
+use super::wire::{BODY_MAX, Kind, Packet, VERSION};
 use super::{Channel, LinkId, Server};
-use crate::guest::lock;
+use crate::guest::{Guest, lock};
 use crate::kvm::backends::BackendFds;
 use crate::kvm::ioctl;
 use std::fs::File;
@@ -13,9 +13,25 @@ use std::sync::Arc;
 use xen_abi::errno::Errno;
 use xen_abi::grant_table::GntStatus;
 use xen_abi::{Domid, Gref};
+use xen_domain::gnttab::Pins;
+use xen_domain::mem::Gfn;
 
 /// Grants that one domain may have mapped.
 const PINS_MAX: usize = 8192;
+
+/// Moves a frame with `act` while nobody writes to it: no vCPU, and no backend in domain 0, whose disks write to where it
+/// was when they began.
+fn moving(
+    guest: &Guest,
+    grants: &Pins,
+    frame: Gfn,
+    act: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
+    // Nobody is stopped in vain.
+    grants.unless_written(frame, || ()).ok_or_else(busy)?;
+    guest.standing_still(&mut || grants.unless_written(frame, &mut *act).unwrap_or_else(|| Err(busy())))
+}
 
 /// By the name the kernel shows.
 fn is_eventfd(fd: &OwnedFd) -> bool {
@@ -25,7 +41,12 @@ fn is_eventfd(fd: &OwnedFd) -> bool {
 
 impl Server {
     /// Who has connected says which domain it is.
-    pub(super) fn hello(&mut self, id: LinkId, [domid, ..]: [u32; 3]) -> io::Result<()> {
+    pub(super) fn hello(&mut self, id: LinkId, [domid, version, _]: [u32; 3]) -> io::Result<()> {
+        if version != VERSION {
+            return Err(io::Error::other(format!(
+                "its process speaks version {version} of this, not {VERSION}"
+            )));
+        }
         let domid = u16::try_from(domid).map(Domid).ok().filter(|domid| domid.is_ordinary());
         let domid = domid.ok_or(io::ErrorKind::InvalidData)?;
         let here = |link: &Link| !link.ours && link.domid == Some(domid);
@@ -75,13 +96,15 @@ impl Server {
         if !is_eventfd(&kick) || !is_eventfd(&notify) {
             return Err(Errno::EINVAL);
         }
+        // A guess costs our guest nothing: its other channels would wait for the kernel to take one in and out.
+        lock(&self.guest.domain).waits_for(ours, by)?;
         let adopt = |fd| ioctl::adopt_eventfd(fd).map_err(|_| Errno::EINVAL);
         let fds = BackendFds { kick: adopt(kick)?, notify: adopt(notify)? };
         let backend = self.guest.accel.add_peer(Arc::new(fds)).map_err(|e| {
             crate::log::limited!(warn, "event channel to domain {by}: {e}");
             Errno::ENOMEM
         })?;
-        self.channels.insert(backend, Channel { link: id, ours, theirs });
+        self.channels.insert(backend, Channel { link: id, ours, theirs, gone: false });
         let bound = self.guest.with_domain(|domain, cx| domain.bind_peer(ours, (by, theirs), backend, cx));
         bound.inspect_err(|_| {
             self.channels.remove(&backend);
@@ -107,10 +130,15 @@ impl Server {
         }
         let gref = Gref(gref);
         let granted = lock(&guest.domain).grant_to(by, gref, write, &*guest.memory)?;
-        let shared = guest.memory.share(granted.frame, granted.writable, |act| guest.standing_still(act));
+        let frame = granted.frame;
+        let how = (by, granted.writable);
+        let shared = guest.memory.share(frame, how, |act| moving(&guest, &self.grants, frame, act));
         let file: File = shared.map_err(|e| {
-            crate::log::limited!(warn, "frame {:#x} cannot be shared with domain {by}: {e}", granted.frame.0);
-            lock(&guest.domain).ungrant(gref, write, granted.frame, &*guest.memory);
+            lock(&guest.domain).ungrant(gref, write, frame, &*guest.memory);
+            if e.kind() == io::ErrorKind::ResourceBusy {
+                return GntStatus::EAGAIN;
+            }
+            crate::log::limited!(warn, "frame {:#x} cannot be shared with domain {by}: {e}", frame.0);
             GntStatus::GENERAL_ERROR
         })?;
         answer.fds.push(file.into());
@@ -118,13 +146,27 @@ impl Server {
         Ok(())
     }
 
-    /// The page is ours alone again before the guest sees that its grant is not in use.
-    pub(super) fn unpin(&self, pin: Pin) {
-        let guest = &self.guest;
-        if let Err(e) = guest.memory.unshare(pin.frame, |act| guest.standing_still(act)) {
-            crate::log::limited!(warn, "frame {:#x} stays shared: {e}", pin.frame.0);
+    /// The page is ours alone again before the guest sees that its grant is not in use. Where that cannot be now it is
+    /// tried again, and the grant stays in use; false.
+    pub(super) fn unpin(&mut self, pin: Pin) -> bool {
+        let (guest, frame) = (&self.guest, pin.frame);
+        let back = guest.memory.unshare(frame, |act| moving(guest, &self.grants, frame, act));
+        if let Err(e) = back {
+            if e.kind() != io::ErrorKind::ResourceBusy {
+                crate::log::limited!(warn, "frame {:#x} is still shared: {e}", frame.0);
+            }
+            self.late.push(pin);
+            return false;
         }
-        lock(&guest.domain).ungrant(pin.gref, pin.write, pin.frame, &*guest.memory);
+        lock(&guest.domain).ungrant(pin.gref, pin.write, frame, &*guest.memory);
+        true
+    }
+
+    /// Gives back what could not be before, until one cannot be again; that one has its turn after the others.
+    pub(super) fn unpin_late(&mut self) {
+        let mut late = std::mem::take(&mut self.late).into_iter();
+        while late.next().is_some_and(|pin| self.unpin(pin)) {}
+        self.late.splice(0..0, late);
     }
 
     fn read(

@@ -15,10 +15,13 @@ const FDS: usize = 2;
 /// Bytes beside the head: what one page holds.
 pub const BODY_MAX: usize = 4096;
 
+/// Of what is said here: processes may be of different ages.
+pub const VERSION: u32 = 1;
+
 /// What a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The first one: `a` is the domain that speaks.
+    /// The first one: `a` is the domain that speaks, and `b` the version it speaks.
     Hello,
     /// Join your port `a` to my port `b`. Descriptors: the eventfd you signal, and the one you are signalled by.
     Bind,

@@ -14,7 +14,7 @@ use xen_abi::{Domid, Gref};
 
 use super::entry::{Entry, Granted, IN_USE};
 use super::{GrantError, Grants, Pinned};
-use crate::mem::GuestMem;
+use crate::mem::{Gfn, GuestMem};
 
 /// Locks that the entries are spread over.
 const SHARDS: usize = 16;
@@ -75,6 +75,17 @@ impl Pins {
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.active.in_use()
+    }
+}
+
+impl Pins {
+    /// Runs `act` while nothing is pinned or given back, unless a backend may be writing to a frame: then what it writes
+    /// must come to where the frame was when it was pinned.
+    pub fn unless_written<R>(&self, frame: Gfn, act: impl FnOnce() -> R) -> Option<R> {
+        let shards: Vec<_> = self.active.shards.iter().map(lock).collect();
+        let written = |pin: &Pin| pin.by == Domid::DOM0 && pin.writers > 0 && pin.granted.frame == frame;
+        let free = !shards.iter().any(|shard| shard.values().any(written));
+        free.then(act)
     }
 }
 

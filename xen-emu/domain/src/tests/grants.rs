@@ -53,6 +53,19 @@ fn the_bits_of_use_come_with_the_first_pin_and_go_with_the_last() {
 }
 
 #[test]
+fn nothing_moves_that_a_backend_writes_to() {
+    let (ram, pins) = surroundings();
+    grant(&*ram, Gref(9), Gfn(3), false).unwrap();
+    let moves = |frame| pins.unless_written(Gfn(frame), || ()).is_some();
+    pins.pin(Gref(9), false).unwrap();
+    assert!(moves(3), "what is read can be read elsewhere");
+    pins.pin(Gref(9), true).unwrap();
+    assert!(!moves(3) && moves(4));
+    pins.unpin(Gref(9), true);
+    assert!(moves(3));
+}
+
+#[test]
 fn what_is_not_granted_to_us_is_refused_and_not_marked() {
     let (ram, pins) = surroundings();
     let put = |flags, domid, frame| {
