@@ -277,7 +277,10 @@ impl Guest {
     /// Write the hypercall page where the guest wants it; false where there is no memory of its, or it asks for a
     /// further page.
     pub fn hypercall_page(&self, at: u64, width: Width) -> bool {
-        if at & 0xfff != 0 || self.memory.write(Gpa(at), &xen_portable::page()).is_err() {
+        let at = Gpa(at);
+        // Beyond what a guest can name there are pages that are made when they are first touched.
+        let there = at.0 & 0xfff == 0 && lock(&self.domain).has_ram(at.gfn());
+        if !there || self.memory.write(at, &xen_portable::page()).is_err() {
             return false;
         }
         self.with_domain(|domain, cx| domain.hypercall_page_written(width, cx));

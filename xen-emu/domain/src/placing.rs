@@ -17,6 +17,12 @@ impl Domain {
             || self.grants.mapped.is_at(gfn)
     }
 
+    /// Whether the guest has RAM there, whatever number it names.
+    #[must_use]
+    pub fn has_ram(&self, gfn: Gfn) -> bool {
+        self.physmap.is_present(gfn)
+    }
+
     /// Whether the frame is the domain's own, and not another domain's page that it has mapped: that goes away when it is
     /// unmapped, and what the machine keeps up to date has to stay.
     pub(crate) fn owns(&self, gfn: Gfn) -> bool {

@@ -207,6 +207,9 @@ fn nothing_that_the_machine_keeps_up_to_date_is_in_another_domains_page() {
     let mut b = Bench::new(Width::Bits64);
     b.told(Told::Mapped(Foreign(3)));
     assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &map(40, gntmap::HOST_MAP)).status, GntStatus::OKAY);
+    let homes = [SpecialPage::SharedInfo, SpecialPage::GrantFrame(9)].map(|page| page.home().gfn());
+    assert!(b.domain.has_ram(Gfn(20)));
+    assert!([homes[0], homes[1], Gfn(0x1000), Gfn(u64::MAX >> 12)].iter().all(|gfn| !b.domain.has_ram(*gfn)));
     b.effects();
     let info = xen_abi::vcpu::RegisterVcpuInfo { mfn: 0x1000, offset: 0, rsvd: 0 };
     b.put(Bench::ARG, &info);
