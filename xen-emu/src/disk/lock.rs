@@ -114,6 +114,11 @@ mod tests {
         args.args(["-c", "read line", "sh", "--run-dir"]).arg(dir.path()).stdin(Stdio::piped()).stdout(file);
         let mut child = args.spawn().unwrap();
         drop(args);
+        // A process that has just begun its program has no command line yet.
+        let cmdline = format!("/proc/{}/cmdline", child.id());
+        while fs::read(&cmdline).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         let want = format!("{} is in use by domain \"web\"", path.display());
         assert!(said(false).starts_with(&format!("disk image {want}")), "{}", said(false));
         drop(child.stdin.take());
