@@ -228,12 +228,7 @@ pub const TESTS: &[Test] = &[
     test("durable-raw", "durable.sh", &["debian-12", "raw", "none", "4", "all"], 500),
     test("durable-raw-plain", "durable.sh", &["debian-12", "raw", "writeback", "1", PLAIN_BLOCKS], 500),
     test("durable-qcow2", "durable.sh", &["debian-12", "qcow2", "none", "4", "all"], 500),
-    test(
-        "long-durable-qcow2-plain",
-        "durable.sh",
-        &["debian-12", "qcow2", "writeback", "1", PLAIN_BLOCKS],
-        500,
-    ),
+    test("durable-qcow2-plain", "durable.sh", &["debian-12", "qcow2", "writeback", "1", PLAIN_BLOCKS], 500),
     test("network-devices", "network.sh", &["debian-12"], 300),
     test("network-refused", "network-refused.sh", &["debian-12"], 600),
     test("network-load", "network-load.sh", &["debian-12", "4", "20000"], 1200),
