@@ -127,7 +127,7 @@ for format in raw qcow2; do
         xlr block-resize g xvdb 96M || fail "block-resize ended with status $?"
         must 30 'until [ "$(blockdev --getsize64 /dev/xvdb)" = 100663296 ]; do sleep 0.2; done; resize2fs /dev/xvdb && df -m /tmp/b'
     fi
-    must 60 'umount /tmp/b && blkdiscard /dev/xvdb'
+    must 60 'umount /tmp/b && blkdiscard -f /dev/xvdb'
     [ "$(used "$image")" -lt 2000 ] || fail "$format: after blkdiscard the image has $(used "$image") KiB"
     go
 done
