@@ -62,7 +62,7 @@ impl Stack<'_> {
         if file.read_exact(&mut magic).is_err() || magic != MAGIC {
             return Err(DiskError::format(path, "not a qcow2 image; for plain bytes say format=raw"));
         }
-        let counted = !writable || refcount::counts_its_header(&file).unwrap_or(false);
+        let counted = !writable || refcount::counts_what_it_uses(&file).unwrap_or(false);
         self.files.push(file);
         let opened = guarded(|| {
             let open = |direct| {
@@ -75,7 +75,7 @@ impl Stack<'_> {
             opened.map_err(|e| DiskError::format(path, format!("not a usable qcow2 image: {e}")))?;
         if !counted {
             let what =
-                "a corrupt qcow2 image: its reference counts deny its header; try qemu-img check -r all";
+                "a corrupt qcow2 image: its reference counts deny what it uses; try qemu-img check -r all";
             return Err(DiskError::format(path, what));
         }
         if layer.requires_external_data_file() {
