@@ -26,6 +26,7 @@ const PAGE: u64 = 4096;
 const CHUNK: usize = 1 << 20;
 /// A run of zeros of this length becomes a hole.
 const HOLE: usize = 64 << 10;
+static ZEROS: [u8; HOLE] = [0; HOLE];
 
 /// The registers of a vCPU in the order of Linux's `user_regs_struct`: r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx,
 /// rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss, fs_base, gs_base, ds, es, fs, gs.
@@ -75,7 +76,7 @@ fn fill(
                 .read(Gpa(base + offset), chunk)
                 .map_err(|_| io::Error::other("memory that is not there"))?;
             for piece in chunk.chunks(HOLE) {
-                if piece.iter().any(|&byte| byte != 0) {
+                if ZEROS.get(..piece.len()) != Some(piece) {
                     file.seek(SeekFrom::Start(at))?;
                     file.write_all(piece)?;
                 }

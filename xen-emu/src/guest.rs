@@ -369,8 +369,8 @@ impl Vm for Guest {
     fn dump_core(&self, path: &Path, stop: &AtomicBool) -> io::Result<()> {
         let paused = self.paused();
         self.pause();
-        let vcpus: Vec<Registers> =
-            (0..).take(lock(&self.threads).len()).map(|vcpu| self.registers(vcpu)).collect();
+        let vcpus = lock(&self.threads).len();
+        let vcpus: Vec<Registers> = (0..).take(vcpus).map(|vcpu| self.registers(vcpu)).collect();
         let regions: Vec<_> =
             self.memory.regions().iter().map(|region| (region.base, region.size())).collect();
         let written = core_dump::write(path, &*self.memory, &regions, &vcpus, stop);
