@@ -175,7 +175,7 @@ pub const TESTS: &[Test] = &[
         &["stress", "64", PORTABLE, FIFO, "vcpus = 4", "max_event_channels = 4095"],
         300,
     ),
-    test("micro-portable-fifo-asked", "micro.sh", &["fifo", "64", PORTABLE, FIFO], 60),
+    test("micro-portable-fifo-asked", "micro.sh", &["fifo", "64", PORTABLE, FIFO], 180),
     test("cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level"], 120),
     test("cpus-fifo-6.1-cloud", "cpus.sh", &["6.1-cloud", "fifo"], 120),
     test("reboot-6.12-cloud", "reboot.sh", &["6.12-cloud"], 120),
@@ -195,7 +195,7 @@ pub const TESTS: &[Test] = &[
     test("create-paused-as-xl", "xl.sh", &[], 90),
     test("create-as-nobody", "user.sh", &[], 90),
     test("create-from-yaml", "yaml.sh", &[], 90),
-    test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 60),
+    test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 180),
     test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
     test(
         "stress-fifo-4cpu",

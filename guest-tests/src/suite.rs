@@ -154,7 +154,7 @@ fn cases(micro: &[PathBuf]) -> Vec<Case> {
             name: format!("micro-{kind}{name}"),
             host,
             words: words("micro.sh", &[&[name, "64"], lines].concat()),
-            limit: 60,
+            limit: 120,
             deaths: 0,
         };
         let names = micro.iter().filter_map(|path| path.file_name());

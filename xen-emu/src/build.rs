@@ -26,7 +26,7 @@ use calloop::channel::Sender;
 use kvm_ioctls::{Kvm, VmFd};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU32};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -121,6 +121,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         machine: Mutex::new(Machine::new(config.acpi)),
         slots: Mutex::new(slots),
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
+        clocks: (0..config.max_vcpus).map(|_| AtomicU64::new(0)).collect(),
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
         refused: (0..config.max_vcpus).map(|_| AtomicU32::new(0)).collect(),
         forward,

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use xen_abi::Domid;
 use xen_abi::errno::Errno;
+use xen_abi::shared_info::VCPU_TIME;
 use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use xen_domain::mem::{Gfn, Gpa, SpecialPage};
 use xen_domain::peer::{Ask, Foreign, Question};
@@ -30,7 +31,7 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
     if matches!(attr, VcpuAttr::TimerPort(_)) && !guest.accel.has_timers() {
         match guest.accel.take_timer(fd) {
             Ok(None) => {}
-            Ok(running) => guest.set_singleshot(vcpu, running),
+            Ok(running) => guest.set_singleshot(vcpu, running, Some(fd)),
             Err(e) => crate::log::limited!(warn, "vCPU {vcpu}: its timer stays in the kernel: {e}"),
         }
         return;
@@ -176,6 +177,9 @@ impl Effects for Fx<'_> {
     }
 
     fn set_vcpu_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) {
+        if let Some(clock) = index(vcpu).and_then(|vcpu| self.guest.clocks.get(vcpu)) {
+            clock.store(gpa.map_or(0, |gpa| gpa.offset(VCPU_TIME as u64).0), Ordering::Release);
+        }
         self.attr(vcpu, VcpuAttr::Info(gpa));
     }
 
@@ -208,7 +212,10 @@ impl Effects for Fx<'_> {
     fn set_singleshot(&mut self, vcpu: VcpuId, at: Option<u64>) {
         match self.guest.accel.has_timers() {
             true => self.attr(vcpu, VcpuAttr::TimerExpiry(at)),
-            false => self.guest.set_singleshot(vcpu, at),
+            false => {
+                let own = self.own.filter(|&(_, me)| me == vcpu);
+                self.guest.set_singleshot(vcpu, at, own.map(|(fd, _)| fd));
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use crate::core_dump::{self, Registers};
 use crate::forward::Forward;
 use crate::fx::Fx;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
+use crate::kvm::pvclock;
 use crate::kvm::vcpu::{self, Mail, Thread};
 use crate::kvm::vm::Slots;
 use crate::kvm::xen_portable;
@@ -19,10 +20,10 @@ use crate::timers::{Timer, Timers};
 use crate::vm::{Vm, VmEvent};
 use calloop::channel::Sender;
 use kvm_bindings::kvm_msi;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -49,6 +50,8 @@ pub struct Guest {
     pub slots: Mutex<Slots>,
     /// Pausing, stopping, and work for vCPUs.
     pub mailboxes: Mailboxes<Mail>,
+    /// Where each vCPU has its clock, a vcpu_time_info; 0 = nowhere yet.
+    pub clocks: Vec<AtomicU64>,
     /// Per-vCPU upcall vectors; 0 = none set.
     pub vectors: Vec<AtomicU8>,
     /// How often in a row each vCPU's local APIC has refused an upcall.
@@ -130,6 +133,14 @@ impl Guest {
             system_ns: self.vm.get_clock().map_or(0, |clock| clock.clock),
             wall_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// System time by a vCPU's own clock where it has one, nanoseconds. On its own thread.
+    pub fn system_ns(&self, fd: &VcpuFd, vcpu: u32) -> u64 {
+        let clock = usize::try_from(vcpu).ok().and_then(|vcpu| self.clocks.get(vcpu));
+        let at = clock.map_or(0, |clock| clock.load(Ordering::Acquire));
+        let read = (at != 0).then(|| pvclock::system_ns(fd, &self.memory, Gpa(at))).flatten();
+        read.unwrap_or_else(|| self.now().system_ns)
     }
 
     /// The devices' clock, nanoseconds.
@@ -218,9 +229,10 @@ impl Guest {
         result
     }
 
-    /// Run a vCPU's singleshot VIRQ_TIMER here: raised at this system time, or never.
-    pub fn set_singleshot(&self, vcpu: u32, at: Option<u64>) {
-        let after = at.map(|at| Duration::from_nanos(at.saturating_sub(self.now().system_ns)));
+    /// Run a vCPU's singleshot VIRQ_TIMER here: raised at this system time, or never. `own` on the vCPU's own thread.
+    pub fn set_singleshot(&self, vcpu: u32, at: Option<u64>, own: Option<&VcpuFd>) {
+        let now = || own.map_or_else(|| self.now().system_ns, |fd| self.system_ns(fd, vcpu));
+        let after = at.map(|at| Duration::from_nanos(at.saturating_sub(now())));
         self.timers.set(Timer::Singleshot(vcpu), after);
     }
 
@@ -261,12 +273,26 @@ impl Guest {
             Interrupt::Vector(vector) => {
                 if self.signal(LAPIC_MSI | u64::from(apic_id(vcpu)) << 12, vector.into()).is_ok_and(|n| n > 0)
                 {
-                    return refused.store(0, Ordering::Relaxed);
+                    if refused.swap(0, Ordering::AcqRel) > 0 {
+                        self.timers.set(Timer::Upcall(vcpu), None);
+                    }
+                    return;
                 }
                 let times = refused.fetch_add(1, Ordering::Relaxed).min(6);
                 self.timers.set(Timer::Upcall(vcpu), Some(TRY_AGAIN * (1 << times)));
             }
         }
+    }
+
+    /// Interrupt a vCPU again whose local APIC has refused it, unless a later interrupt was taken meanwhile: the flag would be
+    /// set by what that one has brought.
+    pub fn try_again(&self, vcpu: u32) {
+        let refused = usize::try_from(vcpu).ok().and_then(|vcpu| self.refused.get(vcpu));
+        self.with_domain(|domain, cx| {
+            if refused.is_some_and(|refused| refused.load(Ordering::Acquire) > 0) {
+                domain.remind_upcall(vcpu, cx);
+            }
+        });
     }
 
     /// Interrupt a vCPU again if its evtchn_upcall_pending is still set.

@@ -110,7 +110,7 @@ pub fn run(guest: &Arc<Guest>) {
                     guest.post(vcpu, Mail::Wake);
                 }
             }
-            Timer::Upcall(vcpu) => guest.remind(vcpu),
+            Timer::Upcall(vcpu) => guest.try_again(vcpu),
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();

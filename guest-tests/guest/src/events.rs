@@ -87,6 +87,11 @@ impl Events {
         apic::enable();
         events.set_vector(vector)?;
         hypercall::hvm_set_param(HvmParam::CALLBACK_IRQ, 1)?;
+        // Setting a vector interrupts where something is pending already: that is to come now, and to be forgotten.
+        cpu::sti();
+        (0..1000).for_each(|_| cpu::pause());
+        cpu::cli();
+        events.take_selector();
         Ok(events)
     }
 

@@ -6,6 +6,7 @@ pub mod cpuid;
 pub mod ioctl;
 pub mod irq;
 pub mod mailbox;
+pub mod pvclock;
 pub mod regs;
 pub mod vcpu;
 pub mod vm;

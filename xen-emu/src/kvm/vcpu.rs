@@ -421,7 +421,7 @@ impl Vcpu {
     /// halts is still read before it enters the guest. With interrupts off only mail can wake it, which it sleeps for
     /// here; now and then the guest looks for itself.
     fn block(&self, deadline: Option<u64>) {
-        let now = self.guest.now().system_ns;
+        let now = self.guest.system_ns(&self.fd, self.id);
         let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
         let deaf = self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0);
         // The timeout of an earlier poll must not end this one.

@@ -2,6 +2,7 @@
 //! secondary vcpu_time_info is a copy, and the runstate by the scheduler's statistics.
 
 use super::set_msr;
+use crate::kvm::pvclock;
 use crate::memory::Memory;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -13,7 +14,7 @@ use xen_abi::Width;
 use xen_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
 use xen_abi::vcpu::{Runstate, RunstateInfo, XEN_RUNSTATE_UPDATE};
 use xen_domain::mem::{Fault, Gpa, GuestMem};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 /// MSR_KVM_SYSTEM_TIME_NEW: where KVM keeps the clock; bit 0 turns it on.
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
@@ -143,15 +144,7 @@ fn times(schedstat: &File, now: u64) -> [u64; 2] {
 
 /// A whole and stable time info.
 fn read_time(memory: &Memory, at: Gpa) -> Option<VcpuTimeInfo> {
-    for _ in 0..8 {
-        let mut bytes = [0; size_of::<VcpuTimeInfo>()];
-        memory.read(at, &mut bytes).ok()?;
-        let time = VcpuTimeInfo::read_from_bytes(&bytes).ok()?;
-        if time.version % 2 == 0 && memory.load_u32(at) == Ok(time.version) {
-            return (time.flags & TSC_STABLE != 0 && time.tsc_to_system_mul != 0).then_some(time);
-        }
-    }
-    None
+    pvclock::read(memory, at).filter(|time| time.flags & TSC_STABLE != 0)
 }
 
 /// The version is odd while the rest changes.
