@@ -56,9 +56,9 @@ pub const TESTS: &[Test] = &[
     test("boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
     // A vector of each vCPU, which the lab's processor does not make the default.
     test(
-        "boot-vector-6.12-cloud-4cpu",
+        "boot-global-6.12-cloud-4cpu",
         "boot.sh",
-        &["6.12-cloud", "4", "512", "poweroff", "2level", "vector"],
+        &["6.12-cloud", "4", "512", "poweroff", "2level", "global"],
         120,
     ),
     test(
@@ -68,9 +68,9 @@ pub const TESTS: &[Test] = &[
         120,
     ),
     test(
-        "boot-fifo-vector-6.12-cloud-2cpu",
+        "boot-fifo-global-6.12-cloud-2cpu",
         "boot.sh",
-        &["6.12-cloud", "2", "512", "poweroff", "fifo", "vector"],
+        &["6.12-cloud", "2", "512", "poweroff", "fifo", "global"],
         150,
     ),
     test("boot-fifo-6.1-cloud-2cpu", "boot.sh", &["6.1-cloud", "2", "512", "poweroff", "fifo"], 120),

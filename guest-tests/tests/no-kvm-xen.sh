@@ -16,7 +16,8 @@ xlr create g.cfg >out 2>err || { cat err; fail "xlr create ended with status $?"
 [ "$(grep -c 'hypercall_rewrite' err)" = 1 ] || { cat err; fail 'no notice of the rewritten hypercalls'; }
 xlr list --json g >listed
 want listed '"backend": "portable"'
-xlr shutdown -w g || fail "shutdown -w ended with status $?"
+until_true 60 xlr shutdown g || fail "the guest does not hear a shutdown"
+gone g 60
 # What cannot be rewritten is refused with the reason.
 guest h 6.12-cloud poweroff 'kernel = "/guest/micro/hello"' 'hypercall_rewrite = 1'
 xlr create h.cfg >out 2>err && fail 'a kernel without stubs was rewritten'

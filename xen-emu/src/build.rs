@@ -230,8 +230,8 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool
     })
 }
 
-/// Whether guests are told of per-vCPU upcall vectors. The end of each such interrupt is an exit unless the processor
-/// virtualises the local APIC; the global vector has none.
+/// Whether guests are told of per-vCPU upcall vectors. In the lab guests with the global vector, which KVM injects with an
+/// interrupt window each, now and then take it twice at once and die.
 ///
 /// # Errors
 /// The global vector has no way to the guest.
@@ -240,9 +240,7 @@ fn vcpu_upcall(upcall: Upcall, way: Way) -> Result<bool, HostError> {
         (Upcall::Vector, _) | (Upcall::Auto, Way::Portable(_)) => Ok(true),
         (Upcall::Global, Way::Portable(offers)) if !offers.auto_eoi => Err(HostError::NoAutoEoi),
         (Upcall::Global, _) => Ok(false),
-        (Upcall::Auto, Way::Kernel(capabilities)) => {
-            Ok(xen_kernel::has_reliable_vectors(capabilities) && kvm::virtualises_apic())
-        }
+        (Upcall::Auto, Way::Kernel(capabilities)) => Ok(xen_kernel::has_reliable_vectors(capabilities)),
     }
 }
 

@@ -107,14 +107,6 @@ pub fn xen_capabilities(kvm: &Kvm) -> u32 {
     u32::try_from(kvm.check_extension_int(Cap::XenHvm)).unwrap_or(0)
 }
 
-/// Whether guests end their interrupts without an exit (Intel's APICv, AMD's AVIC), by what KVM's modules say.
-pub fn virtualises_apic() -> bool {
-    ["kvm_intel/parameters/enable_apicv", "kvm_amd/parameters/avic"].iter().any(|parameter| {
-        std::fs::read_to_string(format!("/sys/module/{parameter}"))
-            .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
-    })
-}
-
 /// Whether the host's kernel trusts its TSC: it is its clock source only as long as it runs at one rate on all CPUs.
 pub fn keeps_time_by_tsc() -> bool {
     std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
