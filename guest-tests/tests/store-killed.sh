@@ -15,7 +15,8 @@ while (length $got < 16 || length $got < 16 + (unpack "L4", $got)[3]) {
     sysread($bus, $got, 4096, length $got) or die "read: $!";
 }
 print substr($got, 16), "\n";
-END'
+END
+:'
 must 30 'perl /tmp/ask 2 "name\0"'
 want said '^g$' 'the guest cannot read its name'
 # served OLD: another process serves.
