@@ -230,6 +230,7 @@ fn devices(launch: &Launch, built: &Built) -> anyhow::Result<Bus> {
         channels: Arc::new(GuestChannels(guest.clone())),
         open: Arc::new(move |config| kinds::open(config, facts)),
         connect: Arc::new(move || xenbus_setup::connect(&whose)),
+        grace: bus::GRACE,
     };
     let bus = Bus::start(xenbus_setup::connect(launch).context("xenstored")?, wiring).context("devices")?;
     launch.config.devices.iter().try_for_each(|device| bus.attach(device)).map_err(anyhow::Error::msg)?;

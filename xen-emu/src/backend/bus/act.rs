@@ -152,6 +152,8 @@ impl Server {
         if let Some(entry) = self.entries.get_mut(place) {
             entry.device.disconnect();
             entry.front = None;
+            // A number that the guest has given back may be another device's next.
+            entry.ports.retain(|port| self.wiring.channels.is_open(*port));
             limited!(info, "{place}: disconnected");
         }
     }

@@ -11,7 +11,8 @@ use crate::backend::script::{self, Hotplug};
 use crate::guest::lock;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use xen_abi::io::xenbus::XenbusState;
 use xen_emu_api::control::Reply;
 use xen_emu_api::device::{Device, DiskConfig};
 
@@ -138,15 +139,23 @@ impl Server {
         tracing::info!("{place}: detached");
         if let Some(entry) = self.going.get_mut(place) {
             entry.answer(&Reply::Ok);
-            entry.gone = Some(Instant::now() + PATIENCE);
+            let patience = match entry.state {
+                _ if !entry.ports.is_empty() => PATIENCE,
+                // It has done nothing with the device.
+                XenbusState::INITIALISING => Duration::ZERO,
+                _ => self.wiring.grace,
+            };
+            entry.gone = Some(Instant::now() + patience);
         }
     }
 
     /// Another device in its place would be taken for the old one by a guest that has not noticed yet: Linux closes its
-    /// ports when it does.
+    /// ports when it does. Where it had closed them before, nothing shows it.
     pub(super) fn settle(&mut self, now: Instant) {
         let channels = &self.wiring.channels;
-        let noticed = |entry: &Entry| !entry.ports.iter().any(|port| channels.is_open(*port));
+        let noticed = |entry: &Entry| {
+            !entry.ports.is_empty() && !entry.ports.iter().any(|port| channels.is_open(*port))
+        };
         let settled = |entry: &Entry| entry.gone.is_some_and(|until| until <= now || noticed(entry));
         let places: Vec<_> = self.going.iter().filter(|(_, entry)| settled(entry)).collect();
         let places: Vec<_> = places.into_iter().map(|(place, _)| place.clone()).collect();

@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub disc: Option<Disc>,
     /// Taken away by force; its nodes go then at the latest.
     pub abandoned: Option<Instant>,
-    /// The guest's ports, since it was connected last.
+    /// The guest's ports, since it was connected last; once disconnected, those that it still has.
     pub ports: Vec<u32>,
     /// Its nodes are gone; until then at the latest the guest has noticed.
     pub gone: Option<Instant>,

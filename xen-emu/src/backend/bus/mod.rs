@@ -20,6 +20,7 @@ use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use xen_domain::gnttab::Grants;
 use xen_emu_api::control::{Reply, Request};
 use xen_emu_api::device::Device;
@@ -27,6 +28,8 @@ use xenstored::client::Client;
 
 /// Makes the backend of a configured device of this domain; on an error nothing is left.
 pub type Open = dyn Fn(&Device) -> Result<Box<dyn device::Device>, DeviceError> + Send + Sync;
+/// [`Wiring::grace`] of a guest: a busy one needs some of it.
+pub const GRACE: Duration = Duration::from_secs(1);
 /// Makes a further connection to the store.
 pub type Connect = dyn Fn() -> Result<Client, xenstored::client::Error> + Send + Sync;
 
@@ -44,6 +47,8 @@ pub struct Wiring {
     pub open: Arc<Open>,
     /// The store.
     pub connect: Arc<Connect>,
+    /// How long a guest that had closed a device may take to see that it is gone: it has no ports of its any more that would show it.
+    pub grace: Duration,
 }
 
 /// Told the answer to a request, from the bus's thread.

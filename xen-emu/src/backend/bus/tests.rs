@@ -34,7 +34,8 @@ pub fn wiring(domid: u16) -> Wiring {
     let memory = Arc::new(Page::default());
     let open = Arc::new(move |config: &Device| kinds::open(config, kinds::Facts { domid, vcpus: 1 }));
     let connect = Arc::new(|| Client::connect("/nonexistent"));
-    Wiring { domid, memory, grants: Arc::new(Bare), channels: Arc::new(Bare), open, connect }
+    let grace = Duration::from_millis(2);
+    Wiring { domid, memory, grants: Arc::new(Bare), channels: Arc::new(Bare), open, connect, grace }
 }
 
 /// Channels of a guest that has these ports.
@@ -166,6 +167,11 @@ struct Stage {
 }
 
 fn stage() -> Stage {
+    patient(wiring(7).grace)
+}
+
+/// With another [`Wiring::grace`].
+fn patient(grace: Duration) -> Stage {
     let dir = tempfile::tempdir().unwrap();
     let store = TestStore::start(dir.path());
     let mut client = store.client();
@@ -193,7 +199,7 @@ fn stage() -> Stage {
         Client::connect(&path)
     });
     let channels = Arc::new(Ports(world.clone()));
-    let wiring = Wiring { open: Arc::new(open), connect, channels, ..wiring(7) };
+    let wiring = Wiring { open: Arc::new(open), connect, channels, grace, ..wiring(7) };
     let bus = Bus::start(store.client(), wiring).unwrap();
     Stage { world, store, client, bus, _dir: dir }
 }
@@ -462,6 +468,25 @@ fn a_device_comes_again_when_the_guest_has_noticed_that_it_was_gone() {
     assert!(stage.bus.attach(&disk()).unwrap_err().contains("still being detached"), "one waits at most");
     stage.world.ports.lock().unwrap().pop();
     assert_eq!(again.recv().unwrap(), Reply::Ok);
+    stage.becomes("state", "2");
+}
+
+/// As Linux's disk does when its module is unloaded: nothing shows whether it has seen the device go.
+#[test]
+fn a_guest_that_had_closed_a_device_is_given_time_before_it_comes_again() {
+    let grace = Duration::from_millis(300);
+    let mut stage = patient(grace);
+    stage.bus.attach(&disk()).unwrap();
+    *stage.world.ports.lock().unwrap() = vec![14];
+    stage.connect();
+    stage.world.ports.lock().unwrap().clear();
+    stage.front(6, 6);
+    // Another device's now.
+    stage.world.ports.lock().unwrap().push(14);
+    assert_eq!(stage.ask(stage.detach(false)), Reply::Ok);
+    let begun = std::time::Instant::now();
+    stage.bus.attach(&disk()).unwrap();
+    assert!(begun.elapsed() >= grace / 2, "it came at once");
     stage.becomes("state", "2");
 }
 
