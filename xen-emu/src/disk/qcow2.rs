@@ -1,11 +1,13 @@
 //! qcow2 images by the crate imago, with their backing files, each of which is locked for reading.
 
-use super::sys::Buffers;
+use super::sys::{self, Buffers};
 use super::{Discard, DiskError, Image, Options, lock, open_file, refcount};
 use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, Storage, StorageOpenOptions};
+use imago::{
+    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, Storage, StorageOpenOptions,
+};
 use std::io;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -25,6 +27,8 @@ pub struct Qcow2 {
     access: RwLock<FormatAccess<File>>,
     sector_size: u32,
     discard: Option<Discard>,
+    /// The image's own file, if what it has of the disk lies in it.
+    holes: Option<std::fs::File>,
     _locks: Vec<std::fs::File>,
 }
 
@@ -33,6 +37,8 @@ struct Stack<'a> {
     options: &'a Options,
     files: Vec<std::fs::File>,
     seen: Vec<(u64, u64, PathBuf)>,
+    /// A layer has its data in a file beside it.
+    elsewhere: bool,
 }
 
 impl Qcow2 {
@@ -41,17 +47,50 @@ impl Qcow2 {
     /// # Errors
     /// Of the layer that is missing, broken, in use, or there twice.
     pub fn open(path: &Path, options: &Options) -> Result<Qcow2, DiskError> {
-        let mut stack = Stack { options, files: Vec::new(), seen: Vec::new() };
+        let mut stack = Stack { options, files: Vec::new(), seen: Vec::new(), elsewhere: false };
         let access = stack.layer(path, options.writable)?;
         // Version 2 cannot say that a cluster reads as zeros.
         let cluster = access.inner().zero_granularity().and_then(|bytes| u32::try_from(bytes).ok());
         let discard = cluster.map(|granularity| Discard { granularity, alignment: 0, secure: false });
         let sector_size = options.sector_size.unwrap_or(512);
-        Ok(Qcow2 { access: RwLock::new(access), sector_size, discard, _locks: stack.files })
+        let own = stack.files.first().filter(|_| options.writable && !stack.elsewhere);
+        let holes = own.and_then(|file| file.try_clone().ok());
+        Ok(Qcow2 { access: RwLock::new(access), sector_size, discard, holes, _locks: stack.files })
     }
 
     fn access(&self) -> RwLockReadGuard<'_, FormatAccess<File>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Qcow2 {
+    /// Discards whole clusters, and gives the host back what they took of the image's file: the crate counts them as free, and
+    /// leaves what is in them. Nobody else may allocate meanwhile.
+    fn punch(&self, access: &mut FormatAccess<File>, at: u64, len: u64) -> io::Result<()> {
+        let (Some(file), Some(Discard { granularity, .. })) = (&self.holes, self.discard) else {
+            return Ok(());
+        };
+        let cluster = u64::from(granularity);
+        let end = at.saturating_add(len).min(access.size()) / cluster * cluster;
+        let mut at = at.next_multiple_of(cluster);
+        while at < end {
+            let (mapping, len) = access.get_mapping(at, end - at)?;
+            // What cannot be written to in place is another's too: a backing file's, or a snapshot's.
+            if let Mapping::Raw { offset, writable: true, .. } = mapping {
+                access.discard_to_any(at, len)?;
+                if let (Mapping::Zero { .. }, all) = access.get_mapping(at, len)?
+                    && all == len
+                {
+                    // Free in the image it is in any case.
+                    let _ = sys::punch(file, offset, len);
+                }
+            }
+            if len == 0 {
+                break;
+            }
+            at += len;
+        }
+        Ok(())
     }
 }
 
@@ -84,6 +123,7 @@ impl Stack<'_> {
             let data = beside(path, &name);
             let lock = self.enter(&data, writable)?;
             self.files.push(lock);
+            self.elsewhere = true;
             let opened = File::open(storage(false).filename(&data).write(writable));
             layer.set_data_file(Some(opened.map_err(|e| DiskError::io(&data, e))?));
         }
@@ -222,7 +262,11 @@ impl Image for Qcow2 {
         if secure {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        guarded(|| self.access.write().unwrap_or_else(PoisonError::into_inner).discard_to_any(at, len))
+        guarded(|| {
+            let access = &mut *self.access.write().unwrap_or_else(PoisonError::into_inner);
+            self.punch(access, at, len)?;
+            access.discard_to_any(at, len)
+        })
     }
 
     fn grow(&self, bytes: u64) -> io::Result<()> {

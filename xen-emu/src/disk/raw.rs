@@ -2,7 +2,7 @@
 
 use super::sys::{self, Buffers};
 use super::{Discard, DiskError, Image, Options, lock, open_file};
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -137,9 +137,7 @@ impl Image for Raw {
         if self.block {
             return sys::block_discard(&self.file, at, len, secure);
         }
-        let offset = |n| i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        Ok(fallocate(&self.file, hole, offset(at)?, offset(len)?)?)
+        sys::punch(&self.file, at, len)
     }
 
     fn grow(&self, bytes: u64) -> io::Result<()> {

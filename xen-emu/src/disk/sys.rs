@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "iovecs into guest memory, ioctls and statx")]
 
 use crate::backend::device::GuestRam;
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -243,6 +244,16 @@ pub fn block_discard(device: &File, at: u64, len: u64, secure: bool) -> io::Resu
         }
     }
     Ok(())
+}
+
+/// Takes a range out of a file: it reads as zeros then, and the host has its room back.
+///
+/// # Errors
+/// The file system cannot do that.
+pub fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
+    let offset = |n| i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(file, hole, offset(at)?, offset(len)?)?)
 }
 
 /// What O_DIRECT asks of memory addresses and of file offsets, bytes; offset 0 = it is not possible. `None` when the

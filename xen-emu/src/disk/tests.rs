@@ -153,6 +153,57 @@ fn raw_images_are_written_discarded_resized_and_end_where_they_end() {
     }
 }
 
+/// What is discarded goes back to the host, but for what a snapshot in the image has as well; and room that was given back is used
+/// again without harm.
+#[test]
+fn a_qcow2_image_gives_back_what_is_discarded() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+    fs::write(file.path(), header(1 << 20, "", None)).unwrap();
+    let open = || Arc::new(Disk::open(file.path(), &options(DiskFormat::Qcow2)).unwrap());
+    let kib = || file.as_file().metadata().unwrap().blocks() / 2;
+    let discard = |len| Op::Discard { len, secure: false };
+    let disk = open();
+    for n in [0, 1] {
+        run(&disk, Op::Write, n << 18, &[5; 1 << 18]);
+    }
+    run(&disk, Op::Flush, 0, &[]);
+    let full = kib();
+    // All but the first 4 KiB and the last 512 bytes: whole clusters are those between.
+    run(&disk, discard((1 << 19) - 4096 - 512), 4096, &[]);
+    assert_eq!(run(&disk, Op::Read, 65536, &[1; 1 << 17]), [0; 1 << 17]);
+    assert_eq!(run(&disk, Op::Read, 0, &[1; 4096]), [5; 4096]);
+    assert_eq!(run(&disk, Op::Read, (1 << 19) - 512, &[1; 512]), [5; 512]);
+    run(&disk, Op::Flush, 0, &[]);
+    assert!(kib() <= full - 6 * 64, "{} of {full} KiB are left", kib());
+    run(&disk, Op::Write, 1 << 19, &[6; 1 << 18]);
+    run(&disk, Op::Flush, 0, &[]);
+    run(&disk, discard(1 << 18), 1 << 18, &[]);
+    assert_eq!(run(&disk, Op::Read, 1 << 19, &[1; 1 << 18]), [6; 1 << 18]);
+    run(&disk, Op::Flush, 0, &[]);
+    drop(disk);
+
+    // A snapshot has the clusters too: they have two users, and an L2 entry that is no copy of its own.
+    let at = |offset| {
+        let mut word = [0; 8];
+        file.as_file().read_exact_at(&mut word, offset).unwrap();
+        u64::from_be_bytes(word)
+    };
+    let l2 = at(3 << 16) & 0x00ff_ffff_ffff_fe00;
+    let (entry, counts) = (l2 + 8 * 8, 2 << 16);
+    let cluster = at(entry) & 0x00ff_ffff_ffff_fe00;
+    file.as_file().write_all_at(&(cluster).to_be_bytes(), entry).unwrap();
+    file.as_file().write_all_at(&2u16.to_be_bytes(), counts + (cluster >> 16) * 2).unwrap();
+    let disk = open();
+    run(&disk, discard(1 << 16), 1 << 19, &[]);
+    run(&disk, Op::Flush, 0, &[]);
+    assert_eq!(run(&disk, Op::Read, 1 << 19, &[1; 1 << 16]), [0; 1 << 16]);
+    drop(disk);
+    let mut kept = [0; 1 << 16];
+    file.as_file().read_exact_at(&mut kept, cluster).unwrap();
+    assert_eq!(kept, [6; 1 << 16]);
+}
+
 /// A good image of a few clusters, of which some words are others; every row of it is a place and a value.
 fn spoilt(base: &[u8], words: &[(usize, u32)]) -> Vec<u8> {
     let mut bytes = base.to_vec();
