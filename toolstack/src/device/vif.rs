@@ -67,6 +67,7 @@ pub fn vif(params: &Params, devid: u32) -> Result<Placed, Diag> {
         mtu,
         rate: params.text("rate").map(rate::parse).transpose().map_err(|m| params.error("rate", m))?,
         script: script.map(str::to_owned),
+        gatewaydev: params.text("gatewaydev").or(params.text("netdev")).map(str::to_owned),
         ip: params.all("ip").flat_map(|(text, _)| text.split_whitespace()).map(str::to_owned).collect(),
         queues: params.number("queues", (1, 64))?,
         trusted: !params.is_set("untrusted"),
@@ -98,12 +99,17 @@ fn refuse(params: &Params) -> Result<(), Diag> {
 fn warnings(params: &Params) -> Vec<Diag> {
     let ioemu = params.text("type") == Some("ioemu");
     let emulated = "emulated network cards are for HVM guests: a PVH guest gets the PV device only";
-    let route = "nothing reads it: routing is up to the host, or to a script";
+    let route = "nothing reads it without a script: routing is up to the host then";
+    let scripted = params.has("script");
     [
         ("type", ioemu, emulated),
         ("model", !ioemu && params.text("model").is_some(), emulated),
-        ("gatewaydev", params.text("gatewaydev").is_some(), route),
-        ("netdev", params.text("netdev").is_some(), "this is gatewaydev's old name, and nothing reads it"),
+        ("gatewaydev", params.has("gatewaydev") && !scripted, route),
+        (
+            "netdev",
+            params.has("netdev") && !scripted,
+            "this is gatewaydev's old name, and nothing reads it without a script",
+        ),
     ]
     .iter()
     .filter(|(_, given, _)| *given)

@@ -49,6 +49,8 @@ pub struct Nic<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_interval_usecs: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    gatewaydev: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     trusted: Option<&'static str>,
 }
 
@@ -111,6 +113,7 @@ impl<'a> Nic<'a> {
             nictype: built.then_some("vif"),
             rate_bytes_per_interval: vif.rate.map(|rate| rate.bytes),
             rate_interval_usecs: vif.rate.map(|rate| rate.interval_us),
+            gatewaydev: vif.gatewaydev.as_deref(),
             trusted: (!vif.trusted).then_some("False"),
         }
     }

@@ -159,6 +159,8 @@ pub struct VifConfig {
     pub rate: Option<Rate>,
     /// Hotplug script to run, if one was given.
     pub script: Option<String>,
+    /// The host's interface that the script is to route through.
+    pub gatewaydev: Option<String>,
     /// Addresses, for the script and the store.
     pub ip: Vec<String>,
     /// Most queues offered; none = one per vCPU.

@@ -83,26 +83,25 @@ fn failed(script: &Path, action: &str, what: &str) -> DeviceError {
 }
 
 fn run(script: &Path, action: &str, place: &Place) -> Result<(), DeviceError> {
-    execute(script, &[action], place.kind, &place.back(), None)
+    execute(script, &[action], place, &[])
 }
 
-/// Runs a hotplug script of any kind of device: `args` begin with the action, `backend` is the path of the backend's
-/// nodes, `more` a further variable of its environment.
+/// Runs a hotplug script of any kind of device: `args` begin with the action, `more` are further variables of its
+/// environment.
 ///
 /// # Errors
 /// It cannot be run, fails, or does not end in time; then it and what it has started are killed.
 pub fn execute(
     script: &Path,
     args: &[&str],
-    kind: &str,
-    backend: &str,
-    more: Option<(&str, &str)>,
+    place: &Place,
+    more: &[(&str, &str)],
 ) -> Result<(), DeviceError> {
     let failed = |what: String| failed(script, args.first().unwrap_or(&""), &what);
     let mut command = Command::new(script);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/").process_group(0);
-    command.env("script", script).envs([("XENBUS_TYPE", kind), ("XENBUS_PATH", backend)]);
-    command.env("XENBUS_BASE_PATH", "backend").envs(more);
+    command.env("script", script).envs([("XENBUS_TYPE", place.kind), ("XENBUS_PATH", &place.seen())]);
+    command.env("XENBUS_BASE_PATH", "backend").envs(more.iter().copied());
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
     match wait(&mut child) {
         Some(status) if status.success() => Ok(()),

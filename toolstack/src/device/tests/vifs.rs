@@ -14,6 +14,7 @@ fn vifs_by_the_man_page() {
         mtu: Some(9000),
         rate: Some(Rate { bytes: 62_500, interval_us: 50_000 }),
         script: None,
+        gatewaydev: None,
         ip: vec!["10.0.0.5".into()],
         queues: None,
         trusted: true,
@@ -48,6 +49,7 @@ fn vifs_by_the_man_page() {
     ] {
         assert_eq!(vif(spec).attach, attach, "{spec}");
     }
+    assert_eq!(vif("script=vif-route,netdev=eth1").gatewaydev.as_deref(), Some("eth1"));
     assert_eq!(vif("script=vif-bridge").script, None, "what it does is done anyway");
     assert!(!vif("untrusted").trusted);
     let words = ["mac=00:16:3e:00:00:07,bridge=br7".to_owned(), "mtu=1400".into()];
@@ -120,7 +122,7 @@ fn vifs_that_cannot_be_say_why_and_where() {
         lines,
         [
             "g.cfg:1:12: vif: `type`: emulated network cards are for HVM guests: a PVH guest gets the PV device only",
-            "g.cfg:1:37: vif: `netdev`: this is gatewaydev's old name, and nothing reads it",
+            "g.cfg:1:37: vif: `netdev`: this is gatewaydev's old name, and nothing reads it without a script",
         ]
     );
 }

@@ -35,6 +35,11 @@ impl Place {
         format!("/local/domain/0/backend/{}/{}/{}", self.kind, self.domid, self.devid)
     }
 
+    /// The backend's directory as seen from domain 0's: so hotplug scripts know it.
+    pub fn seen(&self) -> String {
+        format!("backend/{}/{}/{}", self.kind, self.domid, self.devid)
+    }
+
     /// libxl's copy.
     fn copy(&self) -> String {
         format!("/libxl/{}/device/{}/{}", self.domid, self.kind, self.devid)
@@ -123,6 +128,7 @@ fn vif(vif: &VifConfig) -> Layout {
         back.push(("bridge", bridge.clone()));
     }
     back.extend(vif.script.clone().map(|script| ("script", script)));
+    back.extend(vif.gatewaydev.clone().map(|dev| ("gatewaydev", dev)));
     back.extend(vif.ifname.clone().map(|name| ("vifname", name)));
     back.extend((!vif.ip.is_empty()).then(|| ("ip", vif.ip.join(" "))));
     back.extend(vif.rate.map(|rate| ("rate", format!("{},{}", rate.bytes, rate.interval_us))));

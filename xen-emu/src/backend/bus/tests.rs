@@ -568,7 +568,7 @@ fn a_script_makes_the_block_device_of_a_disk() {
     let refused = stage.bus.attach(&with(&script)).unwrap_err();
     assert!(refused.ends_with("block-x add: it has written no physical-device"), "{refused}");
     assert_eq!(stage.store.listing(), before);
-    let all = |what: &str| format!("{what} vbd {BACK}\n");
+    let all = |what: &str| format!("{what} vbd backend/vbd/7/51712\n");
     assert_eq!(std::fs::read_to_string(&said).unwrap(), all("add") + &all("remove"));
 
     // This one writes what it has made, as the test does for it.

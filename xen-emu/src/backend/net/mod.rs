@@ -57,7 +57,7 @@ impl Vif {
         let devid = config.devid;
         let name = config.ifname.clone().unwrap_or_else(|| format!("vif{domid}.{devid}"));
         let in_line = |e: DeviceError| DeviceError(format!("vif {devid}: {e}"));
-        let script = config.script.as_ref().map(|script| Script::find(script, domid, devid, &name));
+        let script = config.script.as_ref().map(|script| Script::find(script, domid, config, &name));
         let script = script.transpose().map_err(in_line)?.flatten();
         let attachment = attach(config, &name, script.is_some()).map_err(in_line)?;
         if let Some(script) = &script {

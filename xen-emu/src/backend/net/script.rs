@@ -1,26 +1,35 @@
 //! `script=`: a hotplug script as libxl runs it.
 
+use crate::backend::bus::Place;
 use crate::backend::device::DeviceError;
 use crate::backend::script::{self, DIR};
 use std::path::{Path, PathBuf};
+use xen_emu_api::device::VifConfig;
 
 /// A vif's script.
 pub struct Script {
     path: PathBuf,
-    domid: u16,
-    devid: u32,
+    place: Place,
     vif: String,
+    gatewaydev: String,
 }
 
 impl Script {
-    /// The script of a vif; none when `vif-bridge` is asked for and not installed, as what it does is built in.
+    /// The script of a vif with this interface; none when `vif-bridge` is asked for and not installed, as what it does is built in.
     ///
     /// # Errors
     /// There is no such script.
-    pub fn find(script: &str, domid: u16, devid: u32, vif: &str) -> Result<Option<Script>, DeviceError> {
+    pub fn find(
+        script: &str,
+        domid: u16,
+        config: &VifConfig,
+        vif: &str,
+    ) -> Result<Option<Script>, DeviceError> {
         let path = Path::new(DIR).join(script);
         if path.is_file() {
-            return Ok(Some(Script { path, domid, devid, vif: vif.to_owned() }));
+            let place = Place { domid, kind: "vif", devid: config.devid };
+            let gatewaydev = config.gatewaydev.clone().unwrap_or_default();
+            return Ok(Some(Script { path, place, vif: vif.to_owned(), gatewaydev }));
         }
         match script {
             "vif-bridge" => Ok(None),
@@ -33,7 +42,7 @@ impl Script {
     /// # Errors
     /// It cannot be run, fails, or does not end in time.
     pub fn run(&self, action: &str) -> Result<(), DeviceError> {
-        let backend = format!("/local/domain/0/backend/vif/{}/{}", self.domid, self.devid);
-        script::execute(&self.path, &[action, "type_if=vif"], "vif", &backend, Some(("vif", &self.vif)))
+        let more = [("vif", self.vif.as_str()), ("netdev", &self.gatewaydev)];
+        script::execute(&self.path, &[action, "type_if=vif"], &self.place, &more)
     }
 }

@@ -45,6 +45,7 @@ pub fn config() -> VifConfig {
         mtu: None,
         rate: None,
         script: None,
+        gatewaydev: None,
         ip: Vec::new(),
         queues: Some(4),
         trusted: true,
