@@ -145,7 +145,7 @@ pub(crate) fn resolve(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Res
     let path = match arg.first() {
         Some(b'/') => Cow::Borrowed(text),
         None | Some(b'@') => return Err(Errno::EINVAL),
-        Some(_) => Cow::Owned(format!("{}/{text}", home(caller))),
+        Some(_) => Cow::Owned(below_home(caller, text)),
     };
     let limit = path_max.map_or(XENSTORE_ABS_PATH_MAX, |max| max + home_prefix_len(&path));
     let fits = path.len() <= limit.min(XENSTORE_ABS_PATH_MAX);
@@ -154,16 +154,28 @@ pub(crate) fn resolve(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Res
 
 /// Characters that are allowed, no empty name, no slash at the end but that of `/`.
 fn is_well_formed(path: &str) -> bool {
-    let mut after_slash = false;
+    let (mut wrong, mut before) = (0, 0);
     for byte in path.bytes() {
-        let slash = byte == b'/';
-        let valid = VALID.get(usize::from(byte)).is_some_and(|valid| *valid);
-        if !valid || (slash && after_slash) {
-            return false;
-        }
-        after_slash = slash;
+        let kind = KINDS.get(usize::from(byte)).copied().unwrap_or(INVALID);
+        wrong |= kind & (INVALID | before);
+        before = kind;
     }
-    !after_slash || path.len() == 1
+    wrong == 0 && (before != SLASH || path.len() == 1)
+}
+
+/// Where the homes of domains are.
+const HOMES: &str = "/local/domain/";
+
+/// As [`components`], in bytes.
+pub(crate) fn names(path: &str) -> impl Iterator<Item = &[u8]> {
+    let mut rest = path.as_bytes();
+    std::iter::from_fn(move || {
+        let (_, below) = rest.split_first().filter(|(_, below)| !below.is_empty())?;
+        let end = below.iter().position(|&byte| byte == b'/').unwrap_or(below.len());
+        let (name, others) = below.split_at_checked(end)?;
+        rest = others;
+        Some(name)
+    })
 }
 
 /// The names of an absolute path from the root down; none for `/`.
@@ -202,26 +214,49 @@ pub(crate) fn parent(path: &str) -> Option<&str> {
 
 /// The path of a domain's home as text.
 pub(crate) fn home(domid: DomId) -> String {
-    format!("/local/domain/{domid}")
+    let mut text = below_home(domid, "");
+    text.pop();
+    text
+}
+
+/// `/local/domain/N/` and `rest`. Every request of a guest asks for it: no formatting.
+fn below_home(domid: DomId, rest: &str) -> String {
+    let mut text = String::with_capacity(HOMES.len() + 6 + rest.len());
+    text.push_str(HOMES);
+    let mut unit = [10_000, 1000, 100, 10].into_iter().find(|unit| domid >= *unit).unwrap_or(1);
+    while unit > 0 {
+        text.push(char::from_digit(u32::from(domid / unit % 10), 10).unwrap_or('0'));
+        unit /= 10;
+    }
+    text.push('/');
+    text.push_str(rest);
+    text
 }
 
 /// Bytes of `/local/domain/N/` at the front of `path`, 0 if it begins otherwise.
 fn home_prefix_len(path: &str) -> usize {
-    let domid = path.strip_prefix("/local/domain/").and_then(|rest| rest.split_once('/'));
+    let domid = path.strip_prefix(HOMES).and_then(|rest| rest.split_once('/'));
     match domid {
         Some((digits, rest)) if number::<DomId>(digits.as_bytes()).is_ok() => path.len() - rest.len(),
         _ => 0,
     }
 }
 
-/// By the byte.
-const VALID: [bool; 256] = {
-    let mut valid = [false; 256];
+const INVALID: u8 = 1;
+const SLASH: u8 = 2;
+
+/// By the byte: whether it may not be in a path, whether two of it may not follow each other.
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
     let mut byte = 0u8;
     loop {
-        valid[byte as usize] = valid_char(byte);
+        kinds[byte as usize] = match byte {
+            b'/' => SLASH,
+            _ if valid_char(byte) => 0,
+            _ => INVALID,
+        };
         if byte == u8::MAX {
-            break valid;
+            break kinds;
         }
         byte += 1;
     }
@@ -280,5 +315,11 @@ mod tests {
         assert_eq!((Path::root().parent(), Path::root().join("a").to_string()), (None, "/a".into()));
         assert_eq!([0, 1, 2, 9].map(|n| path.prefix(n).to_string()), ["/", "/a", "/a/b", "/a/b"]);
         assert_eq!(Path::home(3).join("x").to_string(), "/local/domain/3/x");
+        for domid in [0, 9, 10, 99, 100, 4095, 9999, 10_000, 10_001, u16::MAX] {
+            assert_eq!(home(domid), format!("/local/domain/{domid}"));
+        }
+        for path in ["/", "/a", "/a/bc", "/a/bc/d-e"] {
+            assert!(names(path).eq(components(path).map(str::as_bytes)), "{path}");
+        }
     }
 }

@@ -29,24 +29,42 @@ pub(crate) struct Prefix<'a> {
 
 /// `/` and all the others down to `path` itself, which is absolute.
 pub(crate) fn prefixes(path: &str) -> impl Iterator<Item = Prefix<'_>> {
-    let [_, start, step] = *KEYS;
+    let keys = *KEYS;
+    let [_, start, step] = keys;
     let root = Prefix { hash: start, path: "/", name: "", name_hash: 0 };
     let (mut hash, mut end) = (start, 0);
     let below = std::iter::from_fn(move || {
         let rest = path.get(end + 1..).filter(|rest| !rest.is_empty())?;
-        let len = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
-        let name = rest.get(..len)?;
-        let name_hash = wide_hash(name);
+        let name = rest.get(..name_len(rest.as_bytes()))?;
+        let name_hash = wide_hash(name.as_bytes(), keys);
         hash = fold(hash ^ name_hash, step);
-        end += 1 + len;
+        end += 1 + name.len();
         Some(Prefix { hash, path: path.get(..end)?, name, name_hash: narrow(name_hash) })
     });
     std::iter::once(root).chain(below)
 }
 
+/// The hash of the last of [`prefixes`].
+fn hash(path: &str) -> u64 {
+    let keys = *KEYS;
+    let [_, start, step] = keys;
+    let mut hash = start;
+    let mut rest = path.as_bytes().get(1..).unwrap_or_default();
+    while !rest.is_empty() {
+        let (name, others) = rest.split_at(name_len(rest));
+        hash = fold(hash ^ wide_hash(name, keys), step);
+        rest = others.get(1..).unwrap_or_default();
+    }
+    hash
+}
+
+fn name_len(rest: &[u8]) -> usize {
+    rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len())
+}
+
 /// The hash by which a directory finds a child.
-pub(crate) fn hash_name(name: &str) -> u32 {
-    narrow(wide_hash(name))
+pub(crate) fn hash_name(name: &[u8]) -> u32 {
+    narrow(wide_hash(name, *KEYS))
 }
 
 /// The high half: the low one of a product depends on low bits only.
@@ -60,18 +78,18 @@ fn fold(a: u64, b: u64) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-/// Folded multiplications over pieces of 16 bytes.
-fn wide_hash(name: &str) -> u64 {
-    let [one, two, three] = *KEYS;
-    let pieces = name.as_bytes().chunks(16);
-    pieces.fold(one ^ name.len() as u64, |hash, piece| {
-        let high = if piece.len() > 8 {
-            piece.last_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word))
-        } else {
-            0
+/// Folded multiplications over pieces of 16 bytes, of which most names have one.
+#[inline]
+fn wide_hash(name: &[u8], [one, two, three]: [u64; 3]) -> u64 {
+    let piece = |hash: u64, piece: &[u8]| {
+        let high = match piece.last_chunk::<8>() {
+            Some(word) if piece.len() > 8 => u64::from_le_bytes(*word),
+            _ => 0,
         };
         fold(first_word(piece) ^ two ^ hash, high ^ three)
-    })
+    };
+    let start = one ^ name.len() as u64;
+    if name.len() <= 16 { piece(start, name) } else { name.chunks(16).fold(start, piece) }
 }
 
 /// The first eight bytes, or all there are, some of them twice: the length is hashed too.
@@ -161,10 +179,6 @@ impl<V> PathMap<V> {
     }
 }
 
-fn hash(path: &str) -> u64 {
-    prefixes(path).last().map_or(0, |prefix| prefix.hash)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,7 +195,8 @@ mod tests {
         let found: Vec<_> = prefixes(path).map(|prefix| (prefix.path, map.at(&prefix).copied())).collect();
         let middle = "/a/bcdefghijklmnopqrstuvwxyz-0123456789";
         assert_eq!(found, [("/", Some(1)), ("/a", Some(2)), (middle, None), (path, Some(path.len()))]);
-        assert!(prefixes(path).skip(1).all(|prefix| prefix.name_hash == hash_name(prefix.name)));
+        assert!(prefixes(path).skip(1).all(|prefix| prefix.name_hash == hash_name(prefix.name.as_bytes())));
+        assert!(prefixes(path).all(|prefix| prefix.hash == hash(prefix.path)));
         assert_eq!(map.remove("/a"), Some(2));
         assert_eq!((map.get("/a"), map.get("/a/b"), map.len()), (None, Some(&4), 5));
     }

@@ -139,6 +139,11 @@ impl Accounts {
         self.0.get(&owner).map_or(0, |account| account.nodes)
     }
 
+    /// How many nodes a domain owns, and their bytes.
+    pub(crate) fn of(&self, owner: DomId) -> (usize, usize) {
+        self.0.get(&owner).map_or((0, 0), |account| (account.nodes, account.bytes))
+    }
+
     /// Bytes of the nodes a domain owns.
     #[must_use]
     pub fn bytes(&self, owner: DomId) -> usize {

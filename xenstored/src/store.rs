@@ -46,6 +46,11 @@ impl Conn {
     fn bytes(&self) -> usize {
         self.watch_bytes + self.transactions.values().map(|tx| tx.bytes).sum::<usize>()
     }
+
+    /// Its watches, its open transactions, and the bytes of both.
+    pub(crate) fn amounts(&self) -> (usize, usize, usize) {
+        (self.watches.len(), self.transactions.len(), self.bytes())
+    }
 }
 
 /// One request being handled.

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::DomId;
-use crate::path::{components, name, parent};
+use crate::path::{components, name, names, parent};
 use crate::path_map::{Prefix, hash_name};
 use crate::perms::Perms;
 use crate::quota::node_bytes;
@@ -66,12 +66,16 @@ impl Node {
     /// A child by name.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Arc<Self>> {
+        self.child_named(name.as_bytes())
+    }
+
+    fn child_named(&self, name: &[u8]) -> Option<&Arc<Self>> {
         self.children.get(hash_name(name), name)
     }
 
     /// A child whose name ends a path.
     pub(crate) fn child_at(&self, prefix: &Prefix<'_>) -> Option<&Arc<Self>> {
-        self.children.get(prefix.name_hash, prefix.name)
+        self.children.get(prefix.name_hash, prefix.name.as_bytes())
     }
 
     /// All children, in no order.
@@ -93,7 +97,7 @@ impl Node {
                 news.next();
                 continue;
             }
-            let order = old.cmp(new.hash, new.node.name());
+            let order = old.cmp(new.hash, new.node.text.name());
             went.extend(olds.next_if(|_| order.is_le()).map(|slot| &slot.node));
             came.extend(news.next_if(|_| order.is_ge()).map(|slot| &slot.node));
         }
@@ -136,20 +140,20 @@ impl Node {
         Arc::new(Self { text, id: *id, changed: *changed, perms, children, list: None })
     }
 
-    fn child_mut(&mut self, name: &str) -> Option<&mut Self> {
+    fn child_mut(&mut self, name: &[u8]) -> Option<&mut Self> {
         self.children.get_mut(hash_name(name), name)
     }
 
     fn insert(&mut self, node: Self) {
         let (id, len) = (node.id, node.text.name().len() + 1);
-        if self.children.insert(Slot { hash: hash_name(node.name()), node: Arc::new(node) }) {
+        if self.children.insert(Slot { hash: hash_name(node.text.name()), node: Arc::new(node) }) {
             let list = self.list.get_or_insert_default();
             list.change(id, list.len + len);
         }
     }
 
     fn remove(&mut self, name: &str, generation: u64) -> Option<Arc<Self>> {
-        let node = self.children.remove(hash_name(name), name)?;
+        let node = self.children.remove(hash_name(name.as_bytes()), name.as_bytes())?;
         let list = self.list.as_mut()?;
         list.change(generation, list.len - (node.text.name().len() + 1));
         Some(node)
@@ -217,8 +221,8 @@ struct Slot {
 }
 
 impl Slot {
-    fn cmp(&self, hash: u32, name: &str) -> Ordering {
-        self.hash.cmp(&hash).then_with(|| self.node.text.name().cmp(name.as_bytes()))
+    fn cmp(&self, hash: u32, name: &[u8]) -> Ordering {
+        self.hash.cmp(&hash).then_with(|| self.node.text.name().cmp(name))
     }
 }
 
@@ -268,7 +272,7 @@ impl Slots {
         }
     }
 
-    fn get(&self, hash: u32, name: &str) -> Option<&Arc<Node>> {
+    fn get(&self, hash: u32, name: &[u8]) -> Option<&Arc<Node>> {
         let slots = match self {
             Self::Few(slots) => slots,
             Self::Many(chunks) => chunks.get(chunk_of(chunks, hash, name))?.slots.as_slice(),
@@ -276,7 +280,7 @@ impl Slots {
         slots.get(find(slots, hash, name).ok()?).map(|slot| &slot.node)
     }
 
-    fn get_mut(&mut self, hash: u32, name: &str) -> Option<&mut Node> {
+    fn get_mut(&mut self, hash: u32, name: &[u8]) -> Option<&mut Node> {
         let slots: &mut [Slot] = match self {
             Self::Few(slots) => slots,
             Self::Many(chunks) => {
@@ -289,7 +293,7 @@ impl Slots {
 
     /// `false` if the name is there already.
     fn insert(&mut self, new: Slot) -> bool {
-        let name = new.node.name();
+        let name = new.node.text.name();
         match self {
             Self::Few(few) => {
                 let Err(slot) = find(few, new.hash, name) else { return false };
@@ -318,7 +322,7 @@ impl Slots {
         true
     }
 
-    fn remove(&mut self, hash: u32, name: &str) -> Option<Arc<Node>> {
+    fn remove(&mut self, hash: u32, name: &[u8]) -> Option<Arc<Node>> {
         match self {
             Self::Few(few) => {
                 let slot = find(few, hash, name).ok()?;
@@ -345,7 +349,7 @@ impl Slots {
 }
 
 /// Which of many chunks has or would have the name.
-fn chunk_of(chunks: &[Chunk], hash: u32, name: &str) -> usize {
+fn chunk_of(chunks: &[Chunk], hash: u32, name: &[u8]) -> usize {
     let above = chunks.partition_point(|chunk| match chunk.first.cmp(&hash) {
         Ordering::Equal => chunk.slots.first().is_some_and(|slot| slot.cmp(hash, name).is_le()),
         order => order.is_lt(),
@@ -354,11 +358,11 @@ fn chunk_of(chunks: &[Chunk], hash: u32, name: &str) -> usize {
 }
 
 /// Where the name is, or would be.
-fn find(slots: &[Slot], hash: u32, name: &str) -> Result<usize, usize> {
+fn find(slots: &[Slot], hash: u32, name: &[u8]) -> Result<usize, usize> {
     let mut at = slots.partition_point(|slot| slot.hash < hash);
     // Rarely more than one has the hash.
     while let Some(slot) = slots.get(at).filter(|slot| slot.hash == hash) {
-        match slot.node.text.name().cmp(name.as_bytes()) {
+        match slot.node.text.name().cmp(name) {
             Ordering::Less => at += 1,
             Ordering::Equal => return Ok(at),
             Ordering::Greater => break,
@@ -401,15 +405,15 @@ impl Tree {
     /// The node at `path`.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Arc<Node>> {
-        components(path).try_fold(&self.root, |node, name| node.child(name))
+        names(path).try_fold(&self.root, |node, name| node.child_named(name))
     }
 
     /// The nearest existing ancestor of `path`, or its node itself, and how many components its path has.
     #[must_use]
     pub fn nearest(&self, path: &str) -> (&Arc<Node>, usize) {
         let (mut node, mut depth) = (&self.root, 0);
-        for name in components(path) {
-            let Some(child) = node.child(name) else { break };
+        for name in names(path) {
+            let Some(child) = node.child_named(name) else { break };
             (node, depth) = (child, depth + 1);
         }
         (node, depth)
@@ -456,7 +460,7 @@ impl Tree {
             parent.insert(node);
             node = parent;
         }
-        let mut parent = components(path).take(depth);
+        let mut parent = names(path).take(depth);
         let parent = parent.try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))?;
         parent.insert(node);
         Some(top)
@@ -482,7 +486,7 @@ impl Tree {
 
     /// Copies what snapshots share on the way down.
     fn node_mut(&mut self, path: &str) -> Option<&mut Node> {
-        components(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
+        names(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
     }
 }
 

@@ -1,11 +1,11 @@
 //! How much of what is limited domains use, and the most they have used: `xenstore control quota`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::DomId;
+use crate::ids::IdMap;
 use crate::quota::Limit;
-use crate::store::{ConnId, Store};
+use crate::store::{Conn, ConnId, Store};
 
 /// What is counted, in the order it is shown.
 pub(crate) const COUNTED: [Limit; 5] =
@@ -23,38 +23,39 @@ pub struct Unread {
     pub bytes: usize,
 }
 
+/// What is known of one domain.
+#[derive(Debug, Default)]
+struct Own {
+    unread: Unread,
+    most: Amounts,
+    /// It is above the soft limit, and was warned of.
+    warned: bool,
+}
+
 /// Uses as last noted, and the most ever seen.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    unread: BTreeMap<DomId, Unread>,
-    most: BTreeMap<DomId, Amounts>,
+    of: IdMap<DomId, Own>,
     most_of_all: Amounts,
-    /// Those that are above the soft limit.
-    warned: BTreeSet<DomId>,
     /// Bytes from which on a domain is warned of; 0 for never.
     pub(crate) soft_memory: u32,
 }
 
 impl Default for Usage {
     fn default() -> Self {
-        Self {
-            unread: BTreeMap::new(),
-            most: BTreeMap::new(),
-            most_of_all: Amounts::default(),
-            warned: BTreeSet::new(),
-            soft_memory: 2 * 1024 * 1024,
-        }
+        let soft_memory = 2 * 1024 * 1024;
+        Self { of: IdMap::default(), most_of_all: Amounts::default(), soft_memory }
     }
 }
 
 impl Usage {
     pub(crate) fn most(&self, domid: DomId) -> Amounts {
-        self.most.get(&domid).copied().unwrap_or_default()
+        self.of.get(&domid).map(|own| own.most).unwrap_or_default()
     }
 
     /// Bytes of messages that wait for a domain, as last noted.
     pub(crate) fn unread_bytes(&self, domid: DomId) -> usize {
-        self.unread.get(&domid).map_or(0, |unread| unread.bytes)
+        self.of.get(&domid).map_or(0, |own| own.unread.bytes)
     }
 
     pub(crate) fn text(&self) -> String {
@@ -66,51 +67,45 @@ impl Usage {
     }
 
     pub(crate) fn reset(&mut self) {
-        (self.most, self.most_of_all) = (BTreeMap::new(), Amounts::default());
+        self.of.values_mut().for_each(|own| own.most = Amounts::default());
+        self.most_of_all = Amounts::default();
     }
 
     pub(crate) fn forget(&mut self, domid: DomId) {
-        self.unread.remove(&domid);
-        self.most.remove(&domid);
-        self.warned.remove(&domid);
+        self.of.remove(&domid);
     }
 }
 
 impl Store {
     /// What a domain uses.
     pub(crate) fn used(&self, domid: DomId) -> Amounts {
+        let unread = self.usage.of.get(&domid).map(|own| own.unread).unwrap_or_default();
         let conn = self.domains.get(domid).and_then(|domain| domain.conn);
-        let state = conn.and_then(|conn| self.conns.get(&conn));
-        let unread = self.usage.unread.get(&domid).copied().unwrap_or_default();
-        [
-            self.accounts.nodes(domid),
-            state.map_or(0, |state| state.watches.len()),
-            state.map_or(0, |state| state.transactions.len()),
-            unread.replies,
-            unread.bytes + conn.map_or(0, |conn| self.memory(conn)),
-        ]
+        self.amounts(domid, conn.and_then(|conn| self.conns.get(&conn)), unread)
+    }
+
+    fn amounts(&self, domid: DomId, conn: Option<&Conn>, unread: Unread) -> Amounts {
+        let (nodes, bytes) = self.accounts.of(domid);
+        let (watches, transactions, kept) = conn.map_or((0, 0, 0), Conn::amounts);
+        [nodes, watches, transactions, unread.replies, unread.bytes + bytes + kept]
     }
 
     /// The server says what the messages of a domain take, after it gave the domain a turn. `true` if that is above the
     /// soft limit and was not the last time.
     pub fn note_unread(&mut self, conn: ConnId, unread: Unread) -> bool {
-        let Some(domid) = self.conns.get(&conn).map(|state| state.caller.domid).filter(|&domid| domid != 0)
-        else {
-            return false;
-        };
-        let limit = usize::try_from(self.usage.soft_memory).unwrap_or(usize::MAX);
-        let above = |bytes: usize| limit > 0 && bytes > limit;
-        self.usage.unread.insert(domid, unread);
-        let now = self.used(domid);
-        let bytes = now.last().copied().unwrap_or(0);
+        let Some(state) = self.conns.get(&conn).filter(|state| state.caller.domid != 0) else { return false };
+        let domid = state.caller.domid;
+        let now = self.amounts(domid, Some(state), unread);
         let usage = &mut self.usage;
-        let own = usage.most.entry(domid).or_default();
-        for ((own, all), now) in own.iter_mut().zip(&mut usage.most_of_all).zip(now) {
+        let own = usage.of.entry(domid).or_default();
+        own.unread = unread;
+        for ((own, all), now) in own.most.iter_mut().zip(&mut usage.most_of_all).zip(now) {
             (*own, *all) = ((*own).max(now), (*all).max(now));
         }
-        if !above(bytes) {
-            usage.warned.remove(&domid);
-        }
-        above(bytes) && usage.warned.insert(domid)
+        let [.., bytes] = now;
+        let limit = usize::try_from(usage.soft_memory).unwrap_or(usize::MAX);
+        let above = limit > 0 && bytes > limit;
+        let before = std::mem::replace(&mut own.warned, above);
+        above && !before
     }
 }

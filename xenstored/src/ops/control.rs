@@ -125,7 +125,7 @@ impl Store {
 
 /// Nothing: the names. `name` or `domid\0name`: the value.
 pub(super) fn get_quota(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let list = args(call.payload)?;
+    let list = if call.payload.is_empty() { vec![&b""[..]] } else { args(call.payload)? };
     let text = match list[..] {
         [b""] => Limit::ALL.iter().map(|limit| limit.name()).collect::<Vec<_>>().join(" "),
         [name] => value(store, None, name)?,
