@@ -23,6 +23,7 @@ pub mod path;
 mod path_map;
 pub mod perms;
 pub mod persist;
+pub mod pulled;
 pub mod quota;
 pub mod ring;
 pub mod server;

@@ -1,5 +1,6 @@
 //! The store daemon.
 
+mod sigbus;
 #[cfg(target_env = "gnu")]
 mod trim;
 
@@ -81,6 +82,7 @@ fn main() -> Result<()> {
         return Ok(io::stdout().write_all(ACCEPTED.as_bytes())?);
     }
     raise_descriptor_limit();
+    sigbus::survive().context("SIGBUS")?;
     let path = args.socket.clone().unwrap_or_else(|| args.rundir.join("socket"));
     let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
     let resumed = state.is_some();

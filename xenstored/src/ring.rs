@@ -1,19 +1,18 @@
 //! The ring page of a guest: two byte rings whose indices the guest may set to anything.
 //!
-//! Layout and rules: `public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`. The page is a memfd. It is mapped if it can
-//! be sealed against shrinking; one that cannot is read and written as a file, because whoever could truncate it could
-//! kill the process that maps it.
+//! Layout and rules: `public/io/xs_wire.h`, `docs/misc/xenstore-ring.txt`. The page is a memfd, which is mapped. Whoever
+//! has it may shorten it; the program must be prepared for that, see [`crate::pulled`].
 //!
 //! A guest kicks only if it finds, after it has moved its own index, that the store had taken or given all before. So an
 //! index that is written here must be seen before the guest's is read again: sequentially consistent, both.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use crate::pulled::Guard;
+use nix::fcntl::{FcntlArg, fcntl};
 use vm_memory::volatile_memory::VolatileMemory;
 use vm_memory::{Bytes, FileOffset, MmapRegion};
 use xen_abi::io::ring::{BadIndex, free, pieces, queued};
@@ -47,57 +46,28 @@ pub enum Fault {
     Page(std::io::Error),
 }
 
-/// The page.
+/// The page, mapped.
 #[derive(Debug)]
-enum Page {
-    Mapped(MmapRegion),
-    File(Arc<File>),
+struct Page {
+    guard: Guard,
+    region: MmapRegion,
 }
 
 impl Page {
     fn load(&self, offset: usize) -> Result<u32, Fault> {
-        match self {
-            Self::Mapped(region) => region.as_volatile_slice().load(offset, Ordering::SeqCst).map_err(memory),
-            Self::File(file) => {
-                // A read of a file is not atomic: two equal ones are taken for one that was not torn.
-                let read = || -> Result<u32, Fault> {
-                    let mut word = [0; 4];
-                    file.read_exact_at(&mut word, offset as u64).map_err(Fault::Page)?;
-                    Ok(u32::from_le_bytes(word))
-                };
-                let mut word = read()?;
-                for _ in 0..4 {
-                    let again = read()?;
-                    if std::mem::replace(&mut word, again) == again {
-                        break;
-                    }
-                }
-                Ok(word)
-            }
-        }
+        self.region.as_volatile_slice().load(offset, Ordering::SeqCst).map_err(memory)
     }
 
     fn store(&self, offset: usize, value: u32) -> Result<(), Fault> {
-        match self {
-            Self::Mapped(region) => {
-                region.as_volatile_slice().store(value, offset, Ordering::SeqCst).map_err(memory)
-            }
-            Self::File(file) => file.write_all_at(&value.to_le_bytes(), offset as u64).map_err(Fault::Page),
-        }
+        self.region.as_volatile_slice().store(value, offset, Ordering::SeqCst).map_err(memory)
     }
 
     fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Fault> {
-        match self {
-            Self::Mapped(region) => region.as_volatile_slice().read_slice(bytes, offset).map_err(memory),
-            Self::File(file) => file.read_exact_at(bytes, offset as u64).map_err(Fault::Page),
-        }
+        self.region.as_volatile_slice().read_slice(bytes, offset).map_err(memory)
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Fault> {
-        match self {
-            Self::Mapped(region) => region.as_volatile_slice().write_slice(bytes, offset).map_err(memory),
-            Self::File(file) => file.write_all_at(bytes, offset as u64).map_err(Fault::Page),
-        }
+        self.region.as_volatile_slice().write_slice(bytes, offset).map_err(memory)
     }
 }
 
@@ -126,10 +96,7 @@ impl Ring {
     /// `InvalidInput` for a descriptor that is no memfd or too short; what mapping it says.
     pub fn new(memfd: OwnedFd) -> std::io::Result<Self> {
         let file = File::from(memfd);
-        let seals = fcntl(&file, FcntlArg::F_GET_SEALS)?;
-        let sealed = seals & SealFlag::F_SEAL_SHRINK.bits() != 0
-            || fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).is_ok();
-        // Looked at only now that it cannot change to less any more.
+        fcntl(&file, FcntlArg::F_GET_SEALS)?;
         if file.metadata()?.len() < PAGE_SIZE as u64 {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::InvalidInput,
@@ -137,12 +104,10 @@ impl Ring {
             ));
         }
         let file = Arc::new(file);
-        let page = if sealed {
-            let from = FileOffset::from_arc(Arc::clone(&file), 0);
-            Page::Mapped(MmapRegion::from_file(from, PAGE_SIZE).map_err(std::io::Error::other)?)
-        } else {
-            Page::File(Arc::clone(&file))
-        };
+        let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), PAGE_SIZE);
+        let region = region.map_err(std::io::Error::other)?;
+        let guard = Guard::new(region.as_ptr().addr())?;
+        let page = Page { guard, region };
         Ok(Self { page, file })
     }
 
@@ -165,8 +130,11 @@ impl Ring {
     /// Whether the guest asks to begin anew; [`Ring::start`] answers it.
     ///
     /// # Errors
-    /// [`Fault::Page`].
+    /// [`Fault::Page`], also if the page is found pulled away.
     pub fn wants_reconnect(&self) -> Result<bool, Fault> {
+        if self.page.guard.is_pulled() {
+            return Err(Fault::Page(std::io::Error::other("it was shortened")));
+        }
         Ok(self.page.load(CONNECTION)? == XENSTORE_RECONNECT)
     }
 
@@ -273,18 +241,20 @@ impl Ring {
 mod tests {
     use super::*;
 
+    use std::os::unix::fs::FileExt;
+
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use proptest::prelude::*;
 
-    fn memfd(flags: MFdFlags, len: u64) -> File {
-        let file = File::from(memfd_create(c"ring", flags | MFdFlags::MFD_CLOEXEC).unwrap());
+    fn memfd(len: u64) -> File {
+        let file = File::from(memfd_create(c"ring", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(len).unwrap();
         file
     }
 
     /// The store's side of a new page, and the guest's.
-    fn page(flags: MFdFlags) -> (Ring, File) {
-        let file = memfd(flags, 4096);
+    fn page() -> (Ring, File) {
+        let file = memfd(4096);
         (Ring::new(file.try_clone().unwrap().into()).unwrap(), file)
     }
 
@@ -298,42 +268,31 @@ mod tests {
         file.write_all_at(&value.to_le_bytes(), at as u64).unwrap();
     }
 
-    const KINDS: [MFdFlags; 2] = [MFdFlags::MFD_ALLOW_SEALING, MFdFlags::empty()];
-
     #[test]
-    fn the_page_cannot_be_pulled_away() {
-        let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
-        assert!(matches!(ring.page, Page::Mapped(_)));
-        assert!(file.set_len(0).is_err());
-        let (ring, file) = page(MFdFlags::empty());
-        file.set_len(0).unwrap();
-        assert!(matches!(ring.receive(&mut Vec::new()), Err(Fault::Page(_))));
-        assert!(Ring::new(memfd(MFdFlags::MFD_ALLOW_SEALING, 4095).into()).is_err());
+    fn what_is_no_page_is_refused() {
+        assert!(Ring::new(memfd(4095).into()).is_err());
         assert!(Ring::new(File::open("/dev/null").unwrap().into()).is_err());
     }
 
     #[test]
     fn r1_r2_xsa_038_impossible_indices_are_faults_and_change_nothing() {
-        for kind in KINDS {
-            let (ring, file) = page(kind);
-            for (prod, cons) in
-                [(1025, 0), (0, 1), (u32::MAX, 0), (0x8000_0000, 0), (5, 5u32.wrapping_sub(1025))]
-            {
-                for (at_prod, at_cons) in [(REQ_PROD, REQ_CONS), (RSP_PROD, RSP_CONS)] {
-                    set(&file, at_prod, prod);
-                    set(&file, at_cons, cons);
-                }
-                let mut bytes = Vec::new();
-                assert!(matches!(ring.receive(&mut bytes), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
-                assert!(matches!(ring.send(b"x"), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
-                assert_eq!((bytes.len(), word(&file, REQ_CONS), word(&file, RSP_PROD)), (0, cons, prod));
+        let (ring, file) = page();
+        for (prod, cons) in [(1025, 0), (0, 1), (u32::MAX, 0), (0x8000_0000, 0), (5, 5u32.wrapping_sub(1025))]
+        {
+            for (at_prod, at_cons) in [(REQ_PROD, REQ_CONS), (RSP_PROD, RSP_CONS)] {
+                set(&file, at_prod, prod);
+                set(&file, at_cons, cons);
             }
+            let mut bytes = Vec::new();
+            assert!(matches!(ring.receive(&mut bytes), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
+            assert!(matches!(ring.send(b"x"), Err(Fault::Index(_))), "{prod:#x} {cons:#x}");
+            assert_eq!((bytes.len(), word(&file, REQ_CONS), word(&file, RSP_PROD)), (0, cons, prod));
         }
     }
 
     #[test]
     fn r4_r5_features_are_only_added_and_reconnection_empties_the_rings() {
-        let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
+        let (ring, file) = page();
         set(&file, SERVER_FEATURES, 0x10);
         set(&file, CONNECTION, 1);
         set(&file, REQ_PROD, 7);
@@ -347,29 +306,27 @@ mod tests {
 
     #[test]
     fn the_beginning_of_a_message_outlives_the_store() {
-        for kind in KINDS {
-            let (ring, file) = page(kind);
-            let next = || Ring::new(file.try_clone().unwrap().into()).unwrap().kept().unwrap();
-            set(&file, REQ_CONS, u32::MAX);
-            assert_eq!(next(), b"");
-            ring.keep(b"half", 3).unwrap();
-            assert_eq!(next(), b"", "it was not consumed, so it is in the ring");
-            ring.consume(3).unwrap();
-            assert_eq!(next(), b"half");
-            ring.consume(1).unwrap();
-            assert_eq!(next(), b"", "the rest is consumed too");
-            ring.keep(&[1; 2004], 0).unwrap();
-            assert_eq!(next(), [1; 2004]);
-            set(&file, KEPT_LEN, 2005);
-            assert_eq!(next(), b"");
-            ring.keep(&[1; 2005], 0).unwrap();
-            assert_eq!(next(), b"");
-            ring.keep(b"half", 0).unwrap();
-            set(&file, REQ_CONS, 0);
-            ring.keep(b"half", 0).unwrap();
-            ring.start(0, true).unwrap();
-            assert_eq!(next(), b"", "all begins anew");
-        }
+        let (ring, file) = page();
+        let next = || Ring::new(file.try_clone().unwrap().into()).unwrap().kept().unwrap();
+        set(&file, REQ_CONS, u32::MAX);
+        assert_eq!(next(), b"");
+        ring.keep(b"half", 3).unwrap();
+        assert_eq!(next(), b"", "it was not consumed, so it is in the ring");
+        ring.consume(3).unwrap();
+        assert_eq!(next(), b"half");
+        ring.consume(1).unwrap();
+        assert_eq!(next(), b"", "the rest is consumed too");
+        ring.keep(&[1; 2004], 0).unwrap();
+        assert_eq!(next(), [1; 2004]);
+        set(&file, KEPT_LEN, 2005);
+        assert_eq!(next(), b"");
+        ring.keep(&[1; 2005], 0).unwrap();
+        assert_eq!(next(), b"");
+        ring.keep(b"half", 0).unwrap();
+        set(&file, REQ_CONS, 0);
+        ring.keep(b"half", 0).unwrap();
+        ring.start(0, true).unwrap();
+        assert_eq!(next(), b"", "all begins anew");
     }
 
     proptest! {
@@ -379,7 +336,7 @@ mod tests {
             start in prop::sample::select(vec![0, 1, 1023, 0xffff_fff0, 0x7fff_ffff]),
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..1500), 0..12),
         ) {
-            let (ring, file) = page(MFdFlags::MFD_ALLOW_SEALING);
+            let (ring, file) = page();
             for at in [REQ_PROD, REQ_CONS, RSP_PROD, RSP_CONS] {
                 set(&file, at, start);
             }

@@ -17,7 +17,7 @@ const WORDS: [u64; 7] = [2048, 2052, 2056, 2060, 2064, 2068, 2072];
 thread_local! {
     /// One page for all runs: what one leaves in it is what the next one begins with.
     static PAGE: (Ring, File) = {
-        let file = File::from(memfd_create(c"ring", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).expect("a memfd"));
+        let file = File::from(memfd_create(c"ring", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
         file.set_len(4096).expect("a page");
         (Ring::new(file.try_clone().expect("a descriptor").into()).expect("a ring"), file)
     };

@@ -36,8 +36,7 @@ impl Guest {
     }
 
     pub fn with_page(len: u64) -> Self {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let page = File::from(memfd_create(c"xenstore ring", flags).unwrap());
+        let page = File::from(memfd_create(c"xenstore ring", MFdFlags::MFD_CLOEXEC).unwrap());
         page.set_len(len).unwrap();
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
         let (lifeline, stores_end) = UnixStream::pair().unwrap();
@@ -95,6 +94,11 @@ impl Guest {
     /// Writes anything anywhere.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
         self.page.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Takes the page away from whoever has it mapped.
+    pub fn shorten_page(&self) {
+        self.page.set_len(0).unwrap();
     }
 
     /// Puts a request into the ring without looking whether there is room for it.

@@ -57,6 +57,34 @@ fn r1_indices_begin_anywhere_run_freely_and_wrap() {
 }
 
 #[test]
+fn a_page_that_is_taken_away_stops_that_ring_and_nothing_else() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guests: Vec<Guest> = (5..9).map(|domid| introduced(&mut host, domid)).collect();
+    for (n, guest) in guests.iter_mut().enumerate() {
+        assert_eq!(guest.request(WATCH, b"device\0t\0").0, WATCH);
+        assert_eq!(guest.event(), b"device\0t\0");
+        if n % 2 == 0 {
+            guest.shorten_page();
+        }
+    }
+    // One is kicked, the other one told something.
+    guests[0].kick();
+    for domid in 5..9 {
+        host.write(&format!("/local/domain/{domid}/device/x"), "1").unwrap();
+    }
+    for n in [1, 3] {
+        assert_eq!(guests[n].event(), b"device/x\0t\0");
+        assert_eq!(guests[n].request(READ, b"device/x\0"), (READ, b"1".to_vec()));
+    }
+    let mut again = Guest::new();
+    host.introduce(5, 1, 2, again.fds()).unwrap();
+    assert_eq!(again.request(READ, b"device/x\0"), (READ, b"1".to_vec()));
+    host.release(7).unwrap();
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
 fn r2_an_impossible_index_stops_that_ring_and_nothing_else() {
     let daemon = Daemon::start();
     let mut host = daemon.client();

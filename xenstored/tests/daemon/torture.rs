@@ -101,7 +101,7 @@ fn count_up(
     Ok(())
 }
 
-/// A domain that writes anything anywhere into its ring page, is introduced again and dies.
+/// A domain that writes anything anywhere into its ring page, takes it away, is introduced again and dies.
 fn hostile(socket: &Path, domid: u16, stop: &AtomicBool, tally: &Tally) {
     const WORDS: [u64; 8] = [2048, 2052, 2056, 2060, 2064, 2068, 2072, 2076];
     let mut chance = Chance(u64::from(domid) * 0x9e37_79b9);
@@ -139,6 +139,11 @@ fn hostile(socket: &Path, domid: u16, stop: &AtomicBool, tally: &Tally) {
             }
             if chance.below(4) == 0 {
                 guest.say(b"s");
+            }
+            if chance.below(20) == 0 {
+                guest.shorten_page();
+                guest.kick();
+                guest = Guest::new();
             }
         }
     }
