@@ -215,7 +215,7 @@ pub const TESTS: &[Test] = &[
     test("crash-restarts", "crash.sh", &[], 120),
     test("destroy-leaves-nothing", "destroy.sh", &[], 60),
     test("killed-is-noticed", "killed.sh", &[], 60),
-    test("long-store-killed", "store-killed.sh", &["debian-12"], 400),
+    test("store-killed", "store-killed.sh", &["debian-12"], 300),
     test("list", "list.sh", &[], 60),
     test("bad-input", "bad-input.sh", &[], 120),
     test("console-flood", "flood.sh", &[], 180),

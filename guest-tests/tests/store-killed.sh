@@ -1,5 +1,6 @@
-# store-killed.sh IMAGE: xenstored is killed under load, again and again, while a guest runs. The guest's process starts it again; the guest's own
-# requests, the tools, and a disk that comes and goes work afterwards.
+# store-killed.sh IMAGE: xenstored is killed under load while a guest runs, twice. The guest's process starts it again; the guest's own
+# requests, the tools, and a disk that comes and goes work afterwards. A domain that died with the store is cleaned up, and the guest
+# hears that it is to shut down.
 . /lab/tests/lib-devices.sh
 truncate -s 16M scratch.img
 box g
@@ -21,11 +22,11 @@ must 30 'perl /tmp/ask 2 "name\0"'
 want said '^g$' 'the guest cannot read its name'
 # served OLD: another process serves.
 served() { pid=$(pidof xenstored) && [ "$pid" != "$1" ] && xenstore-exists "/local/domain/$id/name"; }
-for round in 1 2 3; do
+for round in 1 2; do
     while :; do xenstore-write /tool/load "$(date)" && xenstore-ls /local >/dev/null; done 2>/dev/null &
     load=$!
     say "(while [ ! -e /tmp/stop ]; do perl /tmp/ask 11 'data/load\0x' >/dev/null; done) & loader=\$!"
-    sleep $((round * 2))
+    sleep 1
     old=$(pidof xenstored)
     kill -9 "$old" || fail 'xenstored cannot be killed'
     until_true 20 served "$old" || { cat /run/xlr/xenstored.log; cat "/run/xlr/$id/xen-emu.log"; fail 'the store does not come back'; }
@@ -42,6 +43,14 @@ for round in 1 2 3; do
     xlr block-detach g xvdb || fail "block-detach ended with status $?"
     must 30 'while [ -b /dev/xvdb ]; do sleep 0.2; done'
 done
+guest w 6.12-cloud wait
+xlr create -p w.cfg || fail "create -p ended with status $?"
+other=$(xlr domid w)
+old=$(pidof xenstored)
+kill -9 "$old" "$(domain_pid "/run/xlr/$other")" || fail 'no store or no process of the other domain'
+until_true 20 served "$old" || fail 'the store does not come back'
+xlr list w && fail 'a domain without a process is listed'
+xenstore-exists "/local/domain/$other" && fail 'nodes of a domain that died with the store are left'
 [ "$(pidof xenstored | wc -w)" = 1 ] || fail 'more than one store runs'
 in_guest 30 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
 xlr shutdown -w g || fail "shutdown ended with status $?"

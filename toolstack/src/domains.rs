@@ -81,10 +81,7 @@ impl Host {
             return Ok(());
         }
         let Status { name, domid, uuid, .. } = &domain.status;
-        let cleaned = store::connect(self).and_then(|store| match store {
-            Some(mut store) => Ok(store.forget_domain(*domid, uuid)?),
-            None => Ok(()),
-        });
+        let cleaned = store::forget(self, *domid, uuid);
         domain.dir.remove().with_context(|| format!("cannot remove {}", domain.dir.path().display()))?;
         match cleaned {
             Ok(()) => tell!("domain '{name}' (id {domid}): its process died; cleaned up"),

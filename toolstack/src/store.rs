@@ -30,6 +30,23 @@ fn autostart(host: &Host) -> Autostart {
     Autostart::new(&host.xenstored, host.root.path())
 }
 
+/// Talk to the running store, or to the one that takes the place of one that was killed. `None` when none is meant to
+/// run. Call under the run directory's lock.
+pub fn revive(host: &Host) -> Result<Option<Client>> {
+    match connect(host)? {
+        None if autostart(host).was_not_told_to_end() => ensure(host).map(Some),
+        client => Ok(client),
+    }
+}
+
+/// The store forgets a domain whose process is gone, with all that was written for it. Call under the run directory's lock.
+pub fn forget(host: &Host, domid: u16, uuid: &str) -> Result<()> {
+    match revive(host)? {
+        Some(mut store) => Ok(store.forget_domain(domid, uuid)?),
+        None => Ok(()),
+    }
+}
+
 /// Talk to the store, starting it first where none runs. Call under the run directory's lock.
 pub fn ensure(host: &Host) -> Result<Client> {
     if let Some(client) = connect(host)? {

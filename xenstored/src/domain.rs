@@ -88,14 +88,11 @@ impl Domains {
     }
 
     /// A privileged client created `path`, of which the first `depth` names existed: if the home of a domain came that
-    /// is not introduced, a life begins.
-    pub fn home_created(&mut self, path: &str, depth: usize) {
-        if depth < HOME_DEPTH
-            && let Some(domid) = home_of(path)
-            && !self.is_introduced(domid)
-        {
-            self.begin(domid);
-        }
+    /// is not introduced, a life begins, and it is answered which.
+    pub fn home_created(&mut self, path: &str, depth: usize) -> Option<DomId> {
+        let domid = home_of(path).filter(|&domid| depth < HOME_DEPTH && !self.is_introduced(domid))?;
+        self.begin(domid);
+        Some(domid)
     }
 
     /// The domain, which begins to exist if it does not yet.

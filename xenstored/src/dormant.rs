@@ -1,5 +1,7 @@
-//! Watches of domains that are not attached: after a crash of the daemon a domain's kernel believes that its watches
-//! are there, so a state folder keeps them until the domain is introduced again.
+//! Domains that are not attached: after a crash of the daemon a domain's kernel believes that its watches are there, so a
+//! state folder keeps them until the domain is introduced again. Its transactions are lost, and tried again.
+
+use std::hash::{BuildHasher, RandomState};
 
 use crate::DomId;
 use crate::migration::Record;
@@ -44,9 +46,22 @@ impl Store {
         }
     }
 
-    /// The domain is attached again: its watches are, too. Every one is told once, because nobody knows what it missed.
-    pub(crate) fn wake_watches(&mut self, domid: DomId, conn: ConnId, out: &mut Out) {
-        for watch in self.dormant.remove(&domid).unwrap_or_default() {
+    /// All domains there are were served by an earlier daemon.
+    pub(crate) fn await_domains(&mut self) {
+        for domid in self.domains.all() {
+            self.dormant.entry(domid).or_default();
+        }
+    }
+
+    /// If an earlier daemon has served the domain it is attached again: its watches are, too. Every one is told once,
+    /// because nobody knows what it missed. Its new transactions must not have the ids of those that it has open.
+    pub(crate) fn come_back(&mut self, domid: DomId, conn: ConnId, out: &mut Out) {
+        let Some(watches) = self.dormant.remove(&domid) else { return };
+        if let Some(state) = self.conns.get_mut(&conn) {
+            let [a, b, c, d, ..] = RandomState::new().hash_one(domid).to_le_bytes();
+            (state.came_back, state.last_transaction) = (true, u32::from_le_bytes([a, b, c, d]));
+        }
+        for watch in watches {
             if self.rewatch(conn, &watch).is_some() {
                 out.event(conn, &String::from_utf8_lossy(&watch.path), &watch.token);
             }

@@ -13,7 +13,6 @@ use crate::quota::Limit;
 use crate::store::{ConnId, Store};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
-use crate::wire::Errno;
 
 impl Store {
     /// Writes limits, domains and nodes: what outlives all connections.
@@ -265,9 +264,7 @@ impl Import {
             self.store.set_target(domid, target);
         }
         for (conn, id) in std::mem::take(&mut self.transactions) {
-            // It is tried again, as after any conflict.
-            let mut tx = Transaction::default();
-            tx.failed = Some(Errno::EAGAIN);
+            let tx = Transaction::lost();
             if let Some(state) = self.store.conns.get_mut(&conn) {
                 state.last_transaction = state.last_transaction.max(id);
                 self.store.open += usize::from(state.transactions.insert(id, Box::new(tx)).is_none());

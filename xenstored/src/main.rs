@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use xenstored::persist::{Disk, Fsync};
+use xenstored::persist::{Disk, Fsync, Policy};
 use xenstored::server::{ACCEPTED, Begin, Setup, Socket, State, Trace, run, state_file};
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
@@ -49,6 +49,9 @@ struct Args {
     /// When what is kept reaches the disk: always (before replies), interval (within a second), never (as the system likes)
     #[arg(long, value_name = "WHEN", default_value = "interval", requires = "state_dir")]
     fsync: Fsync,
+    /// Keep the tree only for a daemon that was killed: it is gone when this one is told to end, or the host is booted
+    #[arg(long, requires = "state_dir")]
+    transient: bool,
     /// Keep no nodes about connections and domains under /tool/xenstored
     #[arg(long)]
     no_counters: bool,
@@ -93,17 +96,20 @@ fn main() -> Result<()> {
         fs::write(file, format!("{}\n", std::process::id()))
             .with_context(|| format!("cannot write pid file {}", file.display()))?;
     }
-    let result = run(setup, begin, || {
+    let ready = || {
         tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, path.display());
         // After a live update the number may be anything's.
         if let Err(error) = announce(args.ready_fd.filter(|_| !resumed)) {
             tracing::warn!("cannot say that it is ready: {error:#}");
         }
-    });
-    if let Some(file) = pid_file {
-        let _ = fs::remove_file(file);
-    }
-    result.context("event loop")
+    };
+    // What stays of one that fails tells that it has to be started again.
+    let ended = || {
+        if let Some(file) = pid_file {
+            let _ = fs::remove_file(file);
+        }
+    };
+    run(setup, begin, ready, ended).context("event loop")
 }
 
 /// The socket that the daemon before left, that the service manager opened, or a new one.
@@ -124,12 +130,11 @@ fn begin(args: &Args, state: Option<State>) -> Result<(Option<Disk>, Begin)> {
         let empty = || Begin::Store(Box::default());
         return Ok((None, state.map_or_else(empty, |state| Begin::State(Box::new(state)))));
     };
+    let policy = Policy { fsync: args.fsync, transient: args.transient };
     let disk = match state {
-        Some(state) => Disk::replace(folder, args.fsync, state.store())
+        Some(state) => Disk::replace(folder, policy, state.store())
             .map(|disk| (Some(disk), Begin::State(Box::new(state)))),
-        None => {
-            Disk::open(folder, args.fsync).map(|(disk, store)| (Some(disk), Begin::Store(Box::new(store))))
-        }
+        None => Disk::open(folder, policy).map(|(disk, store)| (Some(disk), Begin::Store(Box::new(store)))),
     };
     disk.with_context(|| format!("state folder {}", folder.display()))
 }

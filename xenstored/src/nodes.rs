@@ -142,8 +142,11 @@ impl Store {
         } else {
             self.insert(path, &perms, value);
         }
-        if call.caller.privileged {
-            self.domains.home_created(path, depth);
+        if call.caller.privileged
+            && let Some(domid) = self.domains.home_created(path, depth)
+        {
+            // Those of an earlier life that nobody has ended.
+            self.dormant.remove(&domid);
         }
         self.changed(call, path, None, [None, Some(&perms)], out);
         Ok(())

@@ -33,6 +33,8 @@ pub(crate) struct Conn {
     pub(crate) caller: Caller,
     pub(crate) transactions: IdMap<u32, Box<Transaction>>,
     pub(crate) last_transaction: u32,
+    /// It is a domain's that an earlier daemon served: what it had open there it has to try again.
+    pub(crate) came_back: bool,
     /// Watched name and token of every watch, with its number in the index.
     pub(crate) watches: HashMap<(Arc<str>, Box<[u8]>), u64>,
     /// Bytes of the watches.
@@ -78,7 +80,7 @@ pub struct Store {
     pub(crate) domains: Domains,
     pub(crate) quota: Quota,
     pub(crate) usage: Usage,
-    /// Watches of domains that are not attached.
+    /// The domains that an earlier daemon served and that are not attached, with their watches.
     pub(crate) dormant: HashMap<DomId, Vec<Dormant>>,
     /// Permissions of `@introduceDomain` and `@releaseDomain`, and of those of single domains.
     pub(crate) special: BTreeMap<String, Perms>,
@@ -191,7 +193,7 @@ impl Store {
     /// Drops the watches and transactions of a connection, which stays: its peer began anew.
     pub fn reset(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        state.watch_bytes = 0;
+        (state.watch_bytes, state.came_back) = (0, false);
         for ((name, _), number) in std::mem::take(&mut state.watches) {
             self.watches.remove(&name, number);
         }
@@ -329,7 +331,9 @@ impl Store {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
         let (transactions, watches) = (IdMap::default(), HashMap::new());
-        let state = Conn { caller, transactions, last_transaction: 0, watches, watch_bytes: 0, cause: None };
+        let (last_transaction, came_back, watch_bytes) = (0, false, 0);
+        let state =
+            Conn { caller, transactions, last_transaction, came_back, watches, watch_bytes, cause: None };
         self.conns.insert(conn, state);
         conn
     }

@@ -134,6 +134,11 @@ pub(crate) enum Step {
 }
 
 impl Transaction {
+    /// One of which nothing is known any more: it is tried again, as after any conflict.
+    pub(crate) fn lost() -> Self {
+        Self { failed: Some(Errno::EAGAIN), ..Self::default() }
+    }
+
     /// Remembers that a node was looked at, existing or not. At most `limit` nodes.
     ///
     /// # Errors

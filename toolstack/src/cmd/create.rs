@@ -16,7 +16,6 @@ use std::path::Path;
 use xen_emu_api::config::{DomainConfig, Launch};
 use xen_emu_api::control::Request;
 use xen_emu_api::run_dir::RunDir;
-use xenstored::client::Client;
 
 /// `xlr create`
 pub fn run(args: &Args) -> Result<()> {
@@ -106,7 +105,7 @@ fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<RunDir> {
     };
     let built = write_launch(&dir, &launch).and_then(|()| spawn::domain(&dir));
     if let Err(error) = built {
-        give_up(&mut store.into_inner(), &dir, &launch.config);
+        give_up(host, &dir, &launch.config);
         return Err(error);
     }
     Ok(dir)
@@ -132,9 +131,9 @@ fn write_launch(dir: &RunDir, launch: &Launch) -> Result<()> {
 }
 
 /// The process has cleaned up after itself where it could.
-fn give_up(store: &mut Client, dir: &RunDir, config: &DomainConfig) {
-    if let Err(error) = store.forget_domain(dir.domid, &config.uuid) {
-        tell!("nodes of domain {} stay: {error}", dir.domid);
+fn give_up(host: &Host, dir: &RunDir, config: &DomainConfig) {
+    if let Err(error) = store::forget(host, dir.domid, &config.uuid) {
+        tell!("nodes of domain {} stay: {error:#}", dir.domid);
     }
     if let Err(error) = dir.remove() {
         tell!("cannot remove {}: {error}", dir.path().display());

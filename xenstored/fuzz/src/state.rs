@@ -5,10 +5,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use xenstored::persist::{Disk, Fsync};
+use xenstored::persist::{Disk, Fsync, Policy};
 
 use super::input::Input;
 use super::store::World;
+
+/// Nothing has to outlive the host.
+const POLICY: Policy = Policy { fsync: Fsync::Never, transient: false };
 
 thread_local! {
     /// In memory where that can be had.
@@ -26,7 +29,7 @@ fn play(folder: &Path, data: &[u8]) -> u64 {
     let mut world = World::with_guests();
     let before = Input(input.bytes(data.len() / 2));
     world.play(before);
-    drop(Disk::replace(folder, Fsync::Never, &world.store).expect("written"));
+    drop(Disk::replace(folder, POLICY, &world.store).expect("written"));
     for file in files(folder, "snapshot.") {
         let mut bytes = fs::read(&file).expect("readable");
         damage(&mut bytes, &mut input);
@@ -37,7 +40,7 @@ fn play(folder: &Path, data: &[u8]) -> u64 {
             fs::write(&file, input.bytes(200)).expect("writable");
         }
     }
-    let Ok((disk, store)) = Disk::open(folder, Fsync::Never) else {
+    let Ok((disk, store)) = Disk::open(folder, POLICY) else {
         ["snapshot.", "log."].iter().flat_map(|kind| files(folder, kind)).for_each(|file| {
             let _ = fs::remove_file(file);
         });

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Autostart {
     /// Its socket.
     pub socket: PathBuf,
-    /// The folder of its log and its pid file, `xenstored.log` and `xenstored.pid`.
+    /// The folder of its log, its pid file and its state: `xenstored.log`, `xenstored.pid`, `xenstored.state`.
     pub folder: PathBuf,
     /// The program.
     pub program: PathBuf,
@@ -42,6 +42,18 @@ impl Autostart {
         self.folder.join("xenstored.pid")
     }
 
+    /// What it knows, for the next one if it is killed.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("xenstored.state")
+    }
+
+    /// Whether one was killed, or serves.
+    #[must_use]
+    pub fn was_not_told_to_end(&self) -> bool {
+        self.pid_file().exists()
+    }
+
     /// A connection; none where nobody serves.
     ///
     /// # Errors
@@ -58,7 +70,8 @@ impl Autostart {
         }
     }
 
-    /// Starts the daemon, in a process group of its own: what ends the caller or its terminal is not meant for it.
+    /// Starts the daemon, in a process group of its own: what ends the caller or its terminal is not meant for it. It
+    /// begins with what one that was killed knew, else with nothing.
     ///
     /// # Errors
     /// What the system says about the log or the program.
@@ -67,6 +80,8 @@ impl Autostart {
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut command = Command::new(&self.program);
         command.arg("-F").arg(self.pid_file()).env("XENSTORED_PATH", &self.socket).current_dir("/");
+        // The host's crash ends the domains too, so nothing has to reach the disk.
+        command.args(["--transient", "--fsync", "never", "--state-dir"]).arg(self.state());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         command.spawn()
     }
@@ -77,7 +92,7 @@ impl Autostart {
     /// # Errors
     /// What [`Autostart::start`] says, or that it does not serve.
     pub fn again(&self, lock: &Path, patience: Duration) -> io::Result<bool> {
-        if !self.pid_file().exists() {
+        if !self.was_not_told_to_end() {
             return Ok(false);
         }
         let lock = File::options().create(true).truncate(false).write(true).open(lock)?;

@@ -28,7 +28,7 @@ pub(super) fn introduce(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
         domain.conn = Some(conn);
         domain.shutdown = false;
         out.actions.push(Action::Serve { conn, domid, features, again: false });
-        store.wake_watches(domid, conn, out);
+        store.come_back(domid, conn, out);
         store.fire_special(INTRODUCE_DOMAIN, domid, out);
     }
     out.ack(call)

@@ -61,7 +61,8 @@ pub(crate) fn dispatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) ->
     }
     if flags & NO_TID == 0 && call.header.tx_id != 0 {
         let conn = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
-        call.tx = Some(conn.transactions.remove(&call.header.tx_id).ok_or(Errno::ENOENT)?);
+        let open = conn.transactions.remove(&call.header.tx_id);
+        call.tx = Some(open.map_or_else(|| transaction::lost(store, call), Ok)?);
     }
     handler(store, call, out)
 }

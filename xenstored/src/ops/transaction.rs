@@ -3,6 +3,7 @@
 use crate::out::Out;
 use crate::quota::Limit;
 use crate::store::{Call, Store};
+use crate::transaction::Transaction;
 use crate::wire::{Errno, one_arg};
 
 pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
@@ -23,6 +24,19 @@ pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
     state.transactions.insert(id, Box::default());
     store.open += 1;
     out.reply(call, &[format!("{id}\0").as_bytes()])
+}
+
+/// A transaction of this id is not open. If the caller may have begun it at an earlier daemon it will fail in a way that
+/// has it tried again.
+///
+/// # Errors
+/// `ENOENT` if not.
+pub(super) fn lost(store: &mut Store, call: &Call<'_>) -> Result<Box<Transaction>, Errno> {
+    let limit = store.limit(&call.caller, Limit::Transactions);
+    let known = store.conns.get(&call.conn).filter(|conn| conn.came_back && conn.transactions.len() < limit);
+    known.ok_or(Errno::ENOENT)?;
+    store.open += 1;
+    Ok(Box::new(Transaction::lost()))
 }
 
 /// `T` commits, `F` abandons. Whatever comes of it, the transaction is over.

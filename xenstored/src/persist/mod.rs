@@ -4,7 +4,8 @@
 //! since, in frames. Before a reply goes out, what its request changed is in the log; how soon the log is on the disk
 //! itself is the [`Fsync`] policy. So a daemon that is killed loses nothing that it acknowledged, whatever the policy; a
 //! host that crashes loses nothing with `always`, at most a second with `interval`. When a log has grown, the next
-//! snapshot is written beside the daemon's work, and what it makes superfluous is removed.
+//! snapshot is written beside the daemon's work, and what it makes superfluous is removed. A transient folder is for a
+//! daemon that is killed: it is emptied when the daemon is told to end, and what another boot of the host left is nothing.
 //!
 //! What changed is not noted when it changes: the tree as it was last written is a snapshot that costs one reference,
 //! and comparing two trees visits only what differs.
@@ -60,6 +61,15 @@ impl FromStr for Fsync {
     }
 }
 
+/// What a folder is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// When what is written reaches the disk.
+    pub fsync: Fsync,
+    /// It is for a daemon that is killed, not for one that is told to end, nor for another boot of the host.
+    pub transient: bool,
+}
+
 /// What of a store was written last.
 #[derive(Debug, Default)]
 struct Written {
@@ -76,7 +86,7 @@ struct Written {
 #[derive(Debug)]
 pub struct Disk {
     folder: PathBuf,
-    fsync: Fsync,
+    policy: Policy,
     number: u64,
     log: File,
     log_len: u64,
@@ -99,12 +109,18 @@ impl Disk {
     ///
     /// # Errors
     /// What the file system says; `AddrInUse` if another daemon has the folder; `InvalidData` for a snapshot that makes
-    /// no sense.
-    pub fn open(folder: &FilePath, fsync: Fsync) -> io::Result<(Self, Store)> {
+    /// no sense, unless the folder is transient: then the daemon begins empty and says so.
+    pub fn open(folder: &FilePath, policy: Policy) -> io::Result<(Self, Store)> {
         let lock = lock(folder)?;
-        let (store, number) = load(folder)?;
-        let begun = begin(folder, number + 1, &store)?;
-        let disk = Self::with(folder, fsync, number + 1, begun, &store, lock);
+        let (store, number) = match load(folder, policy.transient) {
+            Err(error) if policy.transient && error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!("state folder: {error}: what was there is lost");
+                (Store::new(), newest(folder)?)
+            }
+            loaded => loaded?,
+        };
+        let begun = begin(folder, number + 1, &store, policy.fsync)?;
+        let disk = Self::with(folder, policy, number + 1, begun, &store, lock);
         Ok((disk, store))
     }
 
@@ -113,23 +129,22 @@ impl Disk {
     ///
     /// # Errors
     /// If it is no folder that can be opened, or another daemon has it.
-    pub fn replace(folder: &FilePath, fsync: Fsync, store: &Store) -> io::Result<Self> {
+    pub fn replace(folder: &FilePath, policy: Policy, store: &Store) -> io::Result<Self> {
         let lock = lock(folder)?;
-        let number = numbers(folder, "snapshot.")?.into_iter().chain(numbers(folder, "log.")?).max();
-        let number = number.unwrap_or(0) + 1;
-        let begun = begin(folder, number, store);
+        let number = newest(folder)? + 1;
+        let begun = begin(folder, number, store, policy.fsync);
         let failed = begun.as_ref().err().map(|error| {
             tracing::error!("state folder: {error}: what changes now may be lost");
             Instant::now()
         });
         let nowhere = |_| Ok::<_, io::Error>((File::options().write(true).open("/dev/null")?, 0));
-        let disk = Self::with(folder, fsync, number, begun.or_else(nowhere)?, store, lock);
+        let disk = Self::with(folder, policy, number, begun.or_else(nowhere)?, store, lock);
         Ok(Self { failed, ..disk })
     }
 
     fn with(
         folder: &FilePath,
-        fsync: Fsync,
+        policy: Policy,
         number: u64,
         (log, snapshot_len): (File, u64),
         store: &Store,
@@ -137,7 +152,7 @@ impl Disk {
     ) -> Self {
         Self {
             folder: folder.to_owned(),
-            fsync,
+            policy,
             number,
             log,
             log_len: 0,
@@ -149,6 +164,17 @@ impl Disk {
             snapshot: None,
             failed: None,
             _lock: lock,
+        }
+    }
+
+    /// The daemon was told to end.
+    pub(crate) fn close(mut self) {
+        // What is being written must not appear later.
+        if let Some(thread) = self.snapshot.take() {
+            let _ = thread.join();
+        }
+        if self.policy.transient {
+            remove_before(&self.folder, u64::MAX);
         }
     }
 
@@ -173,7 +199,7 @@ impl Disk {
 
     fn begin_anew(&mut self, store: &Store) -> io::Result<()> {
         let number = self.number + 1;
-        (self.log, self.snapshot_len) = begin(&self.folder, number, store)?;
+        (self.log, self.snapshot_len) = begin(&self.folder, number, store, self.policy.fsync)?;
         (self.number, self.log_len, self.written) = (number, 0, Written::of(store));
         tracing::info!("state folder: written again");
         Ok(())
@@ -191,7 +217,7 @@ impl Disk {
         let frame = frame::seal(&bytes);
         self.log.write_all(&frame)?;
         self.log_len += frame.len() as u64;
-        match self.fsync {
+        match self.policy.fsync {
             Fsync::Always => self.log.sync_data()?,
             Fsync::Interval => self.unsynced = self.unsynced.or_else(|| Some(Instant::now())),
             Fsync::Never => {}
@@ -204,13 +230,19 @@ impl Disk {
 
     /// Goes on in a new log, and has the snapshot it begins at written elsewhere.
     fn next_snapshot(&mut self, store: &Store) -> io::Result<()> {
-        let number = self.number + 1;
-        self.log.sync_data()?;
-        self.log = create_log(&self.folder, number)?;
+        let (number, fsync) = (self.number + 1, self.policy.fsync);
+        let old = std::mem::replace(&mut self.log, create_log(&self.folder, number)?);
         (self.number, self.log_len) = (number, 0);
         let (folder, source) = (self.folder.clone(), Source::of(store));
+        if fsync == Fsync::Always {
+            sync_folder(&folder, fsync)?;
+        }
         self.snapshot = Some(std::thread::Builder::new().name("snapshot".into()).spawn(move || {
-            let len = write_snapshot(&folder, number, &source.stream())?;
+            if fsync == Fsync::Interval {
+                old.sync_data()?;
+                sync_folder(&folder, fsync)?;
+            }
+            let len = write_snapshot(&folder, number, &source.stream(), fsync)?;
             remove_before(&folder, number);
             Ok(len)
         })?);
@@ -311,6 +343,7 @@ impl Written {
         if self.lives.get(&domid).is_some_and(|before| Some(*before) != life) {
             append(bytes, &Record::DomainGone { domid });
             self.lives.remove(&domid);
+            self.watches.remove(&domid);
         }
         if let Some(life) = life {
             append(bytes, &store.domain_record(domid));
@@ -364,8 +397,9 @@ fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Reads the newest snapshot that is whole, and every log from there on.
-fn load(folder: &FilePath) -> io::Result<(Store, u64)> {
+/// Reads the newest snapshot that is whole, and every log from there on. After another boot of the host the domains are
+/// gone, and of a transient folder everything is.
+fn load(folder: &FilePath, transient: bool) -> io::Result<(Store, u64)> {
     let mut import = Import::new();
     let mut same_boot = true;
     let snapshot = numbers(folder, "snapshot.")?.into_iter().max();
@@ -384,7 +418,6 @@ fn load(folder: &FilePath) -> io::Result<(Store, u64)> {
     }
     let mut logs = numbers(folder, "log.")?;
     logs.sort_unstable();
-    let newest = logs.iter().copied().chain(snapshot).max().unwrap_or(0);
     for number in logs.into_iter().filter(|&number| snapshot.is_none_or(|snapshot| number >= snapshot)) {
         let mut bytes = Vec::new();
         File::open(folder.join(format!("log.{number}")))?.read_to_end(&mut bytes)?;
@@ -398,7 +431,14 @@ fn load(folder: &FilePath) -> io::Result<(Store, u64)> {
     if !same_boot {
         store.release_all();
     }
-    Ok((store, newest))
+    store.await_domains();
+    Ok((if same_boot || !transient { store } else { Store::new() }, newest(folder)?))
+}
+
+/// The highest number that is in use.
+fn newest(folder: &FilePath) -> io::Result<u64> {
+    let used = numbers(folder, "snapshot.")?.into_iter().chain(numbers(folder, "log.")?);
+    Ok(used.max().unwrap_or(0))
 }
 
 /// The numbers of the files that are named so.
@@ -412,28 +452,34 @@ fn numbers(folder: &FilePath, prefix: &str) -> io::Result<Vec<u64>> {
 }
 
 /// Writes all of a store, and begins the log of what changes then.
-fn begin(folder: &FilePath, number: u64, store: &Store) -> io::Result<(File, u64)> {
-    let len = write_snapshot(folder, number, &Source::of(store).stream())?;
+fn begin(folder: &FilePath, number: u64, store: &Store, fsync: Fsync) -> io::Result<(File, u64)> {
+    let len = write_snapshot(folder, number, &Source::of(store).stream(), fsync)?;
     let log = create_log(folder, number)?;
+    sync_folder(folder, fsync)?;
     remove_before(folder, number);
     Ok((log, len))
 }
 
 /// Nobody sees half a snapshot: it has its name when it is on the disk. Another one may be being written meanwhile.
-fn write_snapshot(folder: &FilePath, number: u64, bytes: &[u8]) -> io::Result<u64> {
+fn write_snapshot(folder: &FilePath, number: u64, bytes: &[u8], fsync: Fsync) -> io::Result<u64> {
     let half = folder.join(format!("new.{number}"));
     let mut file = options().truncate(true).open(&half)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if fsync != Fsync::Never {
+        file.sync_all()?;
+    }
     fs::rename(&half, folder.join(format!("snapshot.{number}")))?;
-    File::open(folder)?.sync_all()?;
+    sync_folder(folder, fsync)?;
     Ok(bytes.len() as u64)
 }
 
 fn create_log(folder: &FilePath, number: u64) -> io::Result<File> {
-    let log = options().truncate(true).open(folder.join(format!("log.{number}")))?;
-    File::open(folder)?.sync_all()?;
-    Ok(log)
+    options().truncate(true).open(folder.join(format!("log.{number}")))
+}
+
+/// The names of files reach the disk, unless nothing has to.
+fn sync_folder(folder: &FilePath, fsync: Fsync) -> io::Result<()> {
+    if fsync == Fsync::Never { Ok(()) } else { File::open(folder)?.sync_all() }
 }
 
 fn options() -> OpenOptions {

@@ -19,8 +19,19 @@ fn content(store: &Store) -> Vec<u8> {
     stream.finish()
 }
 
+const POLICY: Policy = Policy { fsync: Fsync::Never, transient: false };
+
 fn open(folder: &TempDir) -> (Disk, Store) {
-    Disk::open(folder.path(), Fsync::Never).unwrap()
+    Disk::open(folder.path(), POLICY).unwrap()
+}
+
+/// As if the host had been booted anew since this snapshot was written.
+fn boot_anew(snapshot: &FilePath) {
+    let bytes = fs::read(snapshot).unwrap();
+    let boot = boot();
+    let at = bytes.windows(boot.len()).position(|part| part == boot.as_bytes()).unwrap();
+    let other = [&bytes[..at], &vec![b'0'; boot.len()], &bytes[at + boot.len()..]].concat();
+    fs::write(snapshot, other).unwrap();
 }
 
 #[test]
@@ -48,11 +59,11 @@ fn what_was_committed_is_there_again() {
     disk.commit(&store);
     let want = content(&store);
     drop(disk);
-    assert!(Disk::open(folder.path(), Fsync::Never).is_ok(), "twice");
+    assert!(Disk::open(folder.path(), POLICY).is_ok(), "twice");
     let (_disk, mut again) = open(&folder);
     assert_eq!(content(&again), want);
     assert_eq!(again.check(), Ok(()));
-    assert!(Disk::open(folder.path(), Fsync::Never).is_err(), "one daemon per folder");
+    assert!(Disk::open(folder.path(), POLICY).is_err(), "one daemon per folder");
     // Nobody is introduced, and whoever comes finds what is theirs.
     assert!(!again.domains.is_introduced(5) && again.domains.life(5).is_some());
     let host = again.connect();
@@ -71,15 +82,116 @@ fn domains_do_not_survive_a_boot_of_the_host() {
     ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
     disk.commit(&store);
     drop(disk);
-    let snapshot = folder.path().join("snapshot.1");
-    let bytes = fs::read(&snapshot).unwrap();
-    let boot = boot();
-    let at = bytes.windows(boot.len()).position(|part| part == boot.as_bytes()).unwrap();
-    let other = [&bytes[..at], &vec![b'0'; boot.len()], &bytes[at + boot.len()..]].concat();
-    fs::write(&snapshot, other).unwrap();
+    boot_anew(&folder.path().join("snapshot.1"));
     let (_disk, store) = open(&folder);
     let there = |path: &[u8]| store.tree.get(&crate::path::Path::parse(path, 0, None).unwrap()).is_some();
     assert!(there(b"/a") && there(b"/local/domain") && !there(b"/local/domain/5"));
+}
+
+/// A transient folder is taken up after a kill, and only then.
+#[test]
+fn what_is_transient_ends_with_its_daemon_or_host() {
+    let folder = tempdir().unwrap();
+    let open = || Disk::open(folder.path(), Policy { fsync: Fsync::Never, transient: true }).unwrap();
+    let empty = content(&Store::new());
+    let write = |(disk, store): &mut (Disk, Store)| {
+        let host = store.connect();
+        ask(store, host, MsgType::WRITE, 0, b"/a\x001");
+        disk.commit(store);
+        content(store)
+    };
+    let mut killed = open();
+    assert_eq!(content(&killed.1), empty);
+    let want = write(&mut killed);
+    drop(killed);
+    let told = open();
+    assert_eq!(content(&told.1), want);
+    told.0.close();
+    let mut before = open();
+    assert_eq!(content(&before.1), empty);
+    write(&mut before);
+    let snapshot = folder.path().join(format!("snapshot.{}", before.0.number));
+    drop(before);
+    boot_anew(&snapshot);
+    let mut broken = open();
+    assert_eq!(content(&broken.1), empty);
+    write(&mut broken);
+    let snapshot = folder.path().join(format!("snapshot.{}", broken.0.number));
+    drop(broken);
+    fs::write(snapshot, b"nonsense").unwrap();
+    assert_eq!(content(&open().1), empty);
+}
+
+/// A second life that watches what the first has watched, and a third that does not.
+#[test]
+fn watches_are_those_of_the_present_life() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    let watch = |store: &mut Store, disk: &mut Disk| {
+        ask(store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+        let guest = store.domains.get(5).unwrap().conn.unwrap();
+        ask(store, guest, MsgType::WATCH, 0, b"device\0t\0");
+        disk.rewatched(5);
+    };
+    watch(&mut store, &mut disk);
+    disk.commit(&store);
+    ask(&mut store, host, MsgType::RELEASE, 0, b"5\0");
+    watch(&mut store, &mut disk);
+    disk.commit(&store);
+    drop(disk);
+    let (mut disk, mut store) = open(&folder);
+    assert_eq!(store.watches_of_domain(5).len(), 1);
+    // Nobody has released it, but a new one is made.
+    let host = store.connect();
+    ask(&mut store, host, MsgType::RM, 0, b"/local/domain/5\0");
+    ask(&mut store, host, MsgType::MKDIR, 0, b"/local/domain/5\0");
+    disk.commit(&store);
+    drop(disk);
+    assert_eq!(store.watches_of_domain(5), []);
+    assert_eq!(open(&folder).1.watches_of_domain(5), []);
+}
+
+/// A domain may have had transactions open: they are tried again, and those it begins now are others.
+#[test]
+fn t4_transactions_of_a_daemon_that_was_killed_end_in_eagain() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    disk.commit(&store);
+    drop(disk);
+    let (_disk, mut store) = open(&folder);
+    let host = store.connect();
+    for domid in [5, 6] {
+        ask(&mut store, host, MsgType::INTRODUCE, 0, format!("{domid}\x001\x002\0").as_bytes());
+    }
+    let [guest, other] = [5, 6].map(|domid| store.domains.get(domid).unwrap().conn.unwrap());
+    let answer = |store: &mut Store, conn, kind, tx_id, payload: &[u8]| {
+        let mut out = Out::default();
+        store.handle(conn, Header { kind, req_id: 0, tx_id, len: 0 }, payload, false, &mut out);
+        let text = out.messages().next().map(|(_, message, _)| message[16..].to_vec()).unwrap();
+        String::from_utf8(text).unwrap()
+    };
+    assert_eq!(answer(&mut store, guest, MsgType::WRITE, 7, b"/local/domain/5/x\x001"), "EACCES\0");
+    assert_eq!(answer(&mut store, guest, MsgType::READ, 8, b"/\0"), "EACCES\0");
+    let new = answer(&mut store, guest, MsgType::TRANSACTION_START, 0, b"\0");
+    let new: u32 = new.trim_end_matches('\0').parse().unwrap();
+    assert!(![7, 8].contains(&new));
+    for tx in [7, 8, 9] {
+        assert_eq!(answer(&mut store, guest, MsgType::TRANSACTION_END, tx, b"T\0"), "EAGAIN\0");
+    }
+    assert_eq!(answer(&mut store, guest, MsgType::TRANSACTION_END, new, b"T\0"), "OK\0");
+    // As many as it may have, no more; none once it began anew; and none for a domain that was not there.
+    for tx in 20..30 {
+        assert_eq!(answer(&mut store, guest, MsgType::READ, tx, b"/\0"), "EACCES\0");
+    }
+    assert_eq!(answer(&mut store, guest, MsgType::READ, 30, b"/\0"), "ENOENT\0");
+    assert_eq!(answer(&mut store, guest, MsgType::RESET_WATCHES, 0, b"\0"), "OK\0");
+    assert_eq!(store.open, 0);
+    for conn in [guest, other] {
+        assert_eq!(answer(&mut store, conn, MsgType::TRANSACTION_END, 7, b"T\0"), "ENOENT\0");
+    }
 }
 
 /// Wherever the log ends, what its whole frames say is there, and nothing else.
@@ -146,7 +258,7 @@ fn a_disk_that_refuses_ends_no_store() {
     ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
     // Where the next snapshot would be written.
     fs::create_dir(folder.path().join("new.2")).unwrap();
-    let mut disk = Disk::replace(folder.path(), Fsync::Never, &store).unwrap();
+    let mut disk = Disk::replace(folder.path(), POLICY, &store).unwrap();
     assert!(disk.failed.is_some());
     disk.failed = Instant::now().checked_sub(INTERVAL);
     disk.commit(&store);

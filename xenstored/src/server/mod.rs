@@ -119,18 +119,24 @@ pub enum Begin {
     State(Box<State>),
 }
 
-/// Serves a socket until SIGTERM or SIGINT; `ready` is called once, when clients can connect.
+/// Serves a socket until SIGTERM or SIGINT; `ready` is called once, when clients can connect, and `ended` when it was
+/// told to end, before anybody else can serve that socket.
 ///
 /// # Errors
 /// If the event loop fails; nothing that a client or guest does.
-pub fn run(setup: Setup, begin: Begin, ready: impl FnOnce()) -> io::Result<()> {
+pub fn run(setup: Setup, begin: Begin, ready: impl FnOnce(), ended: impl FnOnce()) -> io::Result<()> {
     let mut server = match begin {
         Begin::State(state) => Server::resume(setup, *state)?,
         Begin::Store(store) => Server::new(setup, *store)?,
     };
     server.forget_counters();
     ready();
-    server.run()
+    server.run()?;
+    if let Some(disk) = server.disk.take() {
+        disk.close();
+    }
+    ended();
+    Ok(())
 }
 
 impl Server {
