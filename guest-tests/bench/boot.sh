@@ -108,7 +108,7 @@ micro() {
 }
 calls() {
     micro "$1" 2>>errors | sed -n 's/.*BENCH \([^ ]*\) \([0-9]*\).*/\1 \2/p' | while read -r name value; do
-        [ "$name" = tsc_khz ] || note "$1" "$name, in TSC cycles" "$value"
+        case $name in hypercall_* | evtchn_*) note "$1" "$name, in TSC cycles" "$value" ;; esac
     done
 }
 # Microseconds between the first exec of a program in the trace and the first entry into the guest.

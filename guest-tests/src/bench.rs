@@ -29,7 +29,7 @@ const LOADS: [u64; 2] = [4, 3];
 /// `cargo lab bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Boots, disk and network under load (or one of them), or the store; all if not given
+    /// Boots, events, disk and network under load (or one of them), or the store; all if not given
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each program, taken in turn
@@ -48,6 +48,8 @@ pub struct Bench {
 enum What {
     /// Boot time, exits, memory
     Boot,
+    /// Hypercalls, events and timers by a microkernel, on both backends and with both event channel ABIs
+    Events,
     /// Disk and network
     Devices,
     /// Disk alone
@@ -61,12 +63,16 @@ enum What {
 /// Measures one after the other and prints; the status is that of the last one that failed.
 pub fn run(bench: &Bench) -> Result<u8> {
     let cache = Cache::open()?;
-    let chosen =
-        if bench.what.is_empty() { &[What::Boot, What::Devices, What::Store] } else { bench.what.as_slice() };
+    let chosen = if bench.what.is_empty() {
+        &[What::Boot, What::Events, What::Devices, What::Store]
+    } else {
+        bench.what.as_slice()
+    };
     let mut failure = 0;
     for what in chosen {
         let status = match what {
             What::Boot => bench.boot(&cache)?,
+            What::Events => bench.events(&cache)?,
             What::Devices => bench.devices(&cache, "disk,network", LOADS.iter().sum())?,
             What::Disk => bench.devices(&cache, "disk", LOADS[0])?,
             What::Network => bench.devices(&cache, "network", LOADS[1])?,
@@ -84,6 +90,11 @@ impl Bench {
     fn boot(&self, cache: &Cache) -> Result<u8> {
         let limit = 300 + u64::from(self.rounds) * 120;
         self.measure(cache, "boot.sh", &self.words(None, &[]), limit, Vec::new())
+    }
+
+    fn events(&self, cache: &Cache) -> Result<u8> {
+        let limit = 600 + u64::from(self.rounds) * 120;
+        self.measure(cache, "events.sh", &self.rounds.to_string(), limit, Vec::new())
     }
 
     fn devices(&self, cache: &Cache, parts: &str, loads: u64) -> Result<u8> {

@@ -11,6 +11,8 @@ use crate::step::step;
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
 const BARE: &str = "x86_64-unknown-none";
+/// Microkernels of 32 bits; `.cargo/config.toml` has what it takes to use this target without a system.
+const BARE_32: &str = "i586-unknown-linux-gnu";
 /// The packages L1 has programs of, with what each must yield for `/usr/bin`.
 const PACKAGES: [(&str, &[&str]); 3] = [
     ("toolstack", &["xlr", "xlr-pygrub"]),
@@ -76,7 +78,11 @@ fn programs(packages: &[(&str, &[&str])], debug: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn microkernels() -> Result<Vec<PathBuf>> {
-    executables(&mut build_command(&["-p", MICROKERNELS, "--bins", "--release", "--target", BARE]))
+    let common = ["-p", MICROKERNELS, "--release", "--target"];
+    let wide = executables(&mut build_command(&[&common[..], &[BARE, "--bins"]].concat()))?;
+    let narrow = [BARE_32, "--features", "bits32", "--bin", "bits32"];
+    let narrow = executables(&mut build_command(&[&common[..], &narrow].concat()))?;
+    Ok([wide, narrow].concat())
 }
 
 /// One of cargo's commands on the workspace, with a target folder of the lab's own.

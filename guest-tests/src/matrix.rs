@@ -30,6 +30,10 @@ const fn plain(name: &'static str, script: &'static str, args: &'static [&'stati
 pub const PORTABLE: &str = "accel = 'portable'";
 /// The line of a configuration that asks for FIFO event channels.
 const FIFO: &str = "event_channels = 'fifo'";
+/// The line of a configuration whose guest has the one vector for all vCPUs.
+const GLOBAL: &str = "upcall = 'global'";
+/// The line of a configuration for the microkernel `flood`.
+const TEN_MILLION: &str = "extra = 'events=10000000'";
 
 /// What a row is called that runs only when it is asked for.
 pub const LONG: &str = "long-";
@@ -208,6 +212,29 @@ pub const TESTS: &[Test] = &[
     test("channel-server-killed", "peers.sh", &["killed"], 120),
     test("channel-fifo", "peers.sh", &["client", FIFO], 120),
     test("events-without-exits", "exits.sh", &[], 120),
+    test("micro-flood-fifo", "micro.sh", &["flood", "64", FIFO], 120),
+    test("micro-flood-global", "micro.sh", &["flood", "64", GLOBAL, "extra = 'global'"], 120),
+    test(
+        "micro-portable-flood-2level-global",
+        "micro.sh",
+        &["flood", "64", PORTABLE, "event_channels = '2level'", GLOBAL, "extra = 'global'"],
+        120,
+    ),
+    test(
+        "micro-portable-flood-2level",
+        "micro.sh",
+        &["flood", "64", PORTABLE, "event_channels = '2level'", "extra = 'strict'"],
+        120,
+    ),
+    // A minute or more for each million.
+    test("long-ten-million-2level", "micro.sh", &["flood", "64", TEN_MILLION], 7200),
+    test("long-ten-million-portable-fifo", "micro.sh", &["flood", "64", PORTABLE, FIFO, TEN_MILLION], 7200),
+    test(
+        "long-ten-million-global",
+        "micro.sh",
+        &["flood", "64", GLOBAL, "extra = 'global events=10000000'"],
+        7200,
+    ),
     test("memory-32M", "micro.sh", &["hello", "32"], 60),
     test("trigger-nmi", "nmi.sh", &[], 90),
     test("crash-preserved", "preserve.sh", &[], 90),
@@ -238,6 +265,12 @@ pub const TESTS: &[Test] = &[
     test("debian-12-pygrub-shutdown", "debian.sh", &["debian-12", "pygrub", "raw", "shutdown"], 600),
     test("debian-12-qcow2-button", "debian.sh", &["debian-12", "pygrub", "qcow2", "button"], 600),
     test("debian-12-grub-poweroff", "debian.sh", &["debian-12", "grub-pvh", "raw", "poweroff"], 600),
+    test(
+        "long-debian-12-grub-portable",
+        "debian.sh",
+        &["debian-12", "grub-pvh", "raw", "poweroff", PORTABLE],
+        600,
+    ),
     test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 600),
     test("examples", "examples.sh", &[], 60),
     // A host whose KVM has no KVM_XEN.
@@ -277,5 +310,6 @@ pub const TESTS: &[Test] = &[
         &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
         300,
     ),
+    plain("long-plain-debian-12-grub", "debian.sh", &["debian-12", "grub-pvh", "raw", "poweroff"], 600),
     plain("plain-debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 600),
 ];

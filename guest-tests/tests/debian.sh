@@ -1,9 +1,10 @@
-# debian.sh IMAGE HOW FORMAT END: a whole Debian from its disk image. HOW kernel: its kernel handed over; pygrub: read from its disk;
+# debian.sh IMAGE HOW FORMAT END [LINE...]: a whole Debian from its disk image. HOW kernel: its kernel handed over; pygrub: read from its disk;
 # grub-pvh: GRUB as the kernel reads it from its disk. FORMAT raw or qcow2, whose backing file is the image. It logs in, gets an
 # address, installs a package and writes a file; END ends it: poweroff (from inside), shutdown (by XenStore), button (the power button,
 # which systemd-logind hears). Then nothing of what was written may be missing.
 . /lab/tests/lib-devices.sh
 image=$1 how=$2 format=$3 end=$4
+shift 4
 take_disk "$image"
 lan
 given=$disk
@@ -28,6 +29,7 @@ kernel)
 pygrub) echo 'bootloader = "pygrub"' >>g.cfg ;;
 grub-pvh) echo 'kernel = "/guest/grub-pvh"' >>g.cfg ;;
 esac
+for line; do echo "$line" >>g.cfg; done
 power_on g
 id=$(xlr domid g)
 login

@@ -109,7 +109,9 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let forward = Arc::new(Forward::new().context("epoll")?);
     let root = RunRoot::at(&launch.run_root)?;
     let peers = Peers::open(root, launch.domid).context("socket for other domains")?;
-    let accel = accel(way, &vm, config.max_vcpus, &forward)
+    // A boot loader may bring a Linux, which nobody has looked at then.
+    let watch = notice.is_none() && !kernel.linux && config.hypercall_rewrite != Some(false);
+    let accel = accel(way, &vm, config.max_vcpus, &forward, watch)
         .with_context(|| format!("the {} backend of KVM", way.name()))?;
     accel.latch_long_mode(kernel.long_mode)?;
 
@@ -155,11 +157,17 @@ fn fifo(config: &DomainConfig, way: Way) -> bool {
 }
 
 /// KVM's part of Xen's interfaces.
-fn accel(way: Way, vm: &Arc<VmFd>, vcpus: u32, forward: &Arc<Forward>) -> std::io::Result<Box<dyn XenAccel>> {
+fn accel(
+    way: Way,
+    vm: &Arc<VmFd>,
+    vcpus: u32,
+    forward: &Arc<Forward>,
+    watch: bool,
+) -> std::io::Result<Box<dyn XenAccel>> {
     let (vm, forward) = (vm.clone(), forward.clone());
     Ok(match way {
         Way::Kernel(capabilities) => Box::new(XenKernel::new(vm, capabilities, XEN_VERSION, forward)?),
-        Way::Portable(offers) => Box::new(XenPortable::new(vm, offers, vcpus, forward)?),
+        Way::Portable(offers) => Box::new(XenPortable::new(vm, offers, vcpus, forward, watch)?),
     })
 }
 

@@ -66,10 +66,15 @@ impl Words {
         self.all().any(|found| found == word.as_bytes())
     }
 
+    /// The rest of the word that begins like this.
+    #[must_use]
+    pub fn text(&self, prefix: &str) -> Option<&[u8]> {
+        self.all().find_map(|word| word.strip_prefix(prefix.as_bytes()))
+    }
+
     /// The decimal number of the word that begins like this.
     #[must_use]
     pub fn number(&self, prefix: &str) -> Option<u32> {
-        let digits = self.all().find_map(|word| word.strip_prefix(prefix.as_bytes()))?;
-        core::str::from_utf8(digits).ok()?.parse().ok()
+        core::str::from_utf8(self.text(prefix)?).ok()?.parse().ok()
     }
 }

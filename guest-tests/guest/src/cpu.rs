@@ -3,9 +3,20 @@
 
 use core::arch::asm;
 
+#[cfg(all(bare, target_pointer_width = "64"))]
+unsafe extern "C" {
+    fn guest_ring3(how: u64, nr: u64, args: *const [u64; 6], flags: u64) -> u64;
+    static guest_ring0: u8;
+}
+#[cfg(target_pointer_width = "32")]
+unsafe extern "C" {
+    fn guest_call32(how: u32, nr: u32, args: *const [u32; 6]) -> u32;
+}
+
 /// `HYPERVISOR_*` by VMCALL (Intel) or VMMCALL (AMD), number and arguments in Xen's registers.
 ///
 /// Addresses among `args` must be of memory that may hold any bytes; `hypercall` sees to that.
+#[cfg(not(target_pointer_width = "32"))]
 #[must_use]
 pub fn vmcall(amd: bool, nr: u64, args: [u64; 6]) -> u64 {
     let [a, b, c, d, e, f] = args;
@@ -23,7 +34,55 @@ pub fn vmcall(amd: bool, nr: u64, args: [u64; 6]) -> u64 {
     result
 }
 
+/// `HYPERVISOR_*` by VMCALL (Intel) or VMMCALL (AMD), number and arguments in Xen's registers of 32 bits.
+#[cfg(target_pointer_width = "32")]
+#[must_use]
+pub fn vmcall(amd: bool, nr: u64, args: [u64; 6]) -> u64 {
+    call32(amd.into(), nr, args)
+}
+
 /// The same through a stub of the hypercall page at `stub`.
+#[cfg(target_pointer_width = "32")]
+#[must_use]
+pub fn call_stub(stub: u64, args: [u64; 6]) -> u64 {
+    // The stub says which call it is.
+    call32(stub, 0, args)
+}
+
+/// The answer is an `int`: its sign is that of 64 bits.
+#[cfg(target_pointer_width = "32")]
+#[expect(clippy::cast_possible_truncation, reason = "a caller of 32 bits has no more")]
+fn call32(how: u64, nr: u64, args: [u64; 6]) -> u64 {
+    let args = args.map(|arg| arg as u32);
+    // SAFETY: as with 64 bits; the arguments lie on the stack.
+    let result = unsafe { guest_call32(how as u32, nr as u32, &raw const args) };
+    i64::from(result.cast_signed()).cast_unsigned()
+}
+
+/// A hypercall in ring 3, by VMCALL (0), VMMCALL (1) or the stub at an address, with this I/O privilege level.
+#[cfg(not(target_pointer_width = "32"))]
+#[must_use]
+pub fn ring3_call(how: u64, nr: u64, args: [u64; 6], iopl: u64) -> u64 {
+    #[cfg(bare)]
+    {
+        const EFER: u32 = 0xc000_0080;
+        wrmsr(EFER, rdmsr(EFER) | 1);
+        // SYSCALL's and SYSRET's segments, where SYSCALL leads, and the flags it clears: all.
+        wrmsr(0xc000_0081, 0x0023 << 48 | 0x18 << 32);
+        wrmsr(0xc000_0082, &raw const guest_ring0 as u64);
+        wrmsr(0xc000_0084, 0x3f_7fd5);
+        // SAFETY: ring 3 sees all of our memory, and interrupts are off in between; the arguments lie on the stack.
+        unsafe { guest_ring3(how, nr, &raw const args, 2 | iopl << 12) }
+    }
+    #[cfg(not(bare))]
+    {
+        let [arg, ..] = args;
+        how + nr + arg + iopl
+    }
+}
+
+/// The same through a stub of the hypercall page at `stub`.
+#[cfg(not(target_pointer_width = "32"))]
 #[must_use]
 pub fn call_stub(stub: u64, args: [u64; 6]) -> u64 {
     let [a, b, c, d, e, f] = args;
@@ -37,6 +96,20 @@ pub fn call_stub(stub: u64, args: [u64; 6]) -> u64 {
 }
 
 /// EAX, EBX, ECX, EDX of a CPUID leaf.
+#[cfg(target_pointer_width = "32")]
+#[must_use]
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: CPUID only writes its registers.
+    unsafe {
+        asm!("cpuid", inlateout("eax") leaf => a, out("ebx") b, inlateout("ecx") subleaf => c, lateout("edx") d,
+            options(nomem, nostack));
+    }
+    [a, b, c, d]
+}
+
+/// EAX, EBX, ECX, EDX of a CPUID leaf.
+#[cfg(not(target_pointer_width = "32"))]
 #[must_use]
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let (a, b, c, d);
@@ -125,10 +198,10 @@ pub fn stop() -> ! {
 /// The address that caused a page fault.
 #[must_use]
 pub fn cr2() -> u64 {
-    let value;
+    let value: usize;
     // SAFETY: only reads a register.
     unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack)) };
-    value
+    value as u64
 }
 
 /// Tells the CPU that this is a busy loop.

@@ -1,12 +1,12 @@
 //! Event channels in the 2-level layout, as a guest with per-vCPU upcall vectors uses them.
 #![forbid(unsafe_code)]
 
-use crate::{apic, cpu, hypercall, page::Page, smp};
+use crate::{apic, cpu, hypercall, page::Page, smp, traps};
 use core::sync::atomic::{AtomicU32, Ordering};
 use xen_abi::Errno;
 use xen_abi::event_channel::{BindIpi, BindVirq, EvtchnOp, EvtchnStat, Send, Status, Unmask};
 use xen_abi::hvm::op::{EvtchnUpcallVector, HvmOp};
-use xen_abi::hvm::params::HvmParam;
+use xen_abi::hvm::params::{HvmParam, callback};
 use xen_abi::hypercall::Hypercall;
 use xen_abi::memory::{AddToPhysmap, MapSpace, MemoryOp, RemoveFromPhysmap};
 use xen_abi::shared_info::{Layout, VCPU_INFO_SIZE, VCPU_UPCALL_PENDING};
@@ -14,7 +14,10 @@ use xen_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use xen_abi::xen::{Domid, Port, Virq, Width};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-const LAYOUT: Layout = Layout::of(Width::W64);
+const LAYOUT: Layout = Layout::of(WIDTH);
+
+/// That of this microkernel.
+pub const WIDTH: Width = if cfg!(target_pointer_width = "32") { Width::W32 } else { Width::W64 };
 
 static SHARED: Page = Page::zero();
 static AP_PORT: AtomicU32 = AtomicU32::new(0);
@@ -30,7 +33,10 @@ pub fn shared() -> &'static Page {
 /// # Errors
 /// What the hypervisor answers.
 pub fn add_to_physmap(space: MapSpace, idx: u64, gpfn: u64) -> Result<(), Errno> {
-    let mut arg = AddToPhysmap { domid: Domid::SELF, size: 0, space, idx, gpfn };
+    let arg = AddToPhysmap { domid: Domid::SELF, size: 0, space, idx, gpfn };
+    #[cfg(target_pointer_width = "32")]
+    let arg = arg.to_compat();
+    let mut arg = arg;
     hypercall::op(Hypercall::MEMORY_OP, MemoryOp::ADD_TO_PHYSMAP.0, &mut arg).map(drop)
 }
 
@@ -39,7 +45,10 @@ pub fn add_to_physmap(space: MapSpace, idx: u64, gpfn: u64) -> Result<(), Errno>
 /// # Errors
 /// What the hypervisor answers.
 pub fn remove_from_physmap(gpfn: u64) -> Result<(), Errno> {
-    let mut arg = RemoveFromPhysmap { domid: Domid::SELF, pad: [0; 3], gpfn };
+    let arg = RemoveFromPhysmap { domid: Domid::SELF, pad: [0; 3], gpfn };
+    #[cfg(target_pointer_width = "32")]
+    let arg = arg.to_compat();
+    let mut arg = arg;
     hypercall::op(Hypercall::MEMORY_OP, MemoryOp::REMOVE_FROM_PHYSMAP.0, &mut arg).map(drop)
 }
 
@@ -87,12 +96,31 @@ impl Events {
         apic::enable();
         events.set_vector(vector)?;
         hypercall::hvm_set_param(HvmParam::CALLBACK_IRQ, 1)?;
+        events.forget();
+        Ok(events)
+    }
+
+    /// Maps it and has upcalls of every vCPU come as `vector`, which needs no EOI.
+    ///
+    /// # Errors
+    /// What the hypervisor answers.
+    pub fn init_global(vector: u8) -> Result<Self, Errno> {
+        let events = Self::map()?;
+        apic::enable();
+        traps::set_no_eoi(vector);
+        let via = callback::TYPE_VECTOR << callback::TYPE_SHIFT | u64::from(vector);
+        hypercall::hvm_set_param(HvmParam::CALLBACK_IRQ, via)?;
+        events.forget();
+        Ok(events)
+    }
+
+    /// Takes what is pending, and lets interrupts in for a moment.
+    fn forget(&self) {
         // Setting a vector interrupts where something is pending already: that is to come now, and to be forgotten.
         cpu::sti();
         (0..1000).for_each(|_| cpu::pause());
         cpu::cli();
-        events.take_selector();
-        Ok(events)
+        self.take_selector();
     }
 
     /// Has this vCPU's upcalls come as `vector`.
@@ -162,16 +190,25 @@ impl Events {
     /// `evtchn_pending_sel`.
     #[must_use]
     pub fn selector(&self) -> u64 {
-        self.info.u64(self.offset + LAYOUT.vcpu_pending_sel).load(Ordering::SeqCst)
+        let at = self.offset + LAYOUT.vcpu_pending_sel;
+        match WIDTH {
+            Width::W64 => self.info.u64(at).load(Ordering::SeqCst),
+            Width::W32 => self.info.u32(at).load(Ordering::SeqCst).into(),
+        }
     }
 
     /// What a guest does in an upcall: take the flag, then the selector.
     pub fn take_selector(&self) -> u64 {
         self.info.u8(self.offset + VCPU_UPCALL_PENDING).swap(0, Ordering::SeqCst);
-        self.info.u64(self.offset + LAYOUT.vcpu_pending_sel).swap(0, Ordering::SeqCst)
+        let at = self.offset + LAYOUT.vcpu_pending_sel;
+        match WIDTH {
+            Width::W64 => self.info.u64(at).swap(0, Ordering::SeqCst),
+            Width::W32 => self.info.u32(at).swap(0, Ordering::SeqCst).into(),
+        }
     }
 }
 
+/// Both widths have the same bits in the same bytes, whatever they call a word.
 const fn word_offset(port: Port) -> usize {
     (port.0 / 64 * 8) as usize
 }
@@ -183,7 +220,7 @@ const fn bit(port: Port) -> u64 {
 /// The bit of the selector that stands for a port.
 #[must_use]
 pub const fn selector_bit(port: Port) -> u64 {
-    1 << (port.0 / 64)
+    1 << (port.0 / WIDTH.bits())
 }
 
 /// A port for IPIs to a vCPU.
@@ -236,7 +273,7 @@ pub fn status(port: Port) -> Result<Status, Errno> {
 #[must_use]
 pub fn wait_count(vector: u8, count: u32) -> bool {
     cpu::sti();
-    let came = smp::spin_until(|| crate::traps::count(vector) >= count);
+    let came = smp::spin_until(|| traps::count(vector) >= count);
     cpu::cli();
     came
 }

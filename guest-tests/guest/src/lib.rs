@@ -3,7 +3,7 @@
 //! A microkernel is a file in `src/bin` with a function from nothing to a [`Verdict`]; [`test!`] makes it a kernel:
 //!
 //! ```ignore
-//! #![cfg_attr(target_os = "none", no_std, no_main)]
+//! #![cfg_attr(bare, no_std, no_main)]
 //! #![forbid(unsafe_code)]
 //! guest::test!(run);
 //! fn run() -> guest::Verdict { Ok(()) }
@@ -12,7 +12,8 @@
 //! It starts at the PVH entry point (`start`), prints on every console there is (`console`), and ends with one
 //! verdict line, `SUCCESS`, `FAILURE: why` or `SKIP: why`, and `SCHEDOP_shutdown`: power-off, or crash for a failure.
 //!
-//! Build: `cargo build -p guest --release --target x86_64-unknown-none`.
+//! Build: `cargo build -p guest --release --target x86_64-unknown-none`, or let `cargo lab` do it, which knows what the few
+//! for 32 bits take too.
 //!
 //! Unsafe code is in three files: `start` (entry, trap stubs), `cpu` (instructions, the hypercall among them) and
 //! `page` (pages shared with the hypervisor).
@@ -37,36 +38,45 @@ pub mod xen;
 
 pub use verdict::{Stop, Verdict};
 
-/// Makes a function from nothing to a [`Verdict`] the test of this microkernel, and one from a vCPU's number what the
-/// vCPUs do that [`smp::start_vcpu`] starts.
+/// Makes a function from nothing to a [`Verdict`] the test of this microkernel, one from a vCPU's number what the vCPUs do
+/// that [`smp::start_vcpu`] or [`smp::start_test`] starts, and one from a vector what is done in an interrupt.
 #[macro_export]
 macro_rules! test {
     ($run:path) => {
         $crate::test!($run, $crate::smp::idle);
     };
     ($run:path, $cpu:path) => {
-        #[cfg(target_os = "none")]
+        $crate::test!($run, $cpu, $crate::traps::nothing);
+    };
+    ($run:path, $cpu:path, $interrupt:path) => {
+        #[cfg(bare)]
         #[unsafe(no_mangle)]
         extern "Rust" fn guest_test() -> $crate::Verdict {
             $run()
         }
 
-        #[cfg(target_os = "none")]
+        #[cfg(bare)]
         #[unsafe(no_mangle)]
         extern "Rust" fn guest_cpu(vcpu: u32) {
             $cpu(vcpu)
         }
 
-        #[cfg(target_os = "none")]
+        #[cfg(bare)]
+        #[unsafe(no_mangle)]
+        extern "Rust" fn guest_interrupt(vector: u8) {
+            $interrupt(vector)
+        }
+
+        #[cfg(bare)]
         #[panic_handler]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::verdict::end(Err($crate::Stop::Failure($crate::text::Why::of(format_args!("{info}")))))
         }
 
         /// A microkernel is no program of the host.
-        #[cfg(not(target_os = "none"))]
+        #[cfg(not(bare))]
         fn main() {
-            let _ = ($run, $cpu);
+            let _ = ($run, $cpu, $interrupt);
             println!("a Xen guest: build it with --target x86_64-unknown-none and boot it");
         }
     };

@@ -5,12 +5,17 @@ use crate::{apic, cpu, hypercall, page::Page, start};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use xen_abi::Errno;
 use xen_abi::hypercall::Hypercall;
-use xen_abi::vcpu::{VCPU_HVM_MODE_64B, VcpuHvmContext, VcpuHvmX86_64, VcpuOp};
+#[cfg(target_pointer_width = "32")]
+use xen_abi::vcpu::{VCPU_HVM_MODE_32B, VcpuHvmX86_32};
+#[cfg(not(target_pointer_width = "32"))]
+use xen_abi::vcpu::{VCPU_HVM_MODE_64B, VcpuHvmX86_64};
+use xen_abi::vcpu::{VcpuHvmContext, VcpuOp};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Where the other CPU begins: a page below 1 MiB that neither we nor a PVH loader uses.
 const TRAMPOLINE: u64 = 0x8000;
 
+static TEST: AtomicBool = AtomicBool::new(false);
 static ALIVE: AtomicBool = AtomicBool::new(false);
 static WANTED: AtomicU32 = AtomicU32::new(0);
 static DONE: AtomicU32 = AtomicU32::new(0);
@@ -35,10 +40,61 @@ pub fn start(apic_id: u32) -> bool {
     false
 }
 
-/// The state in which a vCPU begins with the second function of [`test!`](crate::test), on a stack of its own.
+/// The same for the second function of [`test!`](crate::test), as vCPU 1; once.
+#[must_use]
+pub fn start_test(apic_id: u32) -> bool {
+    TEST.store(true, Ordering::SeqCst);
+    Page::at(TRAMPOLINE).write(0, start::ap_trampoline());
+    apic::command(apic_id, apic::INIT);
+    (0..2).for_each(|_| apic::command(apic_id, apic::STARTUP | 8));
+    spin_until(|| ALIVE.load(Ordering::SeqCst))
+}
+
+/// Whether a CPU that comes by INIT is the test's; then it has come.
+pub(crate) fn runs_test() -> bool {
+    let test = TEST.load(Ordering::SeqCst);
+    if test {
+        ALIVE.store(true, Ordering::SeqCst);
+    }
+    test
+}
+
+/// The state in which a vCPU begins with the second function of [`test!`](crate::test), on a stack of its own: 32 bits,
+/// flat and without paging.
+#[cfg(target_pointer_width = "32")]
 #[must_use]
 pub fn start_context(vcpu: u32) -> VcpuHvmContext {
-    let (rip, cr3, rsp) = start::vcpu_start(vcpu);
+    let (eip, esp) = start::vcpu_start(vcpu);
+    let low = |value: u64| u32::try_from(value).unwrap_or(0);
+    // Present; code and data of 4 GiB and 32 bits, a busy task.
+    let (code, data, task) = (0xc9b, 0xc93, 0x8b);
+    let regs = VcpuHvmX86_32 {
+        eip: low(eip),
+        esp: low(esp),
+        edi: vcpu,
+        cr0: 1,
+        cs_limit: u32::MAX,
+        ds_limit: u32::MAX,
+        ss_limit: u32::MAX,
+        es_limit: u32::MAX,
+        tr_limit: 0x67,
+        cs_ar: code,
+        ds_ar: data,
+        ss_ar: data,
+        es_ar: data,
+        tr_ar: task,
+        ..VcpuHvmX86_32::new_zeroed()
+    };
+    let mut context = VcpuHvmContext { mode: VCPU_HVM_MODE_32B, pad: 0, cpu_regs: [0; 120] };
+    let _ = regs.write_to_prefix(&mut context.cpu_regs);
+    context
+}
+
+/// The state in which a vCPU begins with the second function of [`test!`](crate::test), on a stack of its own.
+#[cfg(not(target_pointer_width = "32"))]
+#[must_use]
+pub fn start_context(vcpu: u32) -> VcpuHvmContext {
+    let ((rip, rsp), cr3) = (start::vcpu_start(vcpu), start::page_tables());
     let regs = VcpuHvmX86_64 {
         rip,
         cr3,
@@ -108,4 +164,11 @@ pub fn send_from_other() -> bool {
     JOB.0.store(true, Ordering::SeqCst);
     let wanted = WANTED.fetch_add(1, Ordering::SeqCst) + 1;
     spin_until(|| DONE.load(Ordering::SeqCst) == wanted)
+}
+
+/// The number of this vCPU, where all but the first have been started on a stack of their own.
+#[must_use]
+pub fn current() -> usize {
+    let here = 0u8;
+    start::stack_of((&raw const here).expose_provenance() as u64)
 }

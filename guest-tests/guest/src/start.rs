@@ -1,289 +1,134 @@
-//! The PVH entry point, the way to 64 bits for the first CPU and the others, and the trap stubs.
-#![cfg_attr(
-    target_os = "none",
-    expect(unsafe_code, reason = "the entry stub, and the names it shares with the rest")
-)]
+//! Where assembly enters Rust: the PVH entry point, further CPUs, traps. The stubs are in `start64.s` and `start32.s`.
+#![cfg_attr(bare, expect(unsafe_code, reason = "the entry stubs, and the names they share with the rest"))]
 
 use crate::{boot, console, hypercall, smp, traps, verdict};
 use core::sync::atomic::Ordering;
 
-// The target is soft-float, so SSE needs no setting up. Page tables map the first 4 GiB one to one in 2 MiB pages.
-#[cfg(target_os = "none")]
+#[cfg(all(bare, target_pointer_width = "64"))]
 core::arch::global_asm!(
-    r#"
-    .section .note.Xen, "a", @note
-    .p2align 2
-    .long 4, 8, 18              /* name, value, XEN_ELFNOTE_PHYS32_ENTRY */
-    .asciz "Xen"
-    .quad _start32
-
-    .section .text
-    .code32
-    .global _start32
-_start32:                       /* EBX: start info; flat segments, no paging */
-    cli
-    cld
-    mov     esp, offset boot_stack_top
-
-    mov     edi, offset pml4
-    lea     eax, [pdpt + 7]
-    mov     [edi], eax
-    mov     edi, offset pdpt
-    lea     eax, [pd + 7]
-    mov     ecx, 4
-1:  mov     [edi], eax
-    add     eax, 4096
-    add     edi, 8
-    loop    1b
-
-    mov     edi, offset pd
-    mov     eax, 0x87           /* present, writable, user, 2 MiB */
-    mov     ecx, 2048
-2:  mov     [edi], eax
-    add     eax, 0x200000
-    add     edi, 8
-    loop    2b
-    mov     edi, ebx
-    mov     ebp, offset {entry}
-
-enter64:                        /* EDI: argument; EBP: where to; ESP: stack */
-    mov     eax, cr4
-    or      eax, 0x20           /* PAE */
-    mov     cr4, eax
-    mov     eax, offset pml4
-    mov     cr3, eax
-    mov     ecx, 0xc0000080     /* EFER.LME */
-    rdmsr
-    or      eax, 0x100
-    wrmsr
-    mov     eax, cr0
-    or      eax, 0x80010001     /* PG, WP, PE */
-    mov     cr0, eax
-    lgdt    [gdt_pointer]
-    ljmp    0x18, offset in64
-
-    .code64
-in64:
-    mov     eax, 0x10
-    mov     ss, eax
-    mov     ds, eax
-    mov     es, eax
-    xor     eax, eax
-    mov     fs, eax
-    mov     gs, eax
-    mov     edi, edi
-    mov     eax, ebp
-    xor     ebp, ebp
-    call    rax
-3:  hlt
-    jmp     3b
-
-    /* Another CPU begins here after a copy to a page below 1 MiB, in real mode. */
-    .code16
-    .global ap_begin
-ap_begin:
-    cli
-    .byte   0x2e, 0x66, 0x0f, 0x01, 0x16 /* lgdt cs:[disp16], which the assembler cannot say */
-    .word   ap_gdt_pointer - ap_begin
-    mov     eax, cr0
-    or      eax, 1
-    mov     cr0, eax
-    .byte   0x66, 0xea          /* far jump, 32-bit offset */
-    .long   ap_32
-    .word   8
-    .p2align 2
-ap_gdt_pointer:
-    .word   gdt_end - gdt - 1
-    .long   gdt
-    .global ap_end
-ap_end:
-
-    .code32
-ap_32:
-    mov     eax, 0x10
-    mov     ds, eax
-    mov     es, eax
-    mov     ss, eax
-    mov     esp, offset ap_stack_top
-    xor     edi, edi
-    mov     ebp, offset {ap_entry}
-    jmp     enter64
-
-    /* Another CPU begins here in 64 bits by VCPUOP_initialise: RDI its number, RSP its stack. */
-    .code64
-    .global vcpu_begin
-vcpu_begin:
-    lgdt    [gdt_pointer]
-    mov     eax, 0x10
-    mov     ss, eax
-    mov     ds, eax
-    mov     es, eax
-    push    0x18
-    lea     rax, [rip + 4f]
-    push    rax
-    retfq
-4:  xor     ebp, ebp
-    call    {vcpu_entry}
-5:  hlt
-    jmp     5b
-
-    .code64
-    .p2align 4
-    .global trap_stubs
-trap_stubs:                     /* 256 stubs of 16 bytes: error code, vector */
-    .set    vector, 0
-    .rept   256
-    .p2align 4
-    .if (vector == 8) || (vector >= 10 && vector <= 14) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)
-    .else
-    push    0
-    .endif
-    .byte   0x68                /* push imm32 */
-    .long   vector
-    jmp     trap_common
-    .set    vector, vector + 1
-    .endr
-
-trap_common:                    /* vector, error, RIP, CS, RFLAGS, RSP, SS */
-    push    rax
-    push    rcx
-    push    rdx
-    push    rsi
-    push    rdi
-    push    r8
-    push    r9
-    push    r10
-    push    r11
-    cld
-    mov     rdi, [rsp + 72]
-    mov     rsi, [rsp + 80]
-    mov     rdx, [rsp + 88]
-    call    {trap}
-    pop     r11
-    pop     r10
-    pop     r9
-    pop     r8
-    pop     rdi
-    pop     rsi
-    pop     rdx
-    pop     rcx
-    pop     rax
-    add     rsp, 16
-    iretq
-
-    .section .data
-    .p2align 4
-gdt:
-    .quad   0
-    .quad   0x00cf9b000000ffff  /* 08: code, 32 bits */
-    .quad   0x00cf93000000ffff  /* 10: data */
-    .quad   0x00af9b000000ffff  /* 18: code, 64 bits */
-gdt_end:
-gdt_pointer:
-    .word   gdt_end - gdt - 1
-    .quad   gdt
-
-    .section .bss
-    .p2align 12
-    .global pml4
-pml4: .skip 4096
-pdpt: .skip 4096
-pd:   .skip 4 * 4096
-    .skip 65536
-boot_stack_top:
-    .skip 65536
-ap_stack_top:
-    .global vcpu_stacks
-vcpu_stacks:
-    .skip 8 * 16384
-"#,
+    include_str!("start64.s"),
     entry = sym entry,
     ap_entry = sym ap_entry,
     vcpu_entry = sym vcpu_entry,
     trap = sym trap,
 );
+#[cfg(all(bare, target_pointer_width = "32"))]
+core::arch::global_asm!(
+    include_str!("start32.s"),
+    entry = sym entry,
+    vcpu_entry = sym vcpu_entry,
+    trap = sym trap,
+);
 
-#[cfg(target_os = "none")]
+#[cfg(bare)]
 unsafe extern "Rust" {
     /// The test of the microkernel, from `test!`.
     safe fn guest_test() -> crate::Verdict;
     /// What a further vCPU does, from `test!`.
     safe fn guest_cpu(vcpu: u32);
+    /// What an interrupt does, from `test!`.
+    safe fn guest_interrupt(vector: u8);
 }
 
-#[cfg(target_os = "none")]
+#[cfg(bare)]
 unsafe extern "C" {
     static trap_stubs: u8;
-    static ap_begin: u8;
-    static ap_end: u8;
     static vcpu_begin: u8;
     static vcpu_stacks: u8;
+}
+
+#[cfg(all(bare, target_pointer_width = "64"))]
+unsafe extern "C" {
+    static ap_begin: u8;
+    static ap_end: u8;
     static pml4: u8;
 }
 
 /// Address of the first trap stub; each has 16 bytes.
 #[must_use]
 pub(crate) fn trap_stubs_addr() -> u64 {
-    #[cfg(target_os = "none")]
+    #[cfg(bare)]
     return &raw const trap_stubs as u64;
-    #[cfg(not(target_os = "none"))]
+    #[cfg(not(bare))]
     0
 }
 
-/// Where a vCPU begins in 64 bits, its page tables, and the end of its stack; up to eight have one.
+/// Where a vCPU begins, and the end of its stack; up to eight have one.
 #[must_use]
-pub(crate) fn vcpu_start(vcpu: u32) -> (u64, u64, u64) {
-    #[cfg(target_os = "none")]
-    return {
-        let stack = &raw const vcpu_stacks as u64 + u64::from(vcpu + 1) * 16384;
-        (&raw const vcpu_begin as u64, &raw const pml4 as u64, stack)
-    };
-    #[cfg(not(target_os = "none"))]
-    (0, 0, u64::from(vcpu))
+pub(crate) fn vcpu_start(vcpu: u32) -> (u64, u64) {
+    #[cfg(bare)]
+    return (&raw const vcpu_begin as u64, &raw const vcpu_stacks as u64 + u64::from(vcpu + 1) * 16384);
+    #[cfg(not(bare))]
+    (0, u64::from(vcpu))
 }
 
-/// The bytes another CPU starts with.
+/// Whose stack an address lies in: that of a vCPU by its number, or the one of the first.
+#[must_use]
+pub(crate) fn stack_of(address: u64) -> usize {
+    let (_, end) = vcpu_start(0);
+    let above = address.saturating_sub(end - 16384);
+    usize::try_from(above / 16384).unwrap_or(0)
+}
+
+/// The page tables; 32-bit microkernels have none.
+#[must_use]
+#[cfg_attr(target_pointer_width = "32", expect(dead_code, reason = "nobody asks there"))]
+pub(crate) fn page_tables() -> u64 {
+    #[cfg(all(bare, target_pointer_width = "64"))]
+    return &raw const pml4 as u64;
+    #[cfg(not(all(bare, target_pointer_width = "64")))]
+    0
+}
+
+/// The bytes another CPU starts with after INIT; 32-bit microkernels have none.
 #[must_use]
 pub(crate) fn ap_trampoline() -> &'static [u8] {
-    #[cfg(target_os = "none")]
+    #[cfg(all(bare, target_pointer_width = "64"))]
     // SAFETY: both symbols bound the trampoline, which nobody changes.
     return unsafe {
         let begin = &raw const ap_begin;
         core::slice::from_raw_parts(begin, (&raw const ap_end).offset_from_unsigned(begin))
     };
-    #[cfg(not(target_os = "none"))]
+    #[cfg(not(all(bare, target_pointer_width = "64")))]
     &[]
 }
 
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the entry stub only"))]
+#[cfg_attr(not(bare), expect(dead_code, reason = "reached from the entry stub only"))]
 extern "C" fn entry(start_info: u64) -> ! {
     boot::START_INFO.store(start_info, Ordering::Relaxed);
     traps::init();
     hypercall::init();
     console::init();
-    #[cfg(target_os = "none")]
+    #[cfg(bare)]
     verdict::end(guest_test());
-    #[cfg(not(target_os = "none"))]
+    #[cfg(not(bare))]
     verdict::end(Ok(()))
 }
 
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the entry stub only"))]
+#[cfg_attr(
+    not(all(bare, target_pointer_width = "64")),
+    expect(dead_code, reason = "reached from the entry stub of 64 bits only")
+)]
 extern "C" fn ap_entry(_: u64) -> ! {
+    if smp::runs_test() {
+        vcpu_entry(1)
+    }
     traps::load();
     smp::run()
 }
 
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the entry stub only"))]
 extern "C" fn vcpu_entry(vcpu: u64) -> ! {
     traps::load();
     crate::apic::enable();
-    #[cfg(target_os = "none")]
+    #[cfg(bare)]
     guest_cpu(u32::try_from(vcpu).unwrap_or(0));
     let _ = vcpu;
     crate::cpu::stop()
 }
 
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "reached from the trap stubs only"))]
+#[cfg_attr(not(bare), expect(dead_code, reason = "reached from the trap stubs only"))]
 extern "C" fn trap(vector: u64, error: u64, rip: u64) {
     traps::handle(vector, error, rip);
+    #[cfg(bare)]
+    guest_interrupt(u8::try_from(vector).unwrap_or(0));
 }

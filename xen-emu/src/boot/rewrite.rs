@@ -25,6 +25,13 @@ pub struct Refusal {
     vmcall: usize,
 }
 
+impl Refusal {
+    /// There are no such stubs: a kernel that has a hypercall page, or none of Xen's at all.
+    pub fn is_none_at_all(&self) -> bool {
+        (self.vmmcall, self.vmcall) == (0, 0)
+    }
+}
+
 /// The instructions of stubs of this kind, in code that begins at a multiple of [`ALIGNMENT`].
 fn sites(code: &[u8], instruction: &[u8]) -> Vec<Range<usize>> {
     let stubs = code.chunks(ALIGNMENT).enumerate().filter_map(|(n, stub)| {

@@ -108,14 +108,15 @@ pub fn complete_hypercall(fd: &mut VcpuFd, result: i64) {
     hcall.result = result.cast_unsigned();
 }
 
-/// KVM_X86_SET_MSR_FILTER: guests' writes to one MSR end in KVM_EXIT_X86_WRMSR, where that is enabled; all else is as it
-/// was.
-pub fn trap_writes(vm: &VmFd, msr: u32) -> io::Result<()> {
+/// KVM_X86_SET_MSR_FILTER: guests' writes to these MSRs, 16 at most, end in KVM_EXIT_X86_WRMSR, where that is enabled; all
+/// else is as it was.
+pub fn trap_writes(vm: &VmFd, msrs: &[u32]) -> io::Result<()> {
     let mut denied = 0u8;
     let mut filter = kvm_msr_filter::default();
-    let [range, ..] = &mut filter.ranges;
-    (range.flags, range.nmsrs, range.base) = (KVM_MSR_FILTER_WRITE, 1, msr);
-    range.bitmap = &raw mut denied;
+    for (range, msr) in filter.ranges.iter_mut().zip(msrs) {
+        (range.flags, range.nmsrs, range.base) = (KVM_MSR_FILTER_WRITE, 1, *msr);
+        range.bitmap = &raw mut denied;
+    }
     // SAFETY: the fd is a VM's; the kernel reads one struct of this type and copies the one byte of the bitmap, which
     // lives beyond the call.
     check(unsafe { ioctl_with_ref(vm, KVM_X86_SET_MSR_FILTER(), &filter) })

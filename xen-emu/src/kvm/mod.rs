@@ -210,6 +210,14 @@ pub trait XenAccel: Send + Sync {
     fn hypercall_port(&self) -> Option<u16> {
         None
     }
+    /// Whether writes to EFER are exits, so that a kernel can be looked at that a boot loader has put into memory.
+    fn watches_kernels(&self) -> bool {
+        false
+    }
+    /// They are no longer.
+    fn stop_watching(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// The hypercall that the last KVM_RUN came back with; `None` when the exit was none.
     fn decode(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> Option<Call>;
     /// What the guest finds in RAX when the vCPU runs again; it does not at once where VCPUOP_down has ended it.

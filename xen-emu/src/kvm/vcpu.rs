@@ -6,6 +6,7 @@
 
 use super::cpuid::HYPERCALL_MSR;
 use super::mailbox::Flow;
+use super::xen_portable::MSR_EFER;
 use super::{VcpuAttr, ioctl, regs, xen_portable};
 use crate::core_dump::Registers;
 use crate::fx::{self, Fx};
@@ -312,8 +313,12 @@ impl Vcpu {
             Ok(VcpuExit::X86Wrmsr(write)) => {
                 count(&guest.exits.msr);
                 let (index, data) = (write.index, write.data);
-                let width = xen_portable::width(&self.fd.sync_regs());
-                if index != HYPERCALL_MSR || !guest.hypercall_page(data, width) {
+                let done = match index {
+                    HYPERCALL_MSR => guest.hypercall_page(data, xen_portable::width(&self.fd.sync_regs())),
+                    MSR_EFER => xen_portable::write_efer(guest, &self.fd, data),
+                    _ => false,
+                };
+                if !done {
                     ioctl::refuse_msr(&mut self.fd);
                 }
             }

@@ -1,5 +1,5 @@
 //! Xen's CPUID leaves.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::{Verdict, check, check_eq, cpu, fail, hypercall, println, xen};

@@ -1,5 +1,5 @@
 //! Calls that must fail, and how.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::{Verdict, check_eq, hypercall, println};

@@ -1,5 +1,5 @@
 //! Events a guest sends to itself: bits, upcalls, masks, and the state of ports.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::events::{self, Events, bind_ipi, evtchn_op, selector_bit, send, status, unmask, wait_count};

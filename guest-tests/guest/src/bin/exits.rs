@@ -1,6 +1,6 @@
 //! Events to itself and to the console's back-end, for the host to count what they cost: none of them is to reach the
 //! domain's process. Then a thousand hypercalls that do, so that it is known that exits are counted.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::events::{Events, bind_ipi, send, status};

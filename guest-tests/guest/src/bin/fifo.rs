@@ -1,5 +1,5 @@
 //! The FIFO layout: order and priorities, masks, events and polls between vCPUs, the timer.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicU32, Ordering};

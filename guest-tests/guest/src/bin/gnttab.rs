@@ -1,5 +1,5 @@
 //! The grant table: size, version, frames in and outside RAM, and the two entries that are there from the start.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::events::{add_to_physmap, remove_from_physmap};

@@ -1,5 +1,5 @@
 //! The smallest guest: it was started by the book, and every console works.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::{Verdict, boot, check, check_eq, console, hypercall, println, skip, xen};

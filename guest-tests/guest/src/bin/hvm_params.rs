@@ -1,5 +1,5 @@
 //! Which HVM parameters a guest may read and write.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::hypercall::{self, hvm_get_param, hvm_set_param};

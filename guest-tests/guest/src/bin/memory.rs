@@ -1,5 +1,5 @@
 //! Memory: the map by hypercall and by start info, and giving pages back and taking them again.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;

@@ -1,5 +1,5 @@
 //! The hypercall page.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::hypercall::{self, Transport};

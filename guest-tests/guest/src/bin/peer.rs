@@ -3,7 +3,7 @@
 //!
 //! The command line says which of the two this is: `server peer=N` or `client peer=N`, N the other one's domid, and
 //! `first` for the one that dies first. Alone it sees what there is to see without another domain.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;

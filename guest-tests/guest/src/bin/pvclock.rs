@@ -1,5 +1,5 @@
 //! The clock: valid as soon as the shared info page is mapped, monotonic, and the wall clock sane.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;

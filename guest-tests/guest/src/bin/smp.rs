@@ -1,5 +1,5 @@
 //! A second vCPU: started through the APIC, and events between both.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::events::{self, Events, bind_ipi, selector_bit, send, wait_count};

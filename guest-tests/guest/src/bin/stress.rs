@@ -4,7 +4,7 @@
 //! Per port it is counted how often it was sent on (before each send) and how often an event of it was handled, and
 //! noted how many sends the last handled event stands for. At the end every send must have been followed by an event,
 //! and no port have had more events than sends.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::cell::Cell;

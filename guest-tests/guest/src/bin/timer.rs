@@ -1,5 +1,5 @@
 //! The single-shot timer of a vCPU.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use guest::events::{Events, bind_virq, selector_bit, wait_count};

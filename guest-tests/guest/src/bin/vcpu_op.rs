@@ -1,5 +1,5 @@
 //! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicU32, Ordering};

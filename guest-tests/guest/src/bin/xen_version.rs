@@ -1,5 +1,5 @@
 //! Every subcommand of xen_version.
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::mem::offset_of;

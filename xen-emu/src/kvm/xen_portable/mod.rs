@@ -6,8 +6,10 @@
 
 mod areas;
 mod calls;
+mod loaded;
 
 pub use calls::{HYPERCALL_PORT, page, width};
+pub use loaded::{MSR_EFER, write_efer};
 
 use super::backends::{Backends, Carrier};
 use super::cpuid::HYPERCALL_MSR;
@@ -84,6 +86,7 @@ pub struct XenPortable {
     backends: Backends,
     routes: Mutex<Routes>,
     long_mode: AtomicBool,
+    watch: AtomicBool,
     update_flag: AtomicBool,
     /// The global callback vector; 0 = none.
     callback: AtomicU8,
@@ -92,17 +95,27 @@ pub struct XenPortable {
 
 impl XenPortable {
     /// Have `vm` report writes to the hypercall page's MSR.
-    pub fn new(vm: Arc<VmFd>, offers: Offers, vcpus: u32, forward: Arc<Forward>) -> io::Result<Self> {
+    ///
+    /// With `watch` a Linux that a boot loader in the guest starts is looked for, as [`super::XenAccel::watches_kernels`]
+    /// tells.
+    pub fn new(
+        vm: Arc<VmFd>,
+        offers: Offers,
+        vcpus: u32,
+        forward: Arc<Forward>,
+        watch: bool,
+    ) -> io::Result<Self> {
         let mut exits = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
         exits.args[0] = KVM_MSR_EXIT_REASON_FILTER.into();
         vm.enable_cap(&exits)?;
-        ioctl::trap_writes(&vm, HYPERCALL_MSR)?;
+        ioctl::trap_writes(&vm, if watch { &[HYPERCALL_MSR, MSR_EFER] } else { &[HYPERCALL_MSR] })?;
         Ok(XenPortable {
             backends: Backends::new(vm.clone(), forward, Carrier::Forward)?,
             vm,
             offers,
             routes: Mutex::default(),
             long_mode: AtomicBool::new(false),
+            watch: AtomicBool::new(watch),
             update_flag: AtomicBool::new(false),
             callback: AtomicU8::new(0),
             vcpus: (0..vcpus).map(|_| Mutex::default()).collect(),
@@ -145,7 +158,7 @@ impl XenPortable {
 }
 
 /// Write one MSR of a vCPU.
-fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> io::Result<()> {
+pub fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> io::Result<()> {
     let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
     match fd.set_msrs(&msrs.map_err(|e| io::Error::other(format!("{e:?}")))?)? {
         1 => Ok(()),
@@ -166,6 +179,15 @@ impl XenAccel for XenPortable {
         fd.set_sync_valid_reg(SyncReg::Register);
         fd.set_sync_valid_reg(SyncReg::SystemRegister);
         Ok(())
+    }
+
+    fn watches_kernels(&self) -> bool {
+        self.watch.load(Ordering::Acquire)
+    }
+
+    fn stop_watching(&self) -> io::Result<()> {
+        self.watch.store(false, Ordering::Release);
+        ioctl::trap_writes(&self.vm, &[HYPERCALL_MSR])
     }
 
     fn hypercall_port(&self) -> Option<u16> {

@@ -1,0 +1,144 @@
+//! A Linux that a boot loader in the guest has loaded: its hypercall instructions are written over before it makes its
+//! first call, by the same rule as those of a kernel that we load ([`crate::boot::rewrite`]).
+//!
+//! Such a kernel unpacks itself to where it likes, and nothing tells us that it has. But before it does anything else it
+//! turns on SYSCALL in EFER, in its first code, which stands at the begin of its text; so writes to EFER are exits until it has
+//! been found.
+
+use super::{HYPERCALL_PORT, set_msr};
+use crate::boot::rewrite::{self, Refusal};
+use crate::guest::Guest;
+use crate::log::limited;
+use crate::memory::Memory;
+use kvm_bindings::kvm_sync_regs;
+use kvm_ioctls::VcpuFd;
+use xen_domain::mem::{Gpa, GuestMem};
+
+/// Extended features: SYSCALL, long mode, no-execute.
+pub const MSR_EFER: u32 = 0xc000_0080;
+const EFER_SCE: u64 = 1;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+/// Virtualisation and segment limits of AMD, which guests are not told of.
+const EFER_FORBIDDEN: u64 = 1 << 12 | 1 << 13;
+const CR0_PG: u64 = 1 << 31;
+
+/// A kernel stands at a multiple of this (CONFIG_PHYSICAL_ALIGN).
+const ALIGNMENT: u64 = 2 << 20;
+/// No kernel's text and constants are longer.
+const LONGEST: usize = 64 << 20;
+/// How much is looked at in one piece.
+const PIECE: usize = 64 << 10;
+/// What every Linux says of itself, among its constants.
+const BANNER: &[u8] = b"Linux version ";
+
+/// Carry out a guest's write to EFER, after a look at the kernel that makes it. False where it is to fault.
+pub fn write_efer(guest: &Guest, fd: &VcpuFd, data: u64) -> bool {
+    let regs = fd.sync_regs();
+    if !is_allowed(&regs, data) {
+        return false;
+    }
+    if data & EFER_SCE != 0 && regs.sregs.efer & EFER_LMA != 0 && guest.accel.watches_kernels() {
+        look(guest, fd, regs.regs.rip);
+    }
+    set_msr(fd, MSR_EFER, data).is_ok()
+}
+
+/// The rest KVM looks at itself.
+fn is_allowed(regs: &kvm_sync_regs, data: u64) -> bool {
+    let paging = regs.sregs.cr0 & CR0_PG != 0;
+    let switches = (regs.sregs.efer ^ data) & EFER_LME != 0;
+    data & EFER_FORBIDDEN == 0 && !(paging && switches)
+}
+
+fn look(guest: &Guest, fd: &VcpuFd, rip: u64) {
+    let Some(at) = fd.translate_gva(rip).ok().filter(|found| found.valid != 0) else { return };
+    let start = at.physical_address & !(ALIGNMENT - 1);
+    let sites = match find(&guest.memory, start) {
+        Found::NoLinux => return,
+        // It has a hypercall page.
+        Found::Stubs(Err(refusal)) if refusal.is_none_at_all() => {
+            tracing::info!("the Linux at {start:#x} has no hypercall instructions to be written over");
+            return stop(guest);
+        }
+        Found::Stubs(Err(refusal)) => {
+            tracing::error!(
+                "the hypercalls of the Linux at {start:#x} cannot be rewritten for the portable backend: {refusal}"
+            );
+            return stop(guest);
+        }
+        Found::Stubs(Ok(sites)) => sites,
+    };
+    for site in sites {
+        if guest.memory.write(Gpa(site), &rewrite::call_by(HYPERCALL_PORT)).is_err() {
+            limited!(warn, "no memory at {site:#x}");
+        }
+    }
+    let [amd, intel] = sites;
+    tracing::info!(
+        "the portable backend of KVM: the hypercall instructions of the Linux at {start:#x}, at {amd:#x} and {intel:#x}, \
+         are written over in its memory (hypercall_rewrite)"
+    );
+    stop(guest);
+}
+
+fn stop(guest: &Guest) {
+    if let Err(e) = guest.accel.stop_watching() {
+        limited!(warn, "writes to EFER stay exits: {e}");
+    }
+}
+
+/// What stands in memory.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Something else than Linux.
+    NoLinux,
+    /// Its two stubs, or why they are not known.
+    Stubs(Result<[u64; 2], Refusal>),
+}
+
+/// A kernel's image from its start to the end of memory there, or as far as one can reach.
+fn find(memory: &Memory, start: u64) -> Found {
+    let mut image = vec![0; LONGEST];
+    let pieces = (start..).step_by(PIECE).zip(image.chunks_mut(PIECE));
+    let there = pieces.take_while(|(at, _)| *at < u64::MAX / 2);
+    let read = there.map_while(|(at, piece)| memory.read(Gpa(at), piece).ok()).count();
+    image.truncate(read * PIECE);
+    match image.windows(BANNER.len()).any(|bytes| bytes == BANNER) {
+        true => Found::Stubs(rewrite::find(std::iter::once((start, &image[..])))),
+        false => Found::NoLinux,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn efer_is_written_as_the_processor_would_let_it() {
+        let mut regs = kvm_sync_regs::default();
+        assert!(is_allowed(&regs, EFER_LME));
+        regs.sregs.cr0 = CR0_PG;
+        regs.sregs.efer = EFER_LME | EFER_LMA;
+        assert!(is_allowed(&regs, EFER_LME | EFER_SCE | 1 << 11));
+        assert!(!is_allowed(&regs, EFER_SCE), "long mode ends only without paging");
+        assert!(!is_allowed(&regs, EFER_LME | 1 << 12), "no virtualisation in guests");
+    }
+
+    #[test]
+    fn a_linux_is_known_by_its_words_and_its_stubs() {
+        let memory = Memory::new(&[(0, 16 << 20)]).unwrap();
+        let put = |at, bytes: &[u8]| memory.write(Gpa(at), bytes).unwrap();
+        put(0x40_0040, b"\x0f\x01\xd9\xc3");
+        put(0x40_0060, b"\x0f\x01\xc1\xc3");
+        assert_eq!(find(&memory, 0x40_0000), Found::NoLinux);
+        // Across two pieces.
+        put(0x50_0000 - 4, b"Linux version 6.1.0");
+        assert_eq!(find(&memory, 0x40_0000), Found::Stubs(Ok([0x40_0040, 0x40_0060])));
+        put(0x60_0000, b"\x0f\x01\xd9\xc3");
+        assert!(matches!(find(&memory, 0x40_0000), Found::Stubs(Err(refusal)) if !refusal.is_none_at_all()));
+        [0x40_0040, 0x40_0060, 0x60_0000].into_iter().for_each(|at| put(at, &[0; 4]));
+        assert!(matches!(find(&memory, 0x40_0000), Found::Stubs(Err(refusal)) if refusal.is_none_at_all()));
+        assert_eq!(find(&memory, 1 << 40), Found::NoLinux);
+    }
+}
