@@ -24,6 +24,8 @@ pub struct Fx<'a> {
     own: Option<(&'a VcpuFd, VcpuId)>,
     /// Work posted to other vCPUs.
     pub tickets: Vec<Ticket>,
+    /// The own VIRQ_TIMER is to be raised: it was set to a time that has passed, and no other thread need be woken for it.
+    pub due: bool,
 }
 
 /// Apply `attr` on the vCPU's own thread.
@@ -44,7 +46,7 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
 impl<'a> Fx<'a> {
     /// For a call from vCPU `own`, or from elsewhere.
     pub fn new(guest: &'a Guest, own: Option<(&'a VcpuFd, VcpuId)>) -> Self {
-        Fx { guest, own, tickets: Vec::new() }
+        Fx { guest, own, tickets: Vec::new(), due: false }
     }
 
     fn attr(&mut self, vcpu: VcpuId, attr: VcpuAttr) {
@@ -213,8 +215,10 @@ impl Effects for Fx<'_> {
         match self.guest.accel.has_timers() {
             true => self.attr(vcpu, VcpuAttr::TimerExpiry(at)),
             false => {
-                let own = self.own.filter(|&(_, me)| me == vcpu);
-                self.guest.set_singleshot(vcpu, at, own.map(|(fd, _)| fd));
+                let own = self.own.filter(|&(_, me)| me == vcpu).map(|(fd, _)| fd);
+                let after = at.map(|at| self.guest.time_until(at, vcpu, own));
+                self.due = own.is_some() && after == Some(Duration::ZERO);
+                self.guest.timers.set(Timer::Singleshot(vcpu), after.filter(|_| !self.due));
             }
         }
     }

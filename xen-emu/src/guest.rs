@@ -218,11 +218,11 @@ impl Guest {
 
     /// Run `f` on the domain from a thread that is no vCPU, and wait until its effects are there.
     pub fn with_domain<R>(&self, f: impl FnOnce(&mut Domain, &mut Cx<'_>) -> R) -> R {
-        let now = self.now();
+        let now = || self.now();
         let mut fx = Fx::new(self, None);
         let result = {
             let mut domain = lock(&self.domain);
-            let mut cx = Cx { mem: &*self.memory, gva: &NoCaller, fx: &mut fx, now };
+            let mut cx = Cx { mem: &*self.memory, gva: &NoCaller, fx: &mut fx, now: &now };
             f(&mut domain, &mut cx)
         };
         fx.tickets.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
@@ -231,9 +231,14 @@ impl Guest {
 
     /// Run a vCPU's singleshot VIRQ_TIMER here: raised at this system time, or never. `own` on the vCPU's own thread.
     pub fn set_singleshot(&self, vcpu: u32, at: Option<u64>, own: Option<&VcpuFd>) {
-        let now = || own.map_or_else(|| self.now().system_ns, |fd| self.system_ns(fd, vcpu));
-        let after = at.map(|at| Duration::from_nanos(at.saturating_sub(now())));
+        let after = at.map(|at| self.time_until(at, vcpu, own));
         self.timers.set(Timer::Singleshot(vcpu), after);
+    }
+
+    /// How long it is until this system time of a vCPU; `own` on its own thread.
+    pub fn time_until(&self, at: u64, vcpu: u32, own: Option<&VcpuFd>) -> Duration {
+        let now = own.map_or_else(|| self.now().system_ns, |fd| self.system_ns(fd, vcpu));
+        Duration::from_nanos(at.saturating_sub(now))
     }
 
     /// A vCPU's registers; zeros where there are none.

@@ -92,8 +92,8 @@ pub struct Cx<'a> {
     pub gva: &'a dyn Translate,
     /// The machine.
     pub fx: &'a mut dyn Effects,
-    /// The clocks.
-    pub now: Now,
+    /// The clocks, which few look at.
+    pub now: &'a dyn Fn() -> Now,
 }
 
 /// What a handler answers; an error goes to the guest as `-errno`.

@@ -386,7 +386,8 @@ impl Bench {
 
     /// Anything with the domain and a context.
     pub fn with<R>(&mut self, f: impl FnOnce(&mut Domain, &mut Cx<'_>) -> R) -> R {
-        let mut cx = Cx { mem: &self.ram, gva: &self.gva, fx: &mut self.fx, now: self.now };
+        let now = self.now;
+        let mut cx = Cx { mem: &self.ram, gva: &self.gva, fx: &mut self.fx, now: &|| now };
         f(&mut self.domain, &mut cx)
     }
 

@@ -27,7 +27,7 @@ impl Domain {
     /// Writes the wall clock into shared_info. The machine calls it when the host's clock has been set.
     pub fn update_wallclock(&self, cx: &mut Cx<'_>) {
         // The page is always there at its home; a machine that has lost it has worse trouble than the time.
-        let _ = write_wallclock(cx.mem, SpecialPage::SharedInfo.home(), Layout::of(self.width), cx.now);
+        let _ = write_wallclock(cx.mem, SpecialPage::SharedInfo.home(), Layout::of(self.width), (cx.now)());
     }
 }
 

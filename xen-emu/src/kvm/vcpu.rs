@@ -30,6 +30,7 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use xen_abi::xen::Virq;
 use xen_domain::effect::{Runstate, StartState};
 use xen_domain::hypercall::{Call, Cx, Outcome};
 use xen_domain::mem::{Fault, Gpa, Translate};
@@ -392,15 +393,19 @@ impl Vcpu {
     /// What the core says, and whether the vCPU is still up.
     fn dispatch(&self, call: &Call) -> (Outcome, bool) {
         let guest = &*self.guest;
-        let now = guest.now();
+        let now = || guest.now();
         let mut fx = Fx::new(guest, Some((&self.fd, self.id)));
         let outcome = {
             let mut domain = lock(&guest.domain);
             if !domain.vcpu_online(self.id) {
                 domain.note_vcpu_online(self.id, true);
             }
-            let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now };
+            let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now: &now };
             let outcome = domain.hypercall(call, &mut cx);
+            if std::mem::take(&mut fx.due) {
+                let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now: &now };
+                domain.raise_virq(Virq::TIMER.0, self.id, &mut cx);
+            }
             (outcome, domain.vcpu_online(self.id))
         };
         for ticket in fx.tickets {

@@ -96,7 +96,7 @@ fn pagetable_dying(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer 
 }
 
 fn get_time(_: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
-    cx.put(call.arg(1), &GetTime { now: cx.now.system_ns })?;
+    cx.put(call.arg(1), &GetTime { now: (cx.now)().system_ns })?;
     DONE
 }
 

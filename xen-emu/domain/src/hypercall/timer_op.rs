@@ -15,7 +15,8 @@ fn set_timer_op(_: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         Width::Bits64 => call.arg(0),
         Width::Bits32 => call.arg(1) << 32 | call.arg(0),
     };
-    cx.fx.set_singleshot(call.vcpu, deadline(timeout, cx.now.system_ns));
+    let now = (cx.now)().system_ns;
+    cx.fx.set_singleshot(call.vcpu, deadline(timeout, now));
     DONE
 }
 

@@ -159,7 +159,7 @@ fn own(domain: &Domain, call: &Call) -> Result<VcpuId, Errno> {
 fn set_singleshot_timer(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = own(domain, call)?;
     let set = cx.get_twin::<SetSingleshotTimer, SetSingleshotTimerCompat>(call.width, call.arg(2))?;
-    if set.flags & VCPU_SSHOTTMR_FUTURE != 0 && set.timeout_abs_ns < cx.now.system_ns {
+    if set.flags & VCPU_SSHOTTMR_FUTURE != 0 && set.timeout_abs_ns < (cx.now)().system_ns {
         return Err(Errno::ETIME);
     }
     cx.fx.set_singleshot(id, Some(set.timeout_abs_ns));
