@@ -36,7 +36,9 @@ EOF
 note() { echo "$2" >>"values/$1"; }
 costs() {
     micro "$1" '' | tr -d '\r' >log
-    sed -n 's/^BENCH \([^ ]*\) \([0-9]*\)$/\1 \2/p' log | while read -r name value; do note "$name $1" "$value"; done
+    sed -n 's/^BENCH \([^ ]*\) \([0-9]*\)$/\1 \2/p' log | while read -r name value; do
+        [ "$name" = tsc_khz ] || note "$name $1" "$value"
+    done
     grep -q SUCCESS log || { echo "$1 does not come to its end:"; tail -n 3 log; }
 }
 hits() { awk '/hitcount:/ { sub(/.*hitcount: */, ""); n += $1 } END { print n + 0 }' "$tracing/events/kvm/$1/hist"; }

@@ -271,6 +271,12 @@ pub const TESTS: &[Test] = &[
         &["debian-12", "grub-pvh", "raw", "poweroff", PORTABLE],
         600,
     ),
+    test(
+        "long-debian-13-grub-portable",
+        "debian.sh",
+        &["debian-13", "grub-pvh", "raw", "poweroff", PORTABLE],
+        600,
+    ),
     test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 600),
     test("examples", "examples.sh", &[], 60),
     // A host whose KVM has no KVM_XEN.

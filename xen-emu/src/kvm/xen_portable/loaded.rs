@@ -29,7 +29,7 @@ const ALIGNMENT: u64 = 2 << 20;
 const LONGEST: usize = 64 << 20;
 /// How much is looked at in one piece.
 const PIECE: usize = 64 << 10;
-/// What every Linux says of itself, among its constants.
+/// What every Linux says of itself: with it begin its constants, and its code ends.
 const BANNER: &[u8] = b"Linux version ";
 
 /// Carry out a guest's write to EFER, after a look at the kernel that makes it. False where it is to fault.
@@ -97,16 +97,17 @@ enum Found {
     Stubs(Result<[u64; 2], Refusal>),
 }
 
-/// A kernel's image from its start to the end of memory there, or as far as one can reach.
+/// A kernel's code, from its start to its constants.
 fn find(memory: &Memory, start: u64) -> Found {
     let mut image = vec![0; LONGEST];
     let pieces = (start..).step_by(PIECE).zip(image.chunks_mut(PIECE));
     let there = pieces.take_while(|(at, _)| *at < u64::MAX / 2);
     let read = there.map_while(|(at, piece)| memory.read(Gpa(at), piece).ok()).count();
     image.truncate(read * PIECE);
-    match image.windows(BANNER.len()).any(|bytes| bytes == BANNER) {
-        true => Found::Stubs(rewrite::find(std::iter::once((start, &image[..])))),
-        false => Found::NoLinux,
+    let text = image.windows(BANNER.len()).position(|bytes| bytes == BANNER).and_then(|end| image.get(..end));
+    match text {
+        Some(text) => Found::Stubs(rewrite::find(std::iter::once((start, text)))),
+        None => Found::NoLinux,
     }
 }
 
@@ -136,8 +137,10 @@ mod tests {
         put(0x50_0000 - 4, b"Linux version 6.1.0");
         assert_eq!(find(&memory, 0x40_0000), Found::Stubs(Ok([0x40_0040, 0x40_0060])));
         put(0x60_0000, b"\x0f\x01\xd9\xc3");
+        assert!(matches!(find(&memory, 0x40_0000), Found::Stubs(Ok(_))), "its data does not matter");
+        put(0x4f_0000, b"\x0f\x01\xd9\xc3");
         assert!(matches!(find(&memory, 0x40_0000), Found::Stubs(Err(refusal)) if !refusal.is_none_at_all()));
-        [0x40_0040, 0x40_0060, 0x60_0000].into_iter().for_each(|at| put(at, &[0; 4]));
+        [0x40_0040, 0x40_0060, 0x4f_0000].into_iter().for_each(|at| put(at, &[0; 4]));
         assert!(matches!(find(&memory, 0x40_0000), Found::Stubs(Err(refusal)) if refusal.is_none_at_all()));
         assert_eq!(find(&memory, 1 << 40), Found::NoLinux);
     }
