@@ -1,13 +1,15 @@
 //! The machine as the core's [`Effects`].
 
 use crate::guest::{Guest, lock};
+use crate::kvm::backends::BackendFds;
 use crate::kvm::mailbox::Ticket;
-use crate::kvm::vcpu::Mail;
+use crate::kvm::vcpu::{Mail, deliver};
 use crate::kvm::{VcpuAttr, ioctl};
 use crate::memory::Place;
 use crate::peers::Order;
 use crate::timers::Timer;
 use kvm_ioctls::VcpuFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use xen_abi::Domid;
@@ -17,13 +19,14 @@ use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate,
 use xen_domain::mem::{Gfn, Gpa, SpecialPage};
 use xen_domain::peer::{Ask, Foreign, Question};
 
-/// The effects of one call into the core. What concerns another vCPU is in `tickets` afterwards, to be awaited
-/// when the domain's lock is released.
+/// The effects of one call into the core. What may take its time is left for [`Fx::finish`].
 pub struct Fx<'a> {
     guest: &'a Guest,
     own: Option<(&'a VcpuFd, VcpuId)>,
     /// Work posted to other vCPUs.
-    pub tickets: Vec<Ticket>,
+    tickets: Vec<Ticket>,
+    /// Backends to kick.
+    kicks: Vec<Arc<BackendFds>>,
     /// The own VIRQ_TIMER is to be raised: it was set to a time that has passed, and no other thread need be woken for it.
     pub due: bool,
 }
@@ -46,7 +49,27 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
 impl<'a> Fx<'a> {
     /// For a call from vCPU `own`, or from elsewhere.
     pub fn new(guest: &'a Guest, own: Option<(&'a VcpuFd, VcpuId)>) -> Self {
-        Fx { guest, own, tickets: Vec::new(), due: false }
+        Fx { guest, own, tickets: Vec::new(), kicks: Vec::new(), due: false }
+    }
+
+    /// What is left when the domain's lock is released: backends are kicked, whose eventfds other processes may hold and
+    /// have filled, and work posted to other vCPUs is awaited. A vCPU does its own meanwhile.
+    pub fn finish(self) {
+        for fds in self.kicks {
+            if ioctl::has_room(&fds.kick) {
+                logged("kick", fds.kick.write(1));
+            }
+        }
+        let (guest, own) = (self.guest, self.own);
+        for ticket in self.tickets {
+            let mut act = |mail| {
+                if let Some((fd, me)) = own {
+                    deliver(guest, fd, me, mail);
+                }
+            };
+            let me = own.and_then(|(_, me)| index(me));
+            guest.mailboxes.wait(ticket, me.map(|me| (me, &mut act as _)));
+        }
     }
 
     fn attr(&mut self, vcpu: VcpuId, attr: VcpuAttr) {
@@ -254,9 +277,7 @@ impl Effects for Fx<'_> {
     }
 
     fn kick(&mut self, backend: Backend) {
-        if let Some(fds) = self.guest.accel.backend(backend).filter(|fds| ioctl::has_room(&fds.kick)) {
-            logged("kick", fds.kick.write(1));
-        }
+        self.kicks.extend(self.guest.accel.backend(backend));
     }
 
     fn ask(&mut self, question: Question, dom: Domid, ask: Ask) {

@@ -225,7 +225,7 @@ impl Guest {
             let mut cx = Cx { mem: &*self.memory, gva: &NoCaller, fx: &mut fx, now: &now };
             f(&mut domain, &mut cx)
         };
-        fx.tickets.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
+        fx.finish();
         result
     }
 

@@ -408,10 +408,7 @@ impl Vcpu {
             }
             (outcome, domain.vcpu_online(self.id))
         };
-        for ticket in fx.tickets {
-            let mut own = |mail| deliver(guest, &self.fd, self.id, mail);
-            guest.mailboxes.wait(ticket, Some((self.index(), &mut own)));
-        }
+        fx.finish();
         outcome
     }
 
@@ -447,7 +444,7 @@ impl Vcpu {
 }
 
 /// Do one piece of mail on the vCPU's own thread.
-fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
+pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
     match mail {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
         Mail::Still(still) => still.arrive(),
