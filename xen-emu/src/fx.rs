@@ -130,9 +130,12 @@ impl Fx<'_> {
         })
     }
 
-    /// The same with a page of another domain.
+    /// The same with a page of another domain, which can be in RAM too.
     fn show_foreign(&self, at: Gfn, page: Option<(Foreign, bool)>) -> std::io::Result<()> {
         let (memory, vm) = (&self.guest.memory, &self.guest.vm);
+        if memory.is_ram(at) {
+            return memory.overlay(at, page);
+        }
         let mut slots = lock(&self.guest.slots);
         let Some((_, write)) = page else {
             slots.remove(vm, at.0)?;

@@ -66,7 +66,7 @@ struct Special {
     place: Place,
 }
 
-/// What a frame outside RAM shows besides special pages.
+/// What a frame outside RAM shows besides special pages, or one of RAM that the guest has given up.
 enum Alias {
     /// A frame of RAM.
     Ram(Gfn),
@@ -85,7 +85,7 @@ enum Access {
 struct Specials {
     pages: BTreeMap<SpecialPage, Special>,
     slots: BTreeMap<u64, SpecialPage>,
-    /// Frames outside RAM that show something else.
+    /// Frames that show something else.
     aliases: BTreeMap<u64, Alias>,
 }
 
@@ -281,19 +281,19 @@ impl Memory {
     pub fn alias(&self, at: Gfn, frame: Option<Gfn>) -> Result<u64, Fault> {
         let Some(frame) = frame else { return self.set_alias(at, None).map(|()| 0) };
         let found = self.regions.iter().find_map(|r| Some((r, r.offset(frame.gpa().0, PAGE_LEN)?)));
-        let (region, offset) = found.ok_or(Fault)?;
+        let (region, offset) = found.filter(|_| !self.is_ram(at)).ok_or(Fault)?;
         self.set_alias(at, Some(Alias::Ram(frame)))?;
         Ok(region.hva() + offset as u64)
     }
 
-    /// Notes what a frame outside RAM shows, where nothing was, or that it shows nothing any more.
+    /// Notes what a frame shows, where nothing was noted, or that it shows nothing else any more.
     fn set_alias(&self, at: Gfn, alias: Option<Alias>) -> Result<(), Fault> {
         let mut specials = self.specials.write().unwrap_or_else(PoisonError::into_inner);
         let Some(alias) = alias else {
             specials.aliases.remove(&at.0);
             return Ok(());
         };
-        if self.is_ram(at) || specials.slots.contains_key(&at.0) || specials.aliases.contains_key(&at.0) {
+        if specials.slots.contains_key(&at.0) || specials.aliases.contains_key(&at.0) {
             return Err(Fault);
         }
         specials.aliases.insert(at.0, alias);
@@ -405,7 +405,7 @@ impl GuestRam for Memory {
     fn slice(&self, gpa: Gpa, len: usize) -> Result<VolatileSlice<'_>, Fault> {
         let crosses = gpa.0 % PAGE + len as u64 > PAGE;
         let found = self.regions.iter().find_map(|r| Some((r, r.offset(gpa.0, len)?)));
-        let (region, offset) = found.filter(|_| !crosses).ok_or(Fault)?;
+        let (region, offset) = found.filter(|_| !crosses && !self.is_overlaid(gpa.gfn())).ok_or(Fault)?;
         region.map.get_slice(offset, len).map_err(|_| Fault)
     }
 }

@@ -118,7 +118,7 @@ pub struct StartState {
 pub struct ShutdownReason(pub u32);
 
 /// The machine. Methods are called with the domain's lock held and must not block; what concerns another
-/// vCPU may be posted to it, and the caller's hypercall completes only after it was done.
+/// vCPU may be posted to it, and backends may be kicked later: the caller's hypercall completes only after it was done.
 pub trait Effects {
     /// Place `page` at `gfn` (in or outside RAM), or take it away (`None`). Its content goes with it; a page
     /// inside RAM lives in that RAM page until it is moved. Errors: -ENOMEM-like host failures only.
@@ -179,7 +179,8 @@ pub trait Effects {
     fn ask(&mut self, question: Question, dom: Domid, ask: Ask);
     /// The guest has closed its end of a channel to another domain: that one is told, and `backend` is forgotten.
     fn leave_peer(&mut self, backend: Backend);
-    /// Show a page of another domain at `at`, for reading only or for writing too, or take that away (`None`).
+    /// Show a page of another domain at `at`, for reading only or for writing too, or take that away (`None`). In RAM, of
+    /// which the guest has given up that frame, a page of zeros is there afterwards.
     fn map_foreign(&mut self, at: Gfn, page: Option<(Foreign, bool)>) -> Result<(), Errno>;
     /// The page is not used: its domain gets it back, and nobody waits for that.
     fn release_foreign(&mut self, page: Foreign);

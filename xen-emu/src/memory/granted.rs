@@ -18,6 +18,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use xen_abi::Domid;
@@ -47,6 +48,8 @@ pub(super) struct Granted {
     /// grant may want it.
     frames: Mutex<BTreeMap<u64, Frame>>,
     foreign: Mutex<BTreeMap<Foreign, Arc<MmapRegion>>>,
+    /// Frames of RAM in whose place a page of another domain is.
+    overlaid: AtomicUsize,
 }
 
 fn writable(write: bool) -> ProtFlags {
@@ -138,21 +141,45 @@ impl Memory {
         lock(&self.granted.foreign).remove(&page);
     }
 
-    /// Notes that a page of another domain is at `at`, or no longer (`None`); its host address comes back.
+    /// Notes that a page of another domain is at `at`, outside RAM, or no longer (`None`); its host address comes back.
     pub fn place_foreign(&self, at: Gfn, page: Option<(Foreign, bool)>) -> Result<u64, Fault> {
-        let alias = match page {
-            None => None,
-            Some((page, write)) => {
-                let map = lock(&self.granted.foreign).get(&page).cloned().ok_or(Fault)?;
-                Some(Alias::Foreign { map, write })
-            }
-        };
-        let hva = match &alias {
-            Some(Alias::Foreign { map, .. }) => map.as_ptr() as u64,
-            _ => 0,
-        };
-        self.set_alias(at, alias)?;
+        let Some((page, write)) = page else { return self.set_alias(at, None).map(|()| 0) };
+        let map = self.foreign(page).filter(|_| !self.is_ram(at)).ok_or(Fault)?;
+        let hva = map.as_ptr() as u64;
+        self.set_alias(at, Some(Alias::Foreign { map, write }))?;
         Ok(hva)
+    }
+
+    /// Puts a page of another domain in the place of a frame of RAM, or takes it away (`None`), which leaves a page of
+    /// zeros. Only where nobody but the guest may be writing to that frame, and what was in it is lost.
+    ///
+    /// # Errors
+    /// The host's, and all stays as it was; no RAM; no such page.
+    pub fn overlay(&self, at: Gfn, page: Option<(Foreign, bool)>) -> io::Result<()> {
+        let (region, offset) = self.ram(at).map_err(io::Error::other)?;
+        let uncover = || {
+            let done = self.set_alias(at, None);
+            self.granted.overlaid.fetch_sub(1, Ordering::Release);
+            done.map_err(io::Error::other)
+        };
+        let Some((page, write)) = page else {
+            fresh(region, offset)?;
+            return uncover();
+        };
+        let map = self.foreign(page).ok_or(io::ErrorKind::NotFound)?;
+        let file = map.file_offset().ok_or(io::ErrorKind::NotFound)?.clone();
+        self.set_alias(at, Some(Alias::Foreign { map, write })).map_err(io::Error::other)?;
+        self.granted.overlaid.fetch_add(1, Ordering::Release);
+        replace(region, offset, file.file(), write).inspect_err(|_| drop(uncover()))
+    }
+
+    /// Whether a frame of RAM has a page of another domain in its place, which may be for reading only.
+    pub(super) fn is_overlaid(&self, frame: Gfn) -> bool {
+        self.granted.overlaid.load(Ordering::Acquire) > 0 && self.specials().aliases.contains_key(&frame.0)
+    }
+
+    fn foreign(&self, page: Foreign) -> Option<Arc<MmapRegion>> {
+        lock(&self.granted.foreign).get(&page).cloned()
     }
 
     fn ram(&self, frame: Gfn) -> Result<(&Region, usize), Fault> {
@@ -189,30 +216,42 @@ fn place(region: &Region, offset: usize) -> io::Result<NonZeroUsize> {
 /// The page moves into `file`, which takes its place.
 fn move_out(region: &Region, offset: usize, file: &File) -> io::Result<()> {
     file.write_all_at(&content(region, offset)?, 0)?;
+    replace(region, offset, file, true)
+}
+
+/// The page of a file takes the place of a page of a region.
+fn replace(region: &Region, offset: usize, file: &File, write: bool) -> io::Result<()> {
     let at = place(region, offset)?;
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-    // SAFETY: a whole page inside the region's mapping is replaced by one with the same content, which is accessed as
-    // volatile memory only; the mapping as a whole lives on.
-    unsafe { mmap(Some(at), ONE_PAGE, writable(true), flags, file, 0)? };
+    // SAFETY: a whole page inside the region's mapping is replaced by another, which is accessed as volatile memory only;
+    // the mapping as a whole lives on.
+    unsafe { mmap(Some(at), ONE_PAGE, writable(write), flags, file, 0)? };
     Ok(())
 }
 
 /// The page moves back into memory of its own.
 fn move_in(region: &Region, offset: usize) -> io::Result<()> {
     let bytes = content(region, offset)?;
+    fresh(region, offset)?;
+    region.map.get_slice(offset, PAGE_LEN).map_err(io::Error::other)?.copy_from(&bytes);
+    Ok(())
+}
+
+/// A page of a region is memory of its own again, of zeros.
+fn fresh(region: &Region, offset: usize) -> io::Result<()> {
     let at = place(region, offset)?;
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
-    // SAFETY: as in `move_out`.
+    // SAFETY: as in `replace`.
     let page = unsafe { mmap_anonymous(Some(at), ONE_PAGE, writable(true), flags)? };
     // SAFETY: the page just mapped. As it was, so that it becomes one piece with its neighbours again.
     let _ = unsafe { madvise(NonNull::cast(page), PAGE_LEN, MmapAdvise::MADV_HUGEPAGE) };
-    region.map.get_slice(offset, PAGE_LEN).map_err(io::Error::other)?.copy_from(&bytes);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::device::GuestRam;
     use xen_domain::mem::{Gpa, GuestMem};
 
     const B: Domid = Domid(2);
@@ -287,6 +326,39 @@ mod tests {
         assert_eq!(b.write(Gpa(0x100_0000), b"x"), Err(Fault));
         assert_eq!(b.store_u32(Gpa(0x100_0000), 1), Err(Fault));
         assert_eq!(b.fetch_or_u8(Gpa(0x100_0000), 1), Err(Fault));
+    }
+
+    #[test]
+    fn a_page_of_another_domain_takes_the_place_of_ram_and_leaves_zeros() {
+        let (a, b) = pair();
+        a.write(Gpa(0x6000), b"theirs").unwrap();
+        b.write(Gpa(0x4ff8), b"before, ballooned").unwrap();
+        let file = a.share(Gfn(6), (B, true), now).unwrap();
+        b.take_in(Foreign(1), file.into(), true).unwrap();
+        assert_eq!(b.place_foreign(Gfn(5), Some((Foreign(1), true))), Err(Fault), "no hole");
+        assert!(b.overlay(Gfn(0x1000), Some((Foreign(1), true))).is_err(), "no RAM");
+        b.overlay(Gfn(5), Some((Foreign(1), true))).unwrap();
+        assert!(b.overlay(Gfn(5), Some((Foreign(1), true))).is_err(), "twice");
+        assert!(b.slice(Gpa(0x5000), 1).is_err() && b.slice(Gpa(0x4000), 4096).is_ok(), "for backends");
+        b.write(Gpa(0x4ffc), b"both").unwrap();
+        b.write(Gpa(0x5002), b"INE").unwrap();
+        let mut seen = [0; 14];
+        b.read(Gpa(0x4ff8), &mut seen).unwrap();
+        assert_eq!(&seen, b"befoboththINEs");
+        // What the guest itself sees there, and not only we by the name of the frame.
+        let offset = 5 * PAGE_LEN;
+        assert_eq!(&content(&b.regions()[0], offset).unwrap()[..6], b"thINEs");
+        b.overlay(Gfn(5), None).unwrap();
+        assert_eq!(content(&b.regions()[0], offset).unwrap(), [0; PAGE_LEN]);
+        b.write(Gpa(0x5000), b"ours").unwrap();
+        assert!(b.slice(Gpa(0x5000), 4096).is_ok());
+        assert_eq!(a.load_u32(Gpa(0x6000)), Ok(u32::from_le_bytes(*b"thIN")));
+
+        let file = a.share(Gfn(7), (B, false), now).unwrap();
+        b.take_in(Foreign(2), file.into(), false).unwrap();
+        b.overlay(Gfn(5), Some((Foreign(2), false))).unwrap();
+        assert_eq!((b.write(Gpa(0x5000), b"x"), b.load_u32(Gpa(0x5000))), (Err(Fault), Ok(0)));
+        b.overlay(Gfn(5), None).unwrap();
     }
 
     #[test]

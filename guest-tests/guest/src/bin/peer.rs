@@ -1,6 +1,8 @@
 //! Two domains of one host: events both ways over an interdomain channel, a page that both write to, one that only its
 //! owner may, copies, a channel that is closed and bound again, and what is left when the other one dies.
 //!
+//! Pages are mapped in holes, and where there was RAM that was ballooned out.
+//!
 //! The command line says which of the two this is: `server peer=N` or `client peer=N`, N the other one's domid, and
 //! `first` for the one that dies first. Alone it sees what there is to see without another domain.
 #![cfg_attr(bare, no_std, no_main)]
@@ -19,9 +21,10 @@ use xen_abi::grant_table::{
     UnmapGrantRef, gntmap, gtf,
 };
 use xen_abi::hypercall::Hypercall;
-use xen_abi::memory::MapSpace;
+use xen_abi::memory::{MapSpace, MemoryOp, MemoryReservation};
 use xen_abi::sched::{SchedOp, SchedPoll};
 use xen_abi::xen::{Domid, Gref, PAGE_SHIFT, Port};
+use zerocopy::FromZeros;
 
 guest::test!(run);
 
@@ -29,6 +32,8 @@ guest::test!(run);
 const BOTH_WRITE: u32 = 8;
 const ONE_READS: u32 = 9;
 const ELSE: u32 = 10;
+/// Granted to ourselves.
+const OWN: u32 = 12;
 const NOBODY: Domid = Domid(0x6fff);
 /// Events each way.
 const ROUNDS: u64 = 300;
@@ -41,6 +46,7 @@ const SEEN: usize = 16;
 static PAGE: Page = Page::zero();
 static READ_ONLY: Page = Page::zero();
 static BUFFER: Page = Page::zero();
+static BALLOONED: Page = Page::zero();
 
 fn run() -> Verdict {
     let events = Events::map()?;
@@ -64,6 +70,61 @@ fn alone() -> Verdict {
         "a copy of no domain"
     );
     println!("nobody there");
+    let table = grant(NOBODY)?;
+    let own = own_domid()?;
+    let frame = u32::try_from(PAGE.gfn()).unwrap_or(0);
+    table.write(at(OWN), &GrantEntryV1 { flags: gtf::PERMIT_ACCESS, domid: own, frame });
+    in_ram(own, OWN, &PAGE)?;
+    check_eq!(flags(table, OWN), 0, "use of a page that is unmapped");
+    Ok(())
+}
+
+/// What a channel to ourselves says that its other end is.
+fn own_domid() -> Result<Domid, guest::Stop> {
+    let mut alloc = AllocUnbound { dom: Domid::SELF, remote_dom: Domid::SELF, port: Port(0) };
+    evtchn_op(EvtchnOp::ALLOC_UNBOUND, &mut alloc)?;
+    let port = bind(Domid::SELF, alloc.port.0)?;
+    let own = u16::try_from(status(port)?.u).map(Domid);
+    own.map_or_else(|_| fail!("no domid"), Ok)
+}
+
+/// Gives a frame of RAM up, or takes it back.
+fn balloon(op: MemoryOp, page: &Page) -> Result<i64, Errno> {
+    let mut gfn = page.gfn();
+    let mut arg = MemoryReservation {
+        extent_start: address(&mut gfn),
+        nr_extents: 1,
+        domid: Domid::SELF,
+        ..MemoryReservation::new_zeroed()
+    };
+    hypercall::op(Hypercall::MEMORY_OP, op.0, &mut arg)
+}
+
+/// Maps a grant, of which `page` is another mapping, where RAM was.
+fn in_ram(dom: Domid, gref: u32, page: &Page) -> Verdict {
+    let here = |write| map_at(dom, gref, BALLOONED.addr(), write);
+    BALLOONED.fill(0x77);
+    check_eq!(here(true)?.status, GntStatus::GENERAL_ERROR, "mapping where RAM is");
+    check_eq!(balloon(MemoryOp::DECREASE_RESERVATION, &BALLOONED), Ok(1), "ballooning out");
+    for round in 0..20 {
+        let mapped = here(true)?;
+        check_eq!(mapped.status, GntStatus::OKAY, "round {round}: mapping where RAM was");
+        BALLOONED.u64(64).store(round, Ordering::SeqCst);
+        check_eq!(page.u64(64).load(Ordering::SeqCst), round, "round {round}: what was written");
+        page.u64(72).store(!round, Ordering::SeqCst);
+        check_eq!(BALLOONED.u64(72).load(Ordering::SeqCst), !round, "round {round}: what can be read");
+        check_eq!(balloon(MemoryOp::POPULATE_PHYSMAP, &BALLOONED), Ok(0), "round {round}: taking it back");
+        check_eq!(unmap(&mapped)?, GntStatus::OKAY, "round {round}: unmapping");
+        let reader = here(false)?;
+        check_eq!(reader.status, GntStatus::OKAY, "round {round}: mapping it for reading");
+        check_eq!(BALLOONED.u64(72).load(Ordering::SeqCst), !round, "round {round}: what is read");
+        check_eq!(unmap(&reader)?, GntStatus::OKAY, "round {round}: unmapping what was read");
+    }
+    check_eq!(balloon(MemoryOp::POPULATE_PHYSMAP, &BALLOONED), Ok(1), "taking the frame back");
+    check_eq!(BALLOONED.u64(72).load(Ordering::SeqCst), 0, "what is in it");
+    BALLOONED.fill(0x5a);
+    check_eq!(page.u64(72).load(Ordering::SeqCst), !19, "what is in the page");
+    println!("mapped where RAM was");
     Ok(())
 }
 
@@ -184,9 +245,13 @@ fn copies(peer: Domid) -> Verdict {
 
 fn map(dom: Domid, gref: u32, n: u64, write: bool) -> Result<MapGrantRef, Errno> {
     let hole = boot::hole_gfn(64 + n).unwrap_or(0);
+    map_at(dom, gref, hole << PAGE_SHIFT, write)
+}
+
+fn map_at(dom: Domid, gref: u32, host_addr: u64, write: bool) -> Result<MapGrantRef, Errno> {
     let read_only = if write { 0 } else { gntmap::READONLY };
     let mut op = MapGrantRef {
-        host_addr: hole << PAGE_SHIFT,
+        host_addr,
         flags: gntmap::HOST_MAP | read_only,
         r#ref: Gref(gref),
         dom,
@@ -276,5 +341,6 @@ fn pages(peer: Domid) -> Result<(MapGrantRef, MapGrantRef), guest::Stop> {
     // Dropped, or it would end up in the server's page.
     Page::at(read_only.host_addr).write(TURN, &0_u64);
     check_eq!(map(peer, BOTH_WRITE, 0, true)?.status, GntStatus::GENERAL_ERROR, "mapping where something is");
+    in_ram(peer, BOTH_WRITE, Page::at(page.host_addr))?;
     Ok((page, read_only))
 }

@@ -82,10 +82,7 @@ impl Pins {
     /// Runs `act` while nothing is pinned or given back, unless a backend may be writing to a frame: then what it writes
     /// must come to where the frame was when it was pinned.
     pub fn unless_written<R>(&self, frame: Gfn, act: impl FnOnce() -> R) -> Option<R> {
-        let shards: Vec<_> = self.active.shards.iter().map(lock).collect();
-        let written = |pin: &Pin| pin.by == Domid::DOM0 && pin.writers > 0 && pin.granted.frame == frame;
-        let free = !shards.iter().any(|shard| shard.values().any(written));
-        free.then(act)
+        self.active.unless_written(frame, act)
     }
 }
 
@@ -139,6 +136,14 @@ impl Active {
     /// How many grants are pinned.
     pub(crate) fn in_use(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// See [`Pins::unless_written`].
+    pub(crate) fn unless_written<R>(&self, frame: Gfn, act: impl FnOnce() -> R) -> Option<R> {
+        let shards: Vec<_> = self.shards.iter().map(lock).collect();
+        let written = |pin: &Pin| pin.by == Domid::DOM0 && pin.writers > 0 && pin.granted.frame == frame;
+        let free = !shards.iter().any(|shard| shard.values().any(written));
+        free.then(act)
     }
 
     fn shard(&self, gref: u32) -> Option<MutexGuard<'_, Shard>> {

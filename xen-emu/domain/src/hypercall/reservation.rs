@@ -69,7 +69,8 @@ fn clear_place(domain: &mut Domain, gfn: Gfn, cx: &mut Cx<'_>) -> bool {
     if let Some(page) = domain.physmap.special_at(gfn) {
         return domain.unplace_special(page, cx).is_ok();
     }
-    if domain.is_away(gfn) {
+    // A page of another domain stays until it is unmapped.
+    if domain.is_away(gfn) || domain.grants.mapped.is_at(gfn) {
         return false;
     }
     if domain.physmap.is_present(gfn) {

@@ -10,6 +10,7 @@ use xen_abi::{Domid, Gref};
 
 use super::{EVTCHN, GNTTAB};
 use crate::effect::{Backend, Offload};
+use crate::gnttab::Use;
 use crate::hypercall::{Call, Outcome, Width};
 use crate::mem::{Gfn, GuestMem, SpecialPage};
 use crate::peer::{Ask, Foreign, Told};
@@ -200,6 +201,63 @@ fn a_page_of_another_domain_comes_and_goes() {
     b.told(Told::Mapped(page));
     assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &map(40, host)).status, GntStatus::GENERAL_ERROR);
     assert_eq!(b.effects().last(), Some(&Effect::ReleaseForeign(page)));
+}
+
+#[test]
+fn a_page_of_another_domain_takes_the_place_of_ballooned_ram() {
+    let mut b = Bench::new(Width::Bits64);
+    let (at, page) = (Gfn(40), Foreign(3));
+    let here = |dom| MapGrantRef { host_addr: at.gpa().0, dom, ..map(40, gntmap::HOST_MAP) };
+    let reservation = |op, b: &mut Bench| {
+        let one = xen_abi::memory::MemoryReservation {
+            extent_start: Bench::ARG + 512,
+            nr_extents: 1,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: Domid::SELF,
+            pad: [0; 3],
+        };
+        b.put(Bench::ARG, &one);
+        b.put(Bench::ARG + 512, &at.0);
+        result(b.call(12, [op, Bench::ARG]))
+    };
+    let (decrease, populate) = (1, 6);
+    assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &here(OTHER)).status, GntStatus::GENERAL_ERROR, "RAM");
+    assert_eq!(b.effects(), [], "nobody is asked for that");
+    assert_eq!(reservation(decrease, &mut b), Ok(1));
+    // A disk still writes to what was there.
+    b.seven_grants(50, gtf::PERMIT_ACCESS, 40);
+    b.put(SpecialPage::GrantFrame(0).home().0 + 50 * 8 + 2, &Domid::DOM0);
+    let disk = Use { by: Domid::DOM0, write: true, whole: false };
+    b.with(|domain, cx| domain.grants.active.pin(cx.mem, Gref(50), disk)).unwrap();
+    b.told(Told::Mapped(page));
+    assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &here(OTHER)).status, GntStatus::EAGAIN);
+    b.with(|domain, cx| domain.grants.active.unpin(cx.mem, Gref(50), true));
+    assert_eq!(b.effects().last(), Some(&Effect::ReleaseForeign(page)));
+    b.told(Told::Mapped(page));
+    let mapped = b.one(GnttabOp::MAP_GRANT_REF, &here(OTHER));
+    assert_eq!((mapped.status, mapped.dev_bus_addr), (GntStatus::OKAY, at.gpa().0));
+    assert_eq!(b.effects().last(), Some(&Effect::MapForeign(at, Some((page, true)))));
+    assert_eq!(
+        [decrease, populate].map(|op| reservation(op, &mut b)),
+        [Ok(0), Ok(0)],
+        "it is no RAM of ours"
+    );
+    let place = b.with(|domain, cx| domain.place_special(SpecialPage::SharedInfo, at, cx));
+    assert_eq!((place, b.domain.has_ram(at), b.effects()), (Err(Errno::EINVAL), false, vec![]));
+    b.told(Told::Done);
+    let host_addr = at.gpa().0;
+    let unmap = UnmapGrantRef { host_addr, dev_bus_addr: 0, handle: 0, status: GntStatus(77), pad: 0 };
+    assert_eq!(b.one(GnttabOp::UNMAP_GRANT_REF, &unmap).status, GntStatus::OKAY);
+    assert_eq!(b.effects(), [Effect::MapForeign(at, None), Effect::Ask(0, OTHER, Ask::Unmap(page))]);
+    // One of its own goes the same way.
+    b.told(Told::Mapped(page));
+    assert_eq!(b.one(GnttabOp::MAP_GRANT_REF, &here(Domid(7))).status, GntStatus::OKAY);
+    let ask = Ask::Map { gref: Gref(40), write: true };
+    assert_eq!(b.effects(), [Effect::Ask(0, Domid(7), ask), Effect::MapForeign(at, Some((page, true)))]);
+    b.told(Told::Done);
+    assert_eq!(b.one(GnttabOp::UNMAP_GRANT_REF, &unmap).status, GntStatus::OKAY);
+    assert_eq!(reservation(populate, &mut b), Ok(1));
 }
 
 #[test]

@@ -52,9 +52,13 @@ fn map(domain: &mut Domain, vcpu: VcpuId, op: &MapGrantRef, cx: &mut Cx<'_>) -> 
     if op.flags & PV_ONLY != 0 {
         return Err(GntStatus::GENERAL_ERROR);
     }
-    let whose = granter(domain, op.dom)?;
     let handle = domain.grants.mapped.next().ok_or(GntStatus::NO_DEVICE_SPACE)?;
     let (write, at) = (op.flags & gntmap::READONLY == 0, Gpa(op.host_addr).gfn());
+    // A frame of RAM takes the place of another as other domains' pages do.
+    let whose = match granter(domain, op.dom)? {
+        Granter::Own if domain.physmap.is_ram(at) => Granter::Other(domain.domid()),
+        whose => whose,
+    };
     if let Granter::Other(dom) = whose {
         vacant(domain, op.flags, at)?;
         let ask = Ask::Map { gref: op.r#ref, write };
@@ -88,16 +92,21 @@ fn show_foreign(
     // Another vCPU may have been faster.
     vacant(domain, op.flags, at)?;
     let handle = domain.grants.mapped.next().ok_or(GntStatus::NO_DEVICE_SPACE)?;
-    cx.fx.map_foreign(at, Some((page, write))).map_err(|_| GntStatus::GENERAL_ERROR)?;
+    let mut place = || cx.fx.map_foreign(at, Some((page, write))).map_err(|_| GntStatus::GENERAL_ERROR);
+    match domain.physmap.is_ram(at) {
+        // A backend that began to write to the RAM that was there is to end before.
+        true => domain.grants.active.unless_written(at, place).ok_or(GntStatus::EAGAIN)??,
+        false => place()?,
+    }
     let foreign = Some((op.dom, page));
     domain.grants.mapped.insert(handle, Mapping { gref: op.r#ref, write, at, frame: at, foreign });
     Ok((handle, at))
 }
 
-/// Whether nothing is at a frame, and the flags are known.
+/// Whether nothing is at a frame, not even RAM unless the guest has given it up, and the flags are known.
 fn vacant(domain: &Domain, flags: u32, at: Gfn) -> Result<(), GntStatus> {
     let known = flags & !gntmap::READONLY == gntmap::HOST_MAP;
-    let vacant = at.0 < GFN_LIMIT && !domain.physmap.is_ram(at) && !domain.has_memory(at);
+    let vacant = at.0 < GFN_LIMIT && !domain.has_memory(at);
     if known && vacant { Ok(()) } else { Err(GntStatus::GENERAL_ERROR) }
 }
 
