@@ -238,6 +238,39 @@ fn hostile_links_lead_nowhere() {
 }
 
 #[test]
+fn nonsense_gets_an_errno_or_nothing() {
+    let mut b = Bench::with_fifo();
+    // Where the guest's own grant table is there is no RAM any more, and no place for control blocks.
+    let table = SpecialPage::GrantFrame(0);
+    b.with(|domain, cx| domain.place_special(table, Gfn(40), cx)).unwrap();
+    assert_eq!((b.init_control(0, 40, 0), b.init_control(0, BLOCKS, 0)), (Err(Errno::EINVAL), Ok(17)));
+    assert_eq!((b.expand_array(40), b.expand_array(ARRAY)), (Err(Errno::EINVAL), Ok(0)));
+    assert_eq!([0, 0, 4, u32::MAX].map(|vcpu| b.init_control(vcpu, BLOCKS, 512).is_ok()), [false; 4]);
+    let port = b.bind_ipi(0).unwrap();
+    // A ring of links, of which one port is its own successor.
+    b.set_event_word(port, LINKED | PENDING | (port + 1));
+    b.set_event_word(port + 1, LINKED | PENDING | port);
+    b.set_event_word(port + 2, LINKED | (port + 2));
+    for _ in 0..3 {
+        assert_eq!([b.send(port), b.unmask(port)], [Ok(0); 2]);
+    }
+    let others = [0, port + 1, 1023, 1024, (1 << 17) - 1, 1 << 17, u32::MAX];
+    assert_eq!(others.map(|port| b.send(port)), [Err(Errno::EINVAL); 7]);
+    assert_eq!(others.map(|port| b.close(port)), [Err(Errno::EINVAL); 7]);
+    assert_eq!([1 << 17, u32::MAX].map(|port| b.unmask(port)), [Err(Errno::EINVAL); 2]);
+    assert_eq!([1 << 17, u32::MAX].map(|port| b.bind_vcpu(port, 0)), [Err(Errno::EINVAL); 2]);
+    assert_eq!((b.close(port), b.send(port)), (Ok(0), Err(Errno::EINVAL)));
+    // The grant table moves to where the control block is, then the block's frame is given up.
+    let port = b.bind_ipi(0).unwrap();
+    b.with(|domain, cx| domain.place_special(table, Gfn(BLOCKS), cx)).unwrap();
+    assert_eq!(b.send(port), Ok(0));
+    b.with(|domain, cx| domain.unplace_special(table, cx)).unwrap();
+    assert_eq!([b.send(port), b.unmask(port), b.close(port)], [Ok(0); 3]);
+    assert_eq!(b.op(EVTCHN, EvtchnOp::RESET.0, &Reset { dom: Domid::SELF }).0, Ok(0));
+    assert_eq!(b.init_control(0, BLOCKS + 1, 0), Ok(17));
+}
+
+#[test]
 fn all_131071_ports_open_and_close_in_bounded_steps() {
     let mut b = Bench::with_fifo();
     b.start_fifo();
