@@ -111,6 +111,15 @@ xenbus)
     xenstore-ls -f "/local/domain/$(xenstore-read domid)" | sed 's/^/guest: node /'
     poweroff -f
     ;;
+channel)
+    # Talks with the guest peer= as role= says; who is to die with its domain stays.
+    report
+    for word in $cmdline; do case $word in role=* | peer=*) export "$word" ;; esac; done
+    for how in client-leaves server-leaves server-dies; do
+        channel "$role" "$peer" "$how" || { echo "guest: channel $how failed"; break; }
+    done
+    poweroff -f
+    ;;
 flood)
     echo "guest: flood begins"
     awk 'BEGIN { for (i = 1; i <= 30000; i++) printf "%06d 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n", i }'

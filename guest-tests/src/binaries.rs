@@ -14,16 +14,18 @@ const BARE: &str = "x86_64-unknown-none";
 /// Microkernels of 32 bits; `.cargo/config.toml` has what it takes to use this target without a system.
 const BARE_32: &str = "i586-unknown-linux-gnu";
 /// The packages L1 has programs of, with what each must yield for `/usr/bin`.
-const PACKAGES: [(&str, &[&str]); 3] = [
+const PACKAGES: [(&str, &[&str]); 4] = [
     ("toolstack", &["xlr", "xlr-pygrub"]),
     ("xen-emu", &["xen-emu"]),
     ("xenstored", &["xenstored", "xenstore"]),
+    // For guests, whose initramfs a test adds it to.
+    ("channel", &["channel"]),
 ];
 /// The package of the microkernels.
 const MICROKERNELS: &str = "guest";
 
 /// What can be built for L1, by package.
-pub const ALL: [&str; 4] = ["toolstack", "xen-emu", "xenstored", MICROKERNELS];
+pub const ALL: [&str; 5] = ["toolstack", "xen-emu", "xenstored", "channel", MICROKERNELS];
 
 /// What was built.
 #[derive(Debug, Default)]

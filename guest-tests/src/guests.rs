@@ -14,8 +14,17 @@ use crate::system::{add_modules, add_userland};
 
 const INIT: &str = include_str!("../lab/guest-init.sh");
 /// The Xen drivers Debian builds as modules, and what hears a power button.
-const MODULES: [&str; 8] =
-    ["xen-blkfront", "xen-netfront", "xen-evtchn", "xen-gntdev", "xen-privcmd", "xenfs", "button", "evdev"];
+const MODULES: [&str; 9] = [
+    "xen-blkfront",
+    "xen-netfront",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "button",
+    "evdev",
+];
 
 /// Guests handed to L1.
 #[derive(Debug, Default)]

@@ -211,6 +211,10 @@ pub const TESTS: &[Test] = &[
     test("channel-server-dies", "peers.sh", &["server"], 120),
     test("channel-server-killed", "peers.sh", &["killed"], 120),
     test("channel-fifo", "peers.sh", &["client", FIFO], 120),
+    test("channel-portable", "peers.sh", &["server", PORTABLE], 120),
+    // Debian's kernels with Debian's drivers, and the two ABIs and backends.
+    test("channel-linux", "channel.sh", &["6.12-cloud", "6.1-cloud"], 240),
+    test("channel-linux-mixed", "channel.sh", &["6.12-cloud", "6.12-cloud", FIFO, PORTABLE], 240),
     test("events-without-exits", "exits.sh", &[], 120),
     test("micro-flood-fifo", "micro.sh", &["flood", "64", FIFO], 120),
     test("micro-flood-global", "micro.sh", &["flood", "64", GLOBAL, "extra = 'global'"], 120),
@@ -308,6 +312,7 @@ pub const TESTS: &[Test] = &[
         &["6.12-cloud", "2", "512", "poweroff", "fifo", "global"],
         150,
     ),
+    plain("plain-channel-fifo", "peers.sh", &["client", FIFO], 120),
     plain("plain-cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "fifo"], 150),
     plain("plain-reboot-6.1-cloud", "reboot.sh", &["6.1-cloud"], 120),
     plain(
