@@ -31,7 +31,7 @@ for role in server client; do
 done
 want client.log 'channel server-dies done'
 want client.log 'reboot: Power down'
-grep -hE 'BUG:|WARNING:|Oops|leaking' server.log client.log && fail 'a guest complains'
+grep -hE 'BUG:|WARNING: CPU|Oops|leaking' server.log client.log && fail 'a guest complains'
 grep -hE 'panick|still shared|stand still' /run/xlr/*/xen-emu.log && fail 'a process complains'
 nothing_left "$a"
 nothing_left "$b"
