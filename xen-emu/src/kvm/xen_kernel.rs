@@ -87,7 +87,8 @@ fn vcpu_attr(type_: u32) -> kvm_xen_vcpu_attr {
     kvm_xen_vcpu_attr { type_: type_ as u16, ..Default::default() }
 }
 
-/// Interception of hypercalls, and sends and polls in the kernel or not.
+/// Interception of hypercalls, and sends and polls in the kernel or not. Without, KVM answers SCHEDOP_poll as if it were
+/// SCHEDOP_yield (`kvm_xen_hcall_sched_op` falls through): nothing makes it come to userspace.
 fn configure(vm: &VmFd, send: bool) -> io::Result<()> {
     let send = if send { KVM_XEN_HVM_CONFIG_EVTCHN_SEND } else { 0 };
     let config = kvm_xen_hvm_config {

@@ -187,7 +187,8 @@ fn between(events: &Events) -> Verdict {
     println!("200 events both ways");
     let mut early = 0;
     for _ in 0..100 {
-        // A masked port, interrupts off: only the poll can notice. It may end early, as the header allows; how often is printed.
+        // A masked port, interrupts off: only the poll can notice. It may end early, as the header allows, and always does where
+        // KVM answers it, for which it is a yield under FIFO; how often is printed.
         fifo::mask(polled);
         tell(polled);
         poll(polled, 0)?;
