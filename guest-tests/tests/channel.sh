@@ -22,6 +22,8 @@ until_true 120 over || { cat server.log client.log; fail 'the server does not co
 three() { [ "$(grep -c '2000 messages sent, 2000 received' client.log)" = 3 ]; }
 until_true 60 three || { cat server.log client.log; fail 'the client does not come so far'; }
 xlr describe client hypercalls
+case ${4:-} in *portable*) xlr describe client backend | grep portable || fail 'the client is not on the portable backend' ;; esac
+case ${3:-} in *fifo*) want server.log 'Using FIFO-based ABI' ;; esac
 xlr destroy server || fail "xlr destroy ended with status $?"
 gone client 60
 cat server.log client.log
