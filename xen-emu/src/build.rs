@@ -3,7 +3,8 @@
 use crate::boot::{
     acpi, bootloader,
     kernel::{Kernel, KernelError},
-    map, pvh, rewrite,
+    map, pvh,
+    rewrite::{self, Stubs},
 };
 use crate::forward::{self, Forward};
 use crate::fx::Fx;
@@ -181,12 +182,12 @@ fn rewrite_calls(
     if !config.hypercall_rewrite.unwrap_or(!kernel.hypercall_page) {
         return Ok(None);
     }
-    let mut code = Vec::new();
+    let mut stubs = Stubs::default();
     for segment in kernel.segments.iter().filter(|segment| segment.text) {
         let bytes = memory.boot_slice(segment.paddr..segment.end());
-        code.push((segment.paddr, bytes.context("its code is not in one piece of memory")?.to_vec()));
+        stubs.look(segment.paddr, bytes.context("its code is not in one piece of memory")?);
     }
-    match rewrite::find(code.iter().map(|(at, bytes)| (*at, &bytes[..]))) {
+    match stubs.both() {
         Ok([amd, intel]) => {
             for site in [amd, intel] {
                 let written = memory.write(Gpa(site), &rewrite::call_by(HYPERCALL_PORT));

@@ -4,14 +4,7 @@
 //! 16-aligned, with an ENDBR64 in front or not, and a return behind. The same instructions stand in many other places
 //! that are none of ours, so exactly one stub of each is wanted, or nothing is touched.
 
-use std::ops::Range;
-
-const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
-const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
-const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
 const LENGTH: usize = 3;
-/// JMP rel32, to a return thunk, and RET.
-const RETURNS: [u8; 2] = [0xe9, 0xc3];
 const ALIGNMENT: usize = 16;
 
 /// Why a kernel's calls cannot be rewritten.
@@ -32,37 +25,43 @@ impl Refusal {
     }
 }
 
-/// The instructions of stubs of this kind, in code that begins at a multiple of [`ALIGNMENT`].
-fn sites(code: &[u8], instruction: &[u8]) -> Vec<Range<usize>> {
-    let stubs = code.chunks(ALIGNMENT).enumerate().filter_map(|(n, stub)| {
-        let skip = if stub.starts_with(ENDBR64) { ENDBR64.len() } else { 0 };
-        let rest = stub.get(skip..)?.strip_prefix(instruction)?;
-        let at = n * ALIGNMENT + skip;
-        rest.first().filter(|byte| RETURNS.contains(byte)).map(|_| at..at + LENGTH)
-    });
-    stubs.collect()
+/// The stubs in the code that has been looked at, by the addresses of their instructions.
+#[derive(Default)]
+pub struct Stubs {
+    vmmcall: Vec<u64>,
+    vmcall: Vec<u64>,
 }
 
-/// The two call sites in a kernel's pieces of code, each with its guest-physical address.
-///
-/// # Errors
-/// [`Refusal`] unless there is exactly one of each.
-pub fn find<'a>(pieces: impl Iterator<Item = (u64, &'a [u8])>) -> Result<[u64; 2], Refusal> {
-    let (mut vmmcall, mut vmcall) = (Vec::new(), Vec::new());
-    for (at, code) in pieces {
+impl Stubs {
+    /// Look at a piece of a kernel's code at its guest-physical address.
+    pub fn look(&mut self, at: u64, code: &[u8]) {
         // A piece that begins between two multiples: from the next one on.
-        let Some(code_at) = at.checked_next_multiple_of(ALIGNMENT as u64) else { continue };
-        let Some(code) = usize::try_from(code_at - at).ok().and_then(|skip| code.get(skip..)) else {
-            continue;
-        };
-        let places =
-            |instruction| sites(code, instruction).into_iter().map(move |s| code_at + s.start as u64);
-        vmmcall.extend(places(VMMCALL));
-        vmcall.extend(places(VMCALL));
+        let Some(first) = at.checked_next_multiple_of(ALIGNMENT as u64) else { return };
+        let code = usize::try_from(first - at).ok().and_then(|skip| code.get(skip..)).unwrap_or_default();
+        for (at, stub) in (first..).step_by(ALIGNMENT).zip(code.chunks(ALIGNMENT)) {
+            let (skip, rest) = match stub {
+                // ENDBR64
+                [0xf3, 0x0f, 0x1e, 0xfa, rest @ ..] => (4, rest),
+                rest => (0, rest),
+            };
+            // VMMCALL or VMCALL, and JMP rel32 to a return thunk or RET.
+            match rest {
+                [0x0f, 0x01, 0xd9, 0xe9 | 0xc3, ..] => self.vmmcall.push(at + skip),
+                [0x0f, 0x01, 0xc1, 0xe9 | 0xc3, ..] => self.vmcall.push(at + skip),
+                _ => {}
+            }
+        }
     }
-    match (vmmcall.as_slice(), vmcall.as_slice()) {
-        ([amd], [intel]) => Ok([*amd, *intel]),
-        _ => Err(Refusal { vmmcall: vmmcall.len(), vmcall: vmcall.len() }),
+
+    /// The two call sites.
+    ///
+    /// # Errors
+    /// [`Refusal`] unless there is exactly one of each.
+    pub fn both(&self) -> Result<[u64; 2], Refusal> {
+        match (self.vmmcall.as_slice(), self.vmcall.as_slice()) {
+            ([amd], [intel]) => Ok([*amd, *intel]),
+            _ => Err(Refusal { vmmcall: self.vmmcall.len(), vmcall: self.vmcall.len() }),
+        }
     }
 }
 
@@ -89,6 +88,12 @@ mod tests {
     const OLD_INTEL: &[u8] = &[0x0f, 0x01, 0xc1, 0xc3];
     /// VMMCALL in the middle of a function.
     const INLINE: &[u8] = &[0x0f, 0x01, 0xd9, 0x48, 0x85, 0xc0];
+
+    fn find<'a>(pieces: impl Iterator<Item = (u64, &'a [u8])>) -> Result<[u64; 2], Refusal> {
+        let mut stubs = Stubs::default();
+        pieces.for_each(|(at, code)| stubs.look(at, code));
+        stubs.both()
+    }
 
     #[test]
     fn exactly_one_stub_of_each_kind() {

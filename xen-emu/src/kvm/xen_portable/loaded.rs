@@ -6,7 +6,7 @@
 //! been found.
 
 use super::{HYPERCALL_PORT, set_msr};
-use crate::boot::rewrite::{self, Refusal};
+use crate::boot::rewrite::{self, Refusal, Stubs};
 use crate::guest::Guest;
 use crate::log::limited;
 use crate::memory::Memory;
@@ -99,15 +99,35 @@ enum Found {
 
 /// A kernel's code, from its start to its constants.
 fn find(memory: &Memory, start: u64) -> Found {
-    let mut image = vec![0; LONGEST];
-    let pieces = (start..).step_by(PIECE).zip(image.chunks_mut(PIECE));
-    let there = pieces.take_while(|(at, _)| *at < u64::MAX / 2);
-    let read = there.map_while(|(at, piece)| memory.read(Gpa(at), piece).ok()).count();
-    image.truncate(read * PIECE);
-    let text = image.windows(BANNER.len()).position(|bytes| bytes == BANNER).and_then(|end| image.get(..end));
-    match text {
-        Some(text) => Found::Stubs(rewrite::find(std::iter::once((start, text)))),
-        None => Found::NoLinux,
+    let mut image = Vec::new();
+    while image.len() < LONGEST {
+        let read = image.len();
+        image.resize(read + PIECE, 0);
+        let (before, piece) = image.split_at_mut(read);
+        if memory.read(Gpa(start.saturating_add(read as u64)), piece).is_err() {
+            break;
+        }
+        // The words may have begun in the piece before.
+        let from = before.len().saturating_sub(BANNER.len());
+        if let Some(end) = image.get(from..).and_then(banner) {
+            let mut stubs = Stubs::default();
+            stubs.look(start, image.get(..from + end).unwrap_or_default());
+            return Found::Stubs(stubs.both());
+        }
+    }
+    Found::NoLinux
+}
+
+fn banner(bytes: &[u8]) -> Option<usize> {
+    let [first, ..] = BANNER else { return None };
+    let mut from = 0;
+    loop {
+        let rest = bytes.get(from..)?;
+        let at = from + rest.iter().position(|byte| byte == first)?;
+        if bytes.get(at..)?.starts_with(BANNER) {
+            return Some(at);
+        }
+        from = at + 1;
     }
 }
 
