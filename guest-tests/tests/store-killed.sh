@@ -49,6 +49,7 @@ other=$(xlr domid w)
 old=$(pidof xenstored)
 kill -9 "$old" "$(domain_pid "/run/xlr/$other")" || fail 'no store or no process of the other domain'
 until_true 20 served "$old" || fail 'the store does not come back'
+xlr list 2>said && want said 'its process died; cleaned up'
 xlr list w && fail 'a domain without a process is listed'
 xenstore-exists "/local/domain/$other" && fail 'nodes of a domain that died with the store are left'
 [ "$(pidof xenstored | wc -w)" = 1 ] || fail 'more than one store runs'
