@@ -148,7 +148,7 @@ pub(crate) fn dump_nodes(
 
 pub(crate) fn node_record<'a>(
     life: impl Fn(DomId) -> Option<Life>,
-    path: &'a Path,
+    path: &'a str,
     node: &'a Node,
 ) -> Record<'a> {
     record(life, path, node.value(), &node.perms)

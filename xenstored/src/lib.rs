@@ -14,6 +14,7 @@ pub mod domain;
 mod dormant;
 mod dump;
 mod ids;
+mod journal;
 mod migration;
 mod nodes;
 mod ops;

@@ -273,23 +273,27 @@ impl Store {
             let (nodes, bytes) = names
                 .fold((0, value.len()), |(n, sum), name| (n + 1, sum + node_bytes(perms, name.len(), 0)));
             self.accounts.charge(owner, above, (id, prefix(path, depth + 1)), nodes, bytes);
+            self.note_created(path, depth);
         }
     }
 
     fn take(&mut self, path: &str) -> Option<Arc<Node>> {
         let node = self.tree.remove(path)?;
         self.bury(Arc::clone(&node));
+        self.note_removed(path);
         Some(node)
     }
 
     fn replace_value(&mut self, path: &str, value: &[u8]) {
         if let Some((owner, grown)) = self.tree.write(path, value) {
             self.accounts.resize(owner, grown);
+            self.note_changed(path);
         }
     }
 
     pub(crate) fn replace_perms(&mut self, path: &str, perms: Perms) {
         let Some(old) = self.tree.set_perms(path, perms) else { return };
+        self.note_changed(path);
         let above = parent(path).filter(|_| path != "/").and_then(|above| self.tree.get(above));
         let above = above.map_or(0, |node| node.perms.owner());
         let Some(node) = self.tree.get(path) else { return };

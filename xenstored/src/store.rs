@@ -8,6 +8,7 @@ use crate::DomId;
 use crate::domain::Domains;
 use crate::dormant::Dormant;
 use crate::ids::IdMap;
+use crate::journal::Journal;
 use crate::ops;
 use crate::out::{Action, Out};
 use crate::pace::{Cause, Pace};
@@ -93,6 +94,8 @@ pub struct Store {
     /// Connections that may go on and were not told.
     woken: Vec<ConnId>,
     last_conn: u64,
+    /// What has to be written to the state folder, if there is one.
+    pub(crate) journal: Option<Box<Journal>>,
     /// Removed nodes whose owners have not been credited yet.
     removed: Vec<Arc<Node>>,
     /// How many removed nodes have been.
@@ -128,6 +131,7 @@ impl Store {
             open: 0,
             woken: Vec::new(),
             last_conn: 0,
+            journal: None,
             removed: Vec::new(),
             forgotten: 0,
         }

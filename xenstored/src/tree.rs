@@ -83,29 +83,6 @@ impl Node {
         self.children.lists().flat_map(|slots| slots.iter().map(|slot| &slot.node))
     }
 
-    /// The children that went from this state of a node to another, and those that came; one that changed does both.
-    pub(crate) fn differing_children<'a>(
-        &'a self,
-        now: &'a Self,
-    ) -> (Vec<&'a Arc<Self>>, Vec<&'a Arc<Self>>) {
-        let (olds, news) = self.children.differing(&now.children);
-        let (mut olds, mut news) = (olds.into_iter().peekable(), news.into_iter().peekable());
-        let (mut went, mut came) = (Vec::new(), Vec::new());
-        while let (Some(old), Some(new)) = (olds.peek(), news.peek()) {
-            if Arc::ptr_eq(&old.node, &new.node) {
-                olds.next();
-                news.next();
-                continue;
-            }
-            let order = old.cmp(new.hash, new.node.text.name());
-            went.extend(olds.next_if(|_| order.is_le()).map(|slot| &slot.node));
-            came.extend(news.next_if(|_| order.is_ge()).map(|slot| &slot.node));
-        }
-        went.extend(olds.map(|slot| &slot.node));
-        came.extend(news.map(|slot| &slot.node));
-        (went, came)
-    }
-
     /// All children, oldest first.
     #[must_use]
     pub fn children_by_age(&self) -> Vec<&Arc<Self>> {
@@ -243,26 +220,6 @@ impl Slots {
             Self::Many(chunks) => (&[], chunks),
         };
         [few].into_iter().chain(many.iter().map(|chunk| chunk.slots.as_slice()))
-    }
-
-    /// The slots of lists that two states do not share, in order.
-    fn differing<'a>(&'a self, now: &'a Self) -> (Vec<&'a Slot>, Vec<&'a Slot>) {
-        let (mut went, mut came) = (Vec::new(), Vec::new());
-        let (mut olds, mut news) = (self.lists().peekable(), now.lists().peekable());
-        while let (Some(old), Some(new)) = (olds.peek(), news.peek()) {
-            let first = |slots: &[Slot]| slots.first().map(|slot| slot.hash);
-            if std::ptr::eq(*old, *new) {
-                olds.next();
-                news.next();
-            } else if first(old) <= first(new) {
-                went.extend(olds.next().into_iter().flatten());
-            } else {
-                came.extend(news.next().into_iter().flatten());
-            }
-        }
-        went.extend(olds.flatten());
-        came.extend(news.flatten());
-        (went, came)
     }
 
     fn into_slots(self) -> Vec<Vec<Slot>> {
@@ -494,7 +451,7 @@ impl Tree {
 mod tests {
     use super::*;
     use crate::path::Path;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -562,15 +519,6 @@ mod tests {
                 }
             }
             snapshots.push((tree, model));
-            for pair in snapshots.windows(2) {
-                let [(before, _), (now, _)] = pair else { continue };
-                let (went, came) = before.root().differing_children(now.root());
-                let ids = |tree: &Tree| tree.root().children().map(|child| child.id).collect::<BTreeSet<_>>();
-                let (old, new) = (ids(before), ids(now));
-                let of = |nodes: Vec<&Arc<Node>>| nodes.iter().map(|node| node.id).collect::<BTreeSet<_>>();
-                prop_assert_eq!(of(went), &old - &new);
-                prop_assert_eq!(of(came), &new - &old);
-            }
             for (tree, model) in &snapshots {
                 let mut names: Vec<String> = tree.root().children().map(|n| format!("/{}", n.name())).collect();
                 names.sort_unstable();

@@ -5,14 +5,21 @@ use crate::migration::{Record, records};
 /// Length and checksum.
 const HEADER: usize = 8;
 
-/// Puts records into a frame.
-pub(super) fn seal(records: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(records.len()).unwrap_or(u32::MAX);
-    let mut frame = Vec::with_capacity(HEADER + records.len());
-    frame.extend_from_slice(&len.to_le_bytes());
-    frame.extend_from_slice(&checksum(records).to_le_bytes());
-    frame.extend_from_slice(records);
-    frame
+/// Begins one: records are appended to it.
+pub(super) fn begin(frame: &mut Vec<u8>) {
+    frame.clear();
+    frame.extend_from_slice(&[0; HEADER]);
+}
+
+/// Ends one that was begun; `false` if there is nothing in it.
+pub(super) fn seal(frame: &mut [u8]) -> bool {
+    let Some((header, records)) = frame.split_first_chunk_mut::<HEADER>() else { return false };
+    let len = u32::try_from(records.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let sum = checksum(records).to_le_bytes();
+    for (byte, new) in header.iter_mut().zip(len.into_iter().chain(sum)) {
+        *byte = new;
+    }
+    !records.is_empty()
 }
 
 /// Hands the records of all whole frames to `take`, and answers how many bytes at the end are none.
@@ -39,10 +46,27 @@ fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// CRC-32C: finds what a torn write leaves.
 fn checksum(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
+    !bytes.iter().fold(!0u32, |sum, &byte| {
+        let [low, ..] = sum.to_le_bytes();
+        (sum >> 8) ^ SUMS.get(usize::from(low ^ byte)).copied().unwrap_or_default()
     })
 }
+
+/// By the byte.
+const SUMS: [u32; 256] = {
+    let mut sums = [0u32; 256];
+    let mut byte = 0u32;
+    while byte < 256 {
+        let (mut sum, mut bit) = (byte, 0);
+        while bit < 8 {
+            sum = (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg());
+            bit += 1;
+        }
+        sums[byte as usize] = sum;
+        byte += 1;
+    }
+    sums
+};
 
 #[cfg(test)]
 mod tests {

@@ -7,10 +7,9 @@
 //! snapshot is written beside the daemon's work, and what it makes superfluous is removed. A transient folder is for a
 //! daemon that is killed: it is emptied when the daemon is told to end, and what another boot of the host left is nothing.
 //!
-//! What changed is not noted when it changes: the tree as it was last written is a snapshot that costs one reference,
-//! and comparing two trees visits only what differs.
+//! What changes is noted when it does (`journal.rs`): comparing the tree with one that is kept for it would have every
+//! write copy what the two share.
 
-mod diff;
 mod frame;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,16 +69,13 @@ pub struct Policy {
     pub transient: bool,
 }
 
-/// What of a store was written last.
+/// What of a store was written last, besides what is noted when it changes.
 #[derive(Debug, Default)]
 struct Written {
-    tree: Tree,
     special: BTreeMap<String, Perms>,
     special_changes: u64,
-    /// Watches of domains, of those that have any.
-    watches: BTreeMap<DomId, Vec<Dormant>>,
-    lives: BTreeMap<DomId, Life>,
-    settings: (u64, u64),
+    /// Watches of domains, of those that have any, with the domain's life.
+    watches: BTreeMap<DomId, (Option<Life>, Vec<Dormant>)>,
 }
 
 /// An open folder.
@@ -92,6 +88,8 @@ pub struct Disk {
     log_len: u64,
     snapshot_len: u64,
     written: Written,
+    /// Used again for every frame.
+    frame: Vec<u8>,
     /// Domains whose watches may have changed since.
     rewatched: BTreeSet<DomId>,
     /// The log has what may not have reached the disk.
@@ -112,7 +110,7 @@ impl Disk {
     /// no sense, unless the folder is transient: then the daemon begins empty and says so.
     pub fn open(folder: &FilePath, policy: Policy) -> io::Result<(Self, Store)> {
         let lock = lock(folder)?;
-        let (store, number) = match load(folder, policy.transient) {
+        let (mut store, number) = match load(folder, policy.transient) {
             Err(error) if policy.transient && error.kind() == io::ErrorKind::InvalidData => {
                 tracing::error!("state folder: {error}: what was there is lost");
                 (Store::new(), newest(folder)?)
@@ -121,11 +119,12 @@ impl Disk {
         };
         let begun = begin(folder, number + 1, &store, policy.fsync)?;
         let disk = Self::with(folder, policy, number + 1, begun, &store, lock);
+        store.keep_journal();
         Ok((disk, store))
     }
 
     /// Opens a folder for a store that is there already, after a live update; what the folder has is replaced. A disk
-    /// that refuses does not end what goes on: see [`Disk::commit`].
+    /// that refuses does not end what goes on: see [`Disk::commit`]. The store must begin to keep its journal.
     ///
     /// # Errors
     /// If it is no folder that can be opened, or another daemon has it.
@@ -158,6 +157,7 @@ impl Disk {
             log_len: 0,
             snapshot_len,
             written: Written::of(store),
+            frame: Vec::new(),
             rewatched: BTreeSet::new(),
             unsynced: None,
             syncing: None,
@@ -185,10 +185,10 @@ impl Disk {
 
     /// Writes what changed. Called before replies go out. If the disk refuses, the store goes on without, says so, and
     /// begins a new snapshot as soon as one can be written.
-    pub(crate) fn commit(&mut self, store: &Store) {
+    pub(crate) fn commit(&mut self, store: &mut Store) {
         let done = match self.failed {
             None => self.append(store),
-            Some(since) if since.elapsed() < INTERVAL => return,
+            Some(since) if since.elapsed() < INTERVAL => return store.drop_notes(),
             Some(_) => self.begin_anew(store),
         };
         self.failed = done.err().map(|error| {
@@ -197,7 +197,8 @@ impl Disk {
         });
     }
 
-    fn begin_anew(&mut self, store: &Store) -> io::Result<()> {
+    fn begin_anew(&mut self, store: &mut Store) -> io::Result<()> {
+        store.keep_journal();
         let number = self.number + 1;
         (self.log, self.snapshot_len) = begin(&self.folder, number, store, self.policy.fsync)?;
         (self.number, self.log_len, self.written) = (number, 0, Written::of(store));
@@ -205,18 +206,21 @@ impl Disk {
         Ok(())
     }
 
-    fn append(&mut self, store: &Store) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        self.written.catch_up(store, &mut bytes);
+    fn append(&mut self, store: &mut Store) -> io::Result<()> {
+        let frame = &mut self.frame;
+        frame::begin(frame);
+        store.take_notes(frame);
+        self.written.catch_up(store, frame);
         for domid in std::mem::take(&mut self.rewatched) {
-            self.written.catch_up_watches(domid, store, &mut bytes);
+            self.written.catch_up_watches(domid, store, frame);
         }
-        if bytes.is_empty() {
+        if !frame::seal(frame) {
             return Ok(());
         }
-        let frame = frame::seal(&bytes);
-        self.log.write_all(&frame)?;
+        self.log.write_all(frame)?;
         self.log_len += frame.len() as u64;
+        // One big commit must not keep its room for ever.
+        frame.shrink_to(64 * 1024);
         match self.policy.fsync {
             Fsync::Always => self.log.sync_data()?,
             Fsync::Interval => self.unsynced = self.unsynced.or_else(|| Some(Instant::now())),
@@ -284,82 +288,47 @@ impl Disk {
 
 impl Written {
     fn of(store: &Store) -> Self {
-        Self {
-            tree: store.tree.clone(),
-            special: store.special.clone(),
-            special_changes: store.special_changes,
-            watches: watches(store),
-            lives: lives(store),
-            settings: store.settings_version(),
-        }
+        let watches = watches(store).map(|(domid, watches)| (domid, (store.domains.life(domid), watches)));
+        let (special, special_changes) = (store.special.clone(), store.special_changes);
+        Self { special, special_changes, watches: watches.collect() }
     }
 
     /// The watches of a domain may have changed.
     fn catch_up_watches(&mut self, domid: DomId, store: &Store, bytes: &mut Vec<u8>) {
-        let now = store.watches_of_domain(domid);
-        if self.watches.get(&domid).map_or(&[][..], Vec::as_slice) == now {
+        let now = (store.domains.life(domid), store.watches_of_domain(domid));
+        let known = self.watches.get(&domid);
+        if known.map_or(now.1.is_empty(), |known| *known == now) {
             return;
         }
         append(bytes, &Record::NoWatches { domid });
-        now.iter().for_each(|watch| append(bytes, &watch.record(domid)));
-        if now.is_empty() {
+        now.1.iter().for_each(|watch| append(bytes, &watch.record(domid)));
+        if now.1.is_empty() {
             self.watches.remove(&domid)
         } else {
             self.watches.insert(domid, now)
         };
     }
 
-    /// Appends the records that lead from what was written to what is, and is up to date then.
+    /// Appends the records that lead from what was written of special names to what is, and is up to date then.
     fn catch_up(&mut self, store: &Store, bytes: &mut Vec<u8>) {
-        let settings = store.settings_version();
-        if settings != self.settings {
-            let all =
-                || self.lives.keys().copied().chain(store.domains.all()).map(Some).chain([None]).collect();
-            for domid in store.settings_changed(self.settings).unwrap_or_else(all) {
-                self.catch_up_settings(domid, store, bytes);
-            }
-            self.settings = settings;
+        if self.special_changes == store.special_changes {
+            return;
         }
-        if !std::sync::Arc::ptr_eq(self.tree.root(), store.tree.root()) {
-            diff::append(&self.tree, store, bytes);
-            self.tree = store.tree.clone();
+        let special = store.special.clone();
+        for name in self.special.keys().filter(|name| !special.contains_key(*name)) {
+            append(bytes, &Record::Removed { path: name.as_bytes() });
         }
-        if self.special_changes != store.special_changes {
-            let special = store.special.clone();
-            for name in self.special.keys().filter(|name| !special.contains_key(*name)) {
-                append(bytes, &Record::Removed { path: name.as_bytes() });
-            }
-            for (name, perms) in &special {
-                append(bytes, &record(|domid| store.domains.life(domid), name, b"", perms));
-            }
-            (self.special, self.special_changes) = (special, store.special_changes);
+        for (name, perms) in &special {
+            append(bytes, &record(|domid| store.domains.life(domid), name, b"", perms));
         }
-    }
-
-    /// The existence and the limits of a domain may have changed, or the limits of all.
-    fn catch_up_settings(&mut self, domid: Option<DomId>, store: &Store, bytes: &mut Vec<u8>) {
-        let Some(domid) = domid else { return append(bytes, &store.limits_record()) };
-        let life = store.domains.life(domid).filter(|_| domid != 0);
-        if self.lives.get(&domid).is_some_and(|before| Some(*before) != life) {
-            append(bytes, &Record::DomainGone { domid });
-            self.lives.remove(&domid);
-            self.watches.remove(&domid);
-        }
-        if let Some(life) = life {
-            append(bytes, &store.domain_record(domid));
-            self.lives.insert(domid, life);
-        }
+        (self.special, self.special_changes) = (special, store.special_changes);
     }
 }
 
-/// Watches of all domains.
-fn watches(store: &Store) -> BTreeMap<DomId, Vec<Dormant>> {
+/// Watches of all domains that have any.
+fn watches(store: &Store) -> impl Iterator<Item = (DomId, Vec<Dormant>)> {
     let all = store.domains.all().map(|domid| (domid, store.watches_of_domain(domid)));
-    all.filter(|(_, watches)| !watches.is_empty()).collect()
-}
-
-fn lives(store: &Store) -> BTreeMap<DomId, Life> {
-    store.domains.all().filter_map(|domid| Some((domid, store.domains.life(domid)?))).collect()
+    all.filter(|(_, watches)| !watches.is_empty())
 }
 
 /// What a snapshot is made of, wherever that is done: a reference to the tree, and all that is small.
@@ -380,7 +349,7 @@ impl Source {
         for (name, perms) in &store.special {
             append(&mut small, &record(|domid| store.domains.life(domid), name, b"", perms));
         }
-        Self { tree: store.tree.clone(), lives: lives(store), small }
+        Self { tree: store.tree.clone(), lives: store.lives(), small }
     }
 
     fn stream(&self) -> Vec<u8> {

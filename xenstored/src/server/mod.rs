@@ -148,6 +148,9 @@ impl Server {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         poller.add(&signals, Token::Signal)?;
         poller.add(&socket, Token::Listener)?;
+        if disk.is_some() {
+            store.keep_journal();
+        }
         let own = store.connect();
         Ok(Self {
             store,

@@ -285,7 +285,7 @@ impl Server {
         }
         let before = link.outbox.len();
         if let Some(disk) = self.disk.as_mut().filter(|_| before > 0 || link.handled > 0) {
-            disk.commit(&self.store);
+            disk.commit(&mut self.store);
         }
         link.flush()?;
         let more = link.is_ring() || link.readable || !link.inbox.is_empty();

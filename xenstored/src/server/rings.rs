@@ -75,7 +75,7 @@ impl Server {
         self.flush_written();
         // Also if nobody was told of it.
         if let Some(disk) = &mut self.disk {
-            disk.commit(&self.store);
+            disk.commit(&mut self.store);
         }
     }
 
