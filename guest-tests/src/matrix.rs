@@ -58,13 +58,13 @@ pub const TESTS: &[Test] = &[
     test("boot-6.1-full-2cpu-256M", "boot.sh", &["6.1-full", "2", "256", "poweroff"], 120),
     test("boot-6.1-full-4cpu-1G", "boot.sh", &["6.1-full", "4", "1024", "poweroff"], 120),
     test("boot-fifo-6.12-cloud-4cpu", "boot.sh", &["6.12-cloud", "4", "512", "poweroff", "fifo"], 150),
-    // A vector of each vCPU, which the lab's processor does not make the default.
     test(
         "boot-global-6.12-cloud-4cpu",
         "boot.sh",
         &["6.12-cloud", "4", "512", "poweroff", "2level", "global"],
         120,
     ),
+    // A vector of each vCPU, which the lab's processor does not make the default.
     test(
         "boot-vector-6.1-full-2cpu",
         "boot.sh",
@@ -199,6 +199,7 @@ pub const TESTS: &[Test] = &[
     test("create-paused-as-xl", "xl.sh", &[], 90),
     test("create-as-nobody", "user.sh", &[], 90),
     test("create-from-yaml", "yaml.sh", &[], 90),
+    test("micro-callback-apic-off", "micro.sh", &["callback", "64", "cmdline = 'off'"], 120),
     test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 180),
     test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
     test(

@@ -119,15 +119,12 @@ login() {
     quiet_shell
 }
 
-# Under load the lab's processor now and then delivers the one vector of a domain a second time, with interrupts off: the guest's stack
-# overflows then. Less so where each vCPU has a vector of its own.
-vectors='upcall = "vector"'
 # box NAME LINE...: a quick guest for device tests: the lab's init, then a shell in the Debian system on xvda, which is read only.
 box() {
     name=$1
     shift
     [ "$#" -gt 0 ] || set -- ''
-    guest "$name" 6.12-cloud devices "disk = [\"$(echo /disk/0/*.img),raw,xvda,r\"]" "$vectors" "$@"
+    guest "$name" 6.12-cloud devices "disk = [\"$(echo /disk/0/*.img),raw,xvda,r\"]" "$@"
     power_on "$name"
     in_box
 }

@@ -11,7 +11,6 @@ user_home
     printf 'kernel = "%s/vmlinuz"\nramdisk = "%s/initrd.img"\nextra = "root=LABEL=root ro console=hvc0"\n' "$PWD" "$PWD"
     echo 'memory = 512'
     echo 'vcpus = 2'
-    echo "$vectors"
     echo "disk = [\"$disk,raw,xvda,rw\"]"
     echo 'vif = ["type=user,hostfwd=tcp:2222:22,hostfwd=udp:127.0.0.1:5353:5300"]'
 } >g.cfg

@@ -13,7 +13,7 @@ use crate::kvm::cpuid::{self, Facts, apic_id};
 use crate::kvm::mailbox::Mailboxes;
 use crate::kvm::vcpu::{Counters, Thread};
 use crate::kvm::vm::Slots;
-use crate::kvm::xen_kernel::{self, XenKernel};
+use crate::kvm::xen_kernel::XenKernel;
 use crate::kvm::xen_portable::{HYPERCALL_PORT, XenPortable};
 use crate::kvm::{self, HostError, Way, XenAccel, ioctl, regs};
 use crate::log::Dmesg;
@@ -167,7 +167,7 @@ fn accel(
 ) -> std::io::Result<Box<dyn XenAccel>> {
     let (vm, forward) = (vm.clone(), forward.clone());
     Ok(match way {
-        Way::Kernel(capabilities) => Box::new(XenKernel::new(vm, capabilities, XEN_VERSION, forward)?),
+        Way::Kernel(offers) => Box::new(XenKernel::new(vm, offers, XEN_VERSION, vcpus, forward)?),
         Way::Portable(offers) => Box::new(XenPortable::new(vm, offers, vcpus, forward, watch)?),
     })
 }
@@ -239,8 +239,8 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool
     })
 }
 
-/// Whether guests are told of per-vCPU upcall vectors. In the lab guests with the global vector, which KVM injects with an
-/// interrupt window each, now and then take it twice at once and die.
+/// Whether guests are told of per-vCPU upcall vectors. They end each such interrupt with an exit, unless the processor
+/// virtualises their local APICs; the global vector needs none.
 ///
 /// # Errors
 /// The global vector has no way to the guest.
@@ -249,7 +249,7 @@ fn vcpu_upcall(upcall: Upcall, way: Way) -> Result<bool, HostError> {
         (Upcall::Vector, _) | (Upcall::Auto, Way::Portable(_)) => Ok(true),
         (Upcall::Global, Way::Portable(offers)) if !offers.auto_eoi => Err(HostError::NoAutoEoi),
         (Upcall::Global, _) => Ok(false),
-        (Upcall::Auto, Way::Kernel(capabilities)) => Ok(xen_kernel::has_reliable_vectors(capabilities)),
+        (Upcall::Auto, Way::Kernel(offers)) => Ok(offers.vectors && !offers.auto_eoi),
     }
 }
 

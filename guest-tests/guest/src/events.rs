@@ -208,6 +208,11 @@ impl Events {
     }
 }
 
+/// Takes vCPU 0's flag in the shared info page.
+pub fn take_flag() {
+    SHARED.u8(VCPU_UPCALL_PENDING).store(0, Ordering::SeqCst);
+}
+
 /// Both widths have the same bits in the same bytes, whatever they call a word.
 const fn word_offset(port: Port) -> usize {
     (port.0 / 64 * 8) as usize

@@ -318,6 +318,12 @@ impl Domain {
         let _ = hypercall::remind(self, vcpu, cx);
     }
 
+    /// The machine can deliver the callback in another way now: it is told of it once more.
+    pub fn announce_callback(&self, cx: &mut Cx<'_>) {
+        // Where the guest has no such page there is nothing pending.
+        let _ = hypercall::announce_callback(self, cx);
+    }
+
     /// Latches the guest's width (Xen's `hvm_latch_shinfo_size`).
     pub(crate) fn latch_width(&mut self, width: Width, cx: &mut Cx<'_>) {
         let changed = self.width != width;

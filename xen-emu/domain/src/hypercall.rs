@@ -14,6 +14,7 @@ mod table;
 pub(crate) use table::name;
 mod timer_op;
 mod vcpu_area;
+pub(crate) use hvm_op::announce_callback;
 pub(crate) use vcpu_area::remind;
 mod vcpu_context;
 mod vcpu_op;

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "raw ioctls and the kvm_run union")]
 
 use kvm_bindings::{
-    KVM_EXIT_X86_WRMSR, KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_MSR_FILTER_WRITE, KVMIO,
-    kvm_irq_routing_xen_evtchn, kvm_msr_filter, kvm_xen_hvm_attr, kvm_xen_hvm_config, kvm_xen_vcpu_attr,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_EXIT_X86_WRMSR, KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_FILTER_WRITE, KVMIO, kvm_enable_cap, kvm_irq_routing_xen_evtchn,
+    kvm_msr_filter, kvm_xen_hvm_attr, kvm_xen_hvm_config, kvm_xen_vcpu_attr,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
@@ -108,9 +109,11 @@ pub fn complete_hypercall(fd: &mut VcpuFd, result: i64) {
     hcall.result = result.cast_unsigned();
 }
 
-/// KVM_X86_SET_MSR_FILTER: guests' writes to these MSRs, 16 at most, end in KVM_EXIT_X86_WRMSR, where that is enabled; all
-/// else is as it was.
+/// KVM_X86_SET_MSR_FILTER: guests' writes to these MSRs, 16 at most, end in KVM_EXIT_X86_WRMSR; all else is as it was.
 pub fn trap_writes(vm: &VmFd, msrs: &[u32]) -> io::Result<()> {
+    let mut exits = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+    exits.args[0] = KVM_MSR_EXIT_REASON_FILTER.into();
+    vm.enable_cap(&exits)?;
     let mut denied = 0u8;
     let mut filter = kvm_msr_filter::default();
     for (range, msr) in filter.ranges.iter_mut().zip(msrs) {

@@ -1,6 +1,7 @@
 //! KVM: what the host offers, the virtual machine, its vCPUs, and the two ways to Xen's interfaces: with KVM_XEN in the
 //! kernel, or with what every KVM has.
 
+pub mod auto_eoi;
 pub mod backends;
 pub mod cpuid;
 pub mod ioctl;
@@ -62,8 +63,8 @@ pub enum HostError {
 /// The way a domain goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// KVM_XEN with these capabilities.
-    Kernel(u32),
+    /// KVM_XEN.
+    Kernel(xen_kernel::Offers),
     /// Without it.
     Portable(xen_portable::Offers),
 }
@@ -74,8 +75,7 @@ impl Way {
     /// # Errors
     /// This host has no such way.
     pub fn choose(kvm: &Kvm, wanted: Accel) -> Result<Way, HostError> {
-        let bits = xen_capabilities(kvm);
-        let kernel = || xen_kernel::check(bits).map(|()| Way::Kernel(bits));
+        let kernel = || xen_kernel::check(kvm).map(Way::Kernel);
         let portable = || xen_portable::check(kvm).map(Way::Portable);
         match wanted {
             Accel::Kernel => kernel(),
@@ -122,7 +122,7 @@ pub fn probe() -> Value {
     let reason = match (&kvm, &way) {
         (Err(e), _) => e.to_string(),
         (_, Ok(Err(e))) => e.to_string(),
-        _ => xen_kernel::check(bits).err().map(|e| e.to_string()).unwrap_or_default(),
+        (Ok(kvm), _) => xen_kernel::check(kvm).err().map(|e| e.to_string()).unwrap_or_default(),
     };
     json!({
         "kvm": kvm.is_ok(),
@@ -239,6 +239,10 @@ pub trait XenAccel: Send + Sync {
     /// The callback of vCPUs without a vector of their own. What comes back every vCPU is to be told as
     /// [`VcpuAttr::Callback`].
     fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>>;
+    /// A vCPU has its local APIC on. True where the callback goes through it from now on and is to be set once more.
+    fn lapics_on(&self) -> bool {
+        false
+    }
     /// How to tell a vCPU with this vector of its own (0 = none) that it has an upcall.
     fn interrupt(&self, own: u8) -> Interrupt;
     /// VMASST_TYPE_runstate_update_flag.

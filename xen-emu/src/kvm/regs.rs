@@ -93,6 +93,36 @@ fn segment(of: Segment) -> kvm_segment {
     }
 }
 
+/// IA32_APIC_BASE (Intel SDM 3A, 11.4.3 and 11.12.1).
+pub const APIC_BASE: u32 = 0x1b;
+const APIC_ENABLED: u64 = 1 << 11;
+const X2APIC_MODE: u64 = 1 << 10;
+
+/// The guest writes IA32_APIC_BASE, which KVM knows too: whether its local APIC is in x2APIC mode then.
+///
+/// # Errors
+/// The processor would raise #GP.
+pub fn set_apic_base(fd: &VcpuFd, new: u64) -> io::Result<bool> {
+    let on = |base: u64| base & APIC_ENABLED != 0;
+    let x2apic = |base: u64| base & X2APIC_MODE != 0;
+    let old = fd.get_sregs()?.apic_base;
+    // x2APIC mode is reached from xAPIC mode and left by switching off.
+    if x2apic(new) && !(on(new) && on(old)) || x2apic(old) && on(new) && !x2apic(new) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    set_msr(fd, APIC_BASE, new)?;
+    Ok(x2apic(new))
+}
+
+/// Write one MSR of a vCPU.
+pub fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> io::Result<()> {
+    let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
+    match fd.set_msrs(&msrs.map_err(|e| io::Error::other(format!("{e:?}")))?)? {
+        1 => Ok(()),
+        _ => Err(io::Error::other(format!("KVM refuses MSR {index:#x}"))),
+    }
+}
+
 /// MTRRs on with write-back as default, fast strings on: what Xen gives to every vCPU.
 pub fn initial_msrs(fd: &VcpuFd) -> io::Result<()> {
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };

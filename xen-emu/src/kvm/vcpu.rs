@@ -6,6 +6,7 @@
 
 use super::cpuid::HYPERCALL_MSR;
 use super::mailbox::Flow;
+use super::regs::APIC_BASE;
 use super::xen_portable::MSR_EFER;
 use super::{VcpuAttr, ioctl, regs, xen_portable};
 use crate::core_dump::Registers;
@@ -31,6 +32,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use xen_abi::xen::Virq;
+use xen_domain::Domain;
 use xen_domain::effect::{Runstate, StartState};
 use xen_domain::hypercall::{Call, Cx, Outcome};
 use xen_domain::mem::{Fault, Gpa, Translate};
@@ -317,6 +319,7 @@ impl Vcpu {
                 let done = match index {
                     HYPERCALL_MSR => guest.hypercall_page(data, xen_portable::width(&self.fd.sync_regs())),
                     MSR_EFER => xen_portable::write_efer(guest, &self.fd, data),
+                    APIC_BASE => self.apic_base(data),
                     _ => false,
                 };
                 if !done {
@@ -390,26 +393,43 @@ impl Vcpu {
         Flow::Run
     }
 
+    /// The guest has written IA32_APIC_BASE; false where that is #GP.
+    fn apic_base(&self, value: u64) -> bool {
+        let Ok(x2apic) = regs::set_apic_base(&self.fd, value) else { return false };
+        if x2apic && self.guest.accel.lapics_on() {
+            self.with_domain(|domain, cx| domain.announce_callback(cx));
+        }
+        true
+    }
+
     /// What the core says, and whether the vCPU is still up.
     fn dispatch(&self, call: &Call) -> (Outcome, bool) {
-        let guest = &*self.guest;
-        let now = || guest.now();
-        let mut fx = Fx::new(guest, Some((&self.fd, self.id)));
-        let outcome = {
-            let mut domain = lock(&guest.domain);
+        self.with_domain(|domain, cx| {
             if !domain.vcpu_online(self.id) {
                 domain.note_vcpu_online(self.id, true);
             }
+            let outcome = domain.hypercall(call, cx);
+            (outcome, domain.vcpu_online(self.id))
+        })
+    }
+
+    /// Let the core work for this vCPU.
+    fn with_domain<R>(&self, f: impl FnOnce(&mut Domain, &mut Cx<'_>) -> R) -> R {
+        let guest = &*self.guest;
+        let now = || guest.now();
+        let mut fx = Fx::new(guest, Some((&self.fd, self.id)));
+        let result = {
+            let mut domain = lock(&guest.domain);
             let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now: &now };
-            let outcome = domain.hypercall(call, &mut cx);
+            let result = f(&mut domain, &mut cx);
             if std::mem::take(&mut fx.due) {
                 let mut cx = Cx { mem: &*guest.memory, gva: &Walker(&self.fd), fx: &mut fx, now: &now };
                 domain.raise_virq(Virq::TIMER.0, self.id, &mut cx);
             }
-            (outcome, domain.vcpu_online(self.id))
+            result
         };
         fx.finish();
-        outcome
+        result
     }
 
     /// Another domain has been asked; meanwhile the vCPU does what others want of it.

@@ -3,15 +3,17 @@
 use super::backends::{Backends, Carrier, gsi};
 use super::cpuid::{HYPERCALL_MSR, apic_id};
 use super::irq::{Route, Routes};
-use super::{HostError, Interrupt, VcpuAttr, XenAccel, ioctl};
+use super::regs::APIC_BASE;
+use super::{HostError, Interrupt, VcpuAttr, XenAccel, auto_eoi, ioctl};
 use crate::forward::Forward;
 use crate::log::limited;
 use crate::memory::Memory;
 use kvm_bindings::*;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xen_domain::effect::{Backend, CallbackVia, Offload, Port, Runstate, VcpuId};
 use xen_domain::hypercall::Call;
@@ -27,10 +29,27 @@ const NEEDED: u32 = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL
 const TYPE_INTERDOMAIN: u32 = 2;
 const TYPE_IPI: u32 = 5;
 
-/// Whether KVM_CAP_XEN_HVM has all that is needed.
-pub fn check(capabilities: u32) -> Result<(), HostError> {
+/// What the backend finds on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// KVM_CAP_XEN_HVM.
+    capabilities: u32,
+    /// Vectors of vCPUs can be had, a disabled local APIC notwithstanding: that came with the HVA attributes (6.9).
+    pub vectors: bool,
+    /// So can such without an EOI, and that saves an exit.
+    pub auto_eoi: bool,
+}
+
+/// Whether the host has all that is needed.
+///
+/// # Errors
+/// What it lacks.
+pub fn check(kvm: &Kvm) -> Result<Offers, HostError> {
+    let capabilities = super::xen_capabilities(kvm);
+    let vectors = capabilities & KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA != 0;
+    let auto_eoi = vectors && auto_eoi::offered(kvm) && !auto_eoi::needless();
     match capabilities & NEEDED {
-        NEEDED => Ok(()),
+        NEEDED => Ok(Offers { capabilities, vectors, auto_eoi }),
         _ => Err(HostError::NoXen { found: capabilities, needed: NEEDED }),
     }
 }
@@ -53,11 +72,6 @@ pub fn names(capabilities: u32) -> Vec<&'static str> {
     (0..).zip(NAMES).filter(|(bit, _)| capabilities >> bit & 1 != 0).map(|(_, name)| name).collect()
 }
 
-/// Whether a per-vCPU upcall vector survives a disabled LAPIC: the fix came with the HVA attributes (6.9).
-pub fn has_reliable_vectors(capabilities: u32) -> bool {
-    capabilities & KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA != 0
-}
-
 struct Ports {
     offloaded: BTreeSet<Port>,
     by_backend: BTreeMap<Backend, Port>,
@@ -72,9 +86,15 @@ struct Ports {
 /// See the module.
 pub struct XenKernel {
     vm: Arc<VmFd>,
-    capabilities: u32,
+    offers: Offers,
     backends: Backends,
     ports: Mutex<Ports>,
+    /// The global callback vector; 0 = none.
+    callback: AtomicU8,
+    /// The guest has its local APICs on, and the callback goes through them.
+    through_lapic: AtomicBool,
+    /// The vectors that vCPUs have of their own; 0 = none.
+    own: Vec<AtomicU8>,
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "attribute types are below 10")]
@@ -103,11 +123,15 @@ impl XenKernel {
     /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
     pub fn new(
         vm: Arc<VmFd>,
-        capabilities: u32,
+        offers: Offers,
         xen_version: u32,
+        vcpus: u32,
         forward: Arc<Forward>,
     ) -> io::Result<Self> {
         configure(&vm, true)?;
+        if offers.auto_eoi {
+            ioctl::trap_writes(&vm, &[APIC_BASE])?;
+        }
         let mut version = vm_attr(KVM_XEN_ATTR_TYPE_XEN_VERSION);
         version.u.xen_version = xen_version;
         ioctl::hvm_set_attr(&vm, &version)?;
@@ -119,11 +143,19 @@ impl XenKernel {
             fifo: false,
         };
         let backends = Backends::new(vm.clone(), forward, Carrier::Nobody)?;
-        Ok(XenKernel { vm, capabilities, backends, ports: Mutex::new(ports) })
+        Ok(XenKernel {
+            vm,
+            offers,
+            backends,
+            ports: Mutex::new(ports),
+            callback: AtomicU8::new(0),
+            through_lapic: AtomicBool::new(false),
+            own: (0..vcpus).map(|_| AtomicU8::new(0)).collect(),
+        })
     }
 
     fn has(&self, bit: u32) -> bool {
-        self.capabilities & bit != 0
+        self.offers.capabilities & bit != 0
     }
 
     fn ports(&self) -> MutexGuard<'_, Ports> {
@@ -253,17 +285,25 @@ impl XenAccel for XenKernel {
     }
 
     fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>> {
+        let (vector, through_lapic) = (via.vector(), self.through_lapic.load(Ordering::Acquire));
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR);
-        attr.u.vector = via.vector();
+        attr.u.vector = if through_lapic { 0 } else { vector };
         ioctl::hvm_set_attr(&self.vm, &attr)?;
-        Ok(None)
+        let old = self.callback.swap(vector, Ordering::AcqRel);
+        Ok((through_lapic && (old, vector) != (0, 0)).then_some(vector))
+    }
+
+    fn lapics_on(&self) -> bool {
+        self.offers.auto_eoi && !self.through_lapic.swap(true, Ordering::AcqRel)
     }
 
     fn interrupt(&self, own: u8) -> Interrupt {
-        match own {
-            // The global vector: KVM looks at upcall_pending on every entry.
-            0 => Interrupt::Kick,
-            own => Interrupt::Vector(own),
+        match (own, self.callback.load(Ordering::Acquire)) {
+            (0, 0) => Interrupt::None,
+            (0, global) if self.through_lapic.load(Ordering::Acquire) => Interrupt::Vector(global),
+            // KVM looks at upcall_pending on every entry.
+            (0, _) => Interrupt::Kick,
+            (own, _) => Interrupt::Vector(own),
         }
     }
 
@@ -276,8 +316,9 @@ impl XenAccel for XenKernel {
         ioctl::hvm_set_attr(&self.vm, &attr)
     }
 
-    fn set_vcpu(&self, fd: &VcpuFd, _vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
+    fn set_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
         let at = |gpa: Option<Gpa>| gpa.map_or(u64::MAX, |gpa| gpa.0);
+        let own = usize::try_from(vcpu).ok().and_then(|vcpu| self.own.get(vcpu));
         let mut a;
         match attr {
             VcpuAttr::Info(gpa) if self.has(KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA) => {
@@ -309,11 +350,18 @@ impl XenAccel for XenKernel {
                 a.u.timer.expires_ns = at.unwrap_or(0);
             }
             VcpuAttr::UpcallVector(vector) => {
+                own.iter().for_each(|own| own.store(vector, Ordering::Release));
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
                 a.u.vector = vector;
             }
-            // KVM has it of the whole machine.
-            VcpuAttr::Callback(_) => return Ok(()),
+            VcpuAttr::Callback(vector) => {
+                auto_eoi::set(fd, vector)?;
+                if own.is_some_and(|own| own.load(Ordering::Acquire) != 0) {
+                    return Ok(());
+                }
+                a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
+                a.u.vector = vector;
+            }
         }
         ioctl::vcpu_set_attr(fd, &a)
     }

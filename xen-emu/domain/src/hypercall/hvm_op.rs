@@ -48,12 +48,16 @@ fn set_param(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     domain.hvm.set(param.index, param.value);
     if param.index == HvmParam::CALLBACK_IRQ {
         domain.latch_width(call.width.into(), cx);
-        cx.fx.set_callback(callback_via(param.value, domain.config.legacy_callbacks));
-        for (id, _) in (0..).zip(&domain.vcpus) {
-            super::vcpu_area::remind(domain, id, cx)?;
-        }
+        announce_callback(domain, cx)?;
     }
     DONE
+}
+
+/// Tell the machine how vCPUs without a vector of their own hear of events, and whose flag is set already.
+pub(crate) fn announce_callback(domain: &Domain, cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let via = domain.hvm.get(HvmParam::CALLBACK_IRQ);
+    cx.fx.set_callback(callback_via(via, domain.config.legacy_callbacks));
+    (0..).zip(&domain.vcpus).try_for_each(|(id, _)| super::vcpu_area::remind(domain, id, cx))
 }
 
 /// HVM_PARAM_CALLBACK_IRQ: the type in the top byte. A machine without interrupt lines ignores the others.

@@ -1,8 +1,8 @@
 //! What a vCPU has registered, and how it is kept: the clock in vcpu_info by KVM's own paravirtual clock, of which the
 //! secondary vcpu_time_info is a copy, and the runstate by the scheduler's statistics.
 
-use super::set_msr;
 use crate::kvm::pvclock;
+use crate::kvm::regs::set_msr;
 use crate::memory::Memory;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;

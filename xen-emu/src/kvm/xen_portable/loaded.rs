@@ -5,9 +5,10 @@
 //! turns on SYSCALL in EFER, in its first code, which stands at the begin of its text; so writes to EFER are exits until it has
 //! been found.
 
-use super::{HYPERCALL_PORT, set_msr};
+use super::HYPERCALL_PORT;
 use crate::boot::rewrite::{self, Refusal, Stubs};
 use crate::guest::Guest;
+use crate::kvm::regs::set_msr;
 use crate::log::limited;
 use crate::memory::Memory;
 use kvm_bindings::kvm_sync_regs;

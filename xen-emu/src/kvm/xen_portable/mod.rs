@@ -14,15 +14,12 @@ pub use loaded::{MSR_EFER, write_efer};
 use super::backends::{Backends, Carrier};
 use super::cpuid::HYPERCALL_MSR;
 use super::irq::{Route, Routes};
-use super::{HostError, Interrupt, VcpuAttr, XenAccel, ioctl};
+use super::{HostError, Interrupt, VcpuAttr, XenAccel, auto_eoi, ioctl};
 use crate::forward::Forward;
 use crate::log::limited;
 use crate::memory::Memory;
 use areas::Areas;
-use kvm_bindings::{
-    KVM_CAP_HYPERV_SYNIC2, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, Msrs, kvm_enable_cap, kvm_msr_entry,
-};
+use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -39,11 +36,6 @@ const NEEDED: [(Cap, &str); 5] = [
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
 ];
-
-/// HV_X64_MSR_SINT2: one of Hyper-V's interrupt sources, used for nothing but that its vector needs no EOI.
-const SINT: u32 = 0x4000_0092;
-const SINT_MASKED: u64 = 1 << 16;
-const SINT_AUTO_EOI: u64 = 1 << 17;
 
 /// What the backend finds on a host beyond what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +60,7 @@ fn has(kvm: &Kvm, cap: Cap) -> bool {
 pub fn check(kvm: &Kvm) -> Result<Offers, HostError> {
     let missing: Vec<_> = NEEDED.iter().filter(|(cap, _)| !has(kvm, *cap)).map(|(_, name)| *name).collect();
     match missing.as_slice() {
-        [] => Ok(Offers { auto_eoi: has(kvm, Cap::HypervSynic2) }),
+        [] => Ok(Offers { auto_eoi: auto_eoi::offered(kvm) }),
         _ => Err(HostError::NotPortable(missing)),
     }
 }
@@ -105,9 +97,6 @@ impl XenPortable {
         forward: Arc<Forward>,
         watch: bool,
     ) -> io::Result<Self> {
-        let mut exits = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
-        exits.args[0] = KVM_MSR_EXIT_REASON_FILTER.into();
-        vm.enable_cap(&exits)?;
         ioctl::trap_writes(&vm, if watch { &[HYPERCALL_MSR, MSR_EFER] } else { &[HYPERCALL_MSR] })?;
         Ok(XenPortable {
             backends: Backends::new(vm.clone(), forward, Carrier::Forward)?,
@@ -151,18 +140,7 @@ impl XenPortable {
                 "this host's KVM has no KVM_CAP_HYPERV_SYNIC2: the guest must end these interrupts itself";
             return Err(io::Error::other(why));
         }
-        fd.enable_cap(&kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() })?;
-        let value = if vector == 0 { SINT_MASKED } else { SINT_AUTO_EOI | u64::from(vector) };
-        set_msr(fd, SINT, value)
-    }
-}
-
-/// Write one MSR of a vCPU.
-pub fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> io::Result<()> {
-    let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
-    match fd.set_msrs(&msrs.map_err(|e| io::Error::other(format!("{e:?}")))?)? {
-        1 => Ok(()),
-        _ => Err(io::Error::other(format!("KVM refuses MSR {index:#x}"))),
+        auto_eoi::set(fd, vector)
     }
 }
 
