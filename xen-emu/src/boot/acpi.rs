@@ -207,14 +207,15 @@ fn madt(acpi: bool, vcpus_online: u32, max_vcpus: u32) -> Sdt {
         }
     }
     if acpi {
-        madt.append_slice(IoApic::new(IOAPIC_ID, ioapic::ADDRESS_32, 0).as_bytes());
+        let gsi = u32::from(acpi_pm::SCI_GSI);
+        madt.append_slice(IoApic::new(IOAPIC_ID, ioapic::ADDRESS_32, gsi - ioapic::SCI).as_bytes());
         let [sci, _] = acpi_pm::SCI_GSI.to_le_bytes();
         let level_low = InterruptSourceOverride {
             kind: 2,
             length: 10,
             bus: 0,
             source: sci,
-            gsi: u32::from(sci).to_le_bytes(),
+            gsi: gsi.to_le_bytes(),
             flags: 0xfu16.to_le_bytes(),
         };
         madt.append_slice(level_low.as_bytes());
@@ -286,7 +287,7 @@ mod tests {
             [0, 8, 0, 0, 1, 0, 0, 0].as_slice(),
             &[0, 8, 1, 2, 1, 0, 0, 0],
             &[0, 8, 2, 4, 0, 0, 0, 0],
-            &[1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
+            &[1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 9, 0, 0, 0],
             &[2, 10, 0, 9, 9, 0, 0, 0, 0xf, 0],
         ];
         assert_eq!(madt[44..], entries.concat());

@@ -1,4 +1,4 @@
-//! A 10-pin IOAPIC that speaks in messages: each interrupt leaves as an MSI to a local APIC. Intel 82093AA, with the
+//! An IOAPIC of one pin, the SCI's, that speaks in messages: each interrupt leaves as an MSI to a local APIC. Intel 82093AA, with the
 //! EOI register of version 0x20.
 //!
 //! Lines are told as asserted or not; which electrical level that is (a redirection entry's polarity) is the wiring's
@@ -7,8 +7,11 @@
 use super::Action;
 use std::fmt::Write;
 
-/// Pins, and redirection entries: up to the SCI's. A kernel reads and masks every pin it sees, eight exits each.
-pub const PINS: u32 = 10;
+/// Pins, and redirection entries. A kernel reads and masks every pin it sees, eight exits each, and there is nothing to connect
+/// but the SCI.
+pub const PINS: u32 = 1;
+/// The pin of the SCI; in the MADT the first pin's GSI is the SCI's.
+pub const SCI: u32 = 0;
 /// Where its page is.
 pub const ADDRESS: u64 = 0xfec0_0000;
 /// The same for the MADT.
@@ -275,14 +278,14 @@ mod tests {
     #[test]
     fn registers() {
         let mut chip = IoApic::default();
-        assert_eq!((get(&mut chip, 0), get(&mut chip, 1)), (1 << 24, 0x0009_0020));
+        assert_eq!((get(&mut chip, 0), get(&mut chip, 1)), (1 << 24, 0x0000_0020));
         set(&mut chip, 0, 0xffff_ffff);
         assert_eq!((get(&mut chip, 0), get(&mut chip, 2)), (0x0f00_0000, 0x0f00_0000));
-        assert_eq!((get(&mut chip, 0x10), get(&mut chip, 0x22)), (0x1_0000, 0x1_0000), "masked at reset");
+        assert_eq!((get(&mut chip, 0x10), get(&mut chip, 0x11)), (0x1_0000, 0), "masked at reset");
         set(&mut chip, 0x10, 0xffff_ffff);
         set(&mut chip, 0x11, 0xffff_ffff);
         assert_eq!((get(&mut chip, 0x10), get(&mut chip, 0x11)), (0x1_afff, 0xfffe_0000));
-        assert_eq!((get(&mut chip, 0x24), get(&mut chip, 0xff)), (u32::MAX, u32::MAX));
+        assert_eq!((get(&mut chip, 0x12), get(&mut chip, 0xff)), (u32::MAX, u32::MAX));
         set(&mut chip, 0x40, 0);
         let mut wide = [1; 8];
         chip.read(WINDOW, &mut wide);
@@ -302,59 +305,59 @@ mod tests {
         ];
         for (high, low, (address, data)) in cases {
             let mut chip = IoApic::default();
-            set(&mut chip, 0x13, high);
-            set(&mut chip, 0x12, low);
-            assert_eq!(line(&mut chip, 1, true), [Action::Msi { address, data }], "{high:#x} {low:#x}");
+            set(&mut chip, 0x11, high);
+            set(&mut chip, 0x10, low);
+            assert_eq!(line(&mut chip, SCI, true), [Action::Msi { address, data }], "{high:#x} {low:#x}");
         }
     }
 
     #[test]
     fn edge_once_per_rise_and_lost_while_masked() {
         let mut chip = IoApic::default();
-        assert_eq!(set(&mut chip, 0x12, 0x31), [], "edges need no route");
+        assert_eq!(set(&mut chip, 0x10, 0x31), [], "edges need no route");
         let msi = Action::Msi { address: 0xfee0_0000, data: 0x31 };
-        assert_eq!(line(&mut chip, 1, true), std::slice::from_ref(&msi));
-        assert_eq!(line(&mut chip, 1, true), []);
-        assert_eq!(line(&mut chip, 1, false), []);
-        set(&mut chip, 0x12, 0x1_0031);
-        assert_eq!(line(&mut chip, 1, true), []);
-        assert_eq!(set(&mut chip, 0x12, 0x31), []);
-        line(&mut chip, 1, false);
-        assert_eq!(line(&mut chip, 1, true), [msi]);
+        assert_eq!(line(&mut chip, SCI, true), std::slice::from_ref(&msi));
+        assert_eq!(line(&mut chip, SCI, true), []);
+        assert_eq!(line(&mut chip, SCI, false), []);
+        set(&mut chip, 0x10, 0x1_0031);
+        assert_eq!(line(&mut chip, SCI, true), []);
+        assert_eq!(set(&mut chip, 0x10, 0x31), []);
+        line(&mut chip, SCI, false);
+        assert_eq!(line(&mut chip, SCI, true), [msi]);
         assert_eq!(line(&mut chip, PINS, true), []);
-        set(&mut chip, 0x12, 0x0f);
-        line(&mut chip, 1, false);
-        assert_eq!((line(&mut chip, 1, true), chip.listens(1)), (vec![], false), "no such vector");
+        set(&mut chip, 0x10, 0x0f);
+        line(&mut chip, SCI, false);
+        assert_eq!((line(&mut chip, SCI, true), chip.listens(SCI)), (vec![], false), "no such vector");
     }
 
     #[test]
     fn level_holds_until_eoi_and_comes_again() {
         let mut chip = IoApic::default();
-        let route = |msi| Action::Route { pin: 9, msi };
+        let route = |msi| Action::Route { pin: SCI, msi };
         let first = (0xfee0_0000, 0xc031);
         let msi = Action::Msi { address: first.0, data: first.1 };
-        line(&mut chip, 9, true);
-        assert_eq!(set(&mut chip, 0x22, 0x1_a031), [], "masked: neither route nor interrupt");
-        assert_eq!(set(&mut chip, 0x22, 0xa031), [route(Some(first)), msi.clone()]);
-        assert_eq!(get(&mut chip, 0x22), 0xe031, "remote IRR");
-        assert_eq!(line(&mut chip, 9, true), []);
+        line(&mut chip, SCI, true);
+        assert_eq!(set(&mut chip, 0x10, 0x1_a031), [], "masked: neither route nor interrupt");
+        assert_eq!(set(&mut chip, 0x10, 0xa031), [route(Some(first)), msi.clone()]);
+        assert_eq!(get(&mut chip, 0x10), 0xe031, "remote IRR");
+        assert_eq!(line(&mut chip, SCI, true), []);
         assert_eq!(eoi(&mut chip, 0x32), [], "another vector");
         assert_eq!(eoi(&mut chip, 0x31), std::slice::from_ref(&msi));
         // Masked while in service: the route stays, the end does not interrupt again, the unmasking does.
-        assert_eq!(set(&mut chip, 0x22, 0x1_a031), []);
+        assert_eq!(set(&mut chip, 0x10, 0x1_a031), []);
         assert_eq!(eoi(&mut chip, 0x31), []);
-        assert_eq!(set(&mut chip, 0x22, 0xa031), [msi]);
+        assert_eq!(set(&mut chip, 0x10, 0xa031), [msi]);
         // Moved to another CPU in service: the new route is told, the end of the old vector counts.
-        assert_eq!(set(&mut chip, 0x23, 2 << 24), [route(Some((0xfee0_2000, 0xc031)))]);
-        line(&mut chip, 9, false);
+        assert_eq!(set(&mut chip, 0x11, 2 << 24), [route(Some((0xfee0_2000, 0xc031)))]);
+        line(&mut chip, SCI, false);
         let mut out = vec![];
         chip.write(EOI, &[0x31, 0, 0, 0], &mut out);
-        assert_eq!((out, get(&mut chip, 0x22)), (vec![], 0xa031));
+        assert_eq!((out, get(&mut chip, 0x10)), (vec![], 0xa031));
         // Torn down: the route goes. Turned to edge: remote IRR goes with it.
-        assert_eq!(set(&mut chip, 0x22, 0x1_0000), [route(None)]);
-        set(&mut chip, 0x22, 0xa031);
-        line(&mut chip, 9, true);
-        assert_eq!(set(&mut chip, 0x22, 0x2031), [route(None)]);
-        assert_eq!(get(&mut chip, 0x22), 0x2031);
+        assert_eq!(set(&mut chip, 0x10, 0x1_0000), [route(None)]);
+        set(&mut chip, 0x10, 0xa031);
+        line(&mut chip, SCI, true);
+        assert_eq!(set(&mut chip, 0x10, 0x2031), [route(None)]);
+        assert_eq!(get(&mut chip, 0x10), 0x2031);
     }
 }

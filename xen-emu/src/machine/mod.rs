@@ -30,7 +30,7 @@ pub enum Action {
     /// The message of an IOAPIC pin changed. KVM needs it in its GSI table: only of messages it knows to be
     /// level-triggered does it report the end ([`Machine::eoi`]). Comes before the first [`Action::Msi`] of its kind.
     Route {
-        /// Pin, which is the GSI too.
+        /// Pin, which is KVM's GSI too.
         pin: u32,
         /// Address and data; none where the pin is not in use or edge-triggered.
         msi: Option<(u64, u32)>,
@@ -53,7 +53,7 @@ struct Power {
 impl Power {
     /// Let the SCI follow the status and enable bits.
     fn update_sci(&mut self, out: &mut Vec<Action>) {
-        self.ioapic.set_line(u32::from(acpi_pm::SCI_GSI), self.pm.sci(), out);
+        self.ioapic.set_line(ioapic::SCI, self.pm.sci(), out);
     }
 }
 
@@ -139,7 +139,7 @@ impl Machine {
     pub fn press_power_button(&mut self, out: &mut Vec<Action>) -> Result<(), String> {
         let power = self.power.as_mut().ok_or("it has no power button (acpi = 0)")?;
         power.pm.deaf()?;
-        if !power.ioapic.listens(u32::from(acpi_pm::SCI_GSI)) {
+        if !power.ioapic.listens(ioapic::SCI) {
             return Err("its kernel has not enabled the ACPI interrupt (GSI 9)".to_owned());
         }
         power.pm.press();
@@ -176,7 +176,7 @@ mod tests {
     use proptest::prelude::*;
 
     const SCI: Action = Action::Msi { address: 0xfee0_2000, data: 0xc030 };
-    const ROUTE: Action = Action::Route { pin: 9, msi: Some((0xfee0_2000, 0xc030)) };
+    const ROUTE: Action = Action::Route { pin: ioapic::SCI, msi: Some((0xfee0_2000, 0xc030)) };
 
     fn write(machine: &mut Machine, port: u16, data: &[u8]) -> Vec<Action> {
         let mut out = vec![];
@@ -213,8 +213,8 @@ mod tests {
         assert_eq!(read16(&mut machine, 0xb002), 0x120, "PWRBTN and GBL only");
         assert_eq!(press(&mut machine).unwrap_err(), "its kernel has not enabled the ACPI interrupt (GSI 9)");
         // Level, active low, vector 0x30, physical destination 2.
-        assert_eq!(ioapic_write(&mut machine, 0x10 + 19, 2 << 24), []);
-        assert_eq!(ioapic_write(&mut machine, 0x10 + 18, 0xa030), [ROUTE]);
+        assert_eq!(ioapic_write(&mut machine, 0x11, 2 << 24), []);
+        assert_eq!(ioapic_write(&mut machine, 0x10, 0xa030), [ROUTE]);
 
         assert_eq!(press(&mut machine).unwrap(), [SCI]);
         assert_eq!(read16(&mut machine, 0xb000), 0x100);
