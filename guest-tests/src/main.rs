@@ -1,5 +1,4 @@
 //! `cargo lab`: a real KVM with KVM_XEN on any machine, and everything that is run in it. See docs/testing.md.
-#![forbid(unsafe_code)]
 
 mod apt;
 mod bench;
@@ -20,6 +19,7 @@ mod script;
 mod step;
 mod suite;
 mod system;
+mod tsc;
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::l1::{Contents, write_image};
-use crate::qemu;
+use crate::{qemu, tsc};
 
 /// Quiet, fast, and gone at the first sign of corruption.
 const COMMAND_LINE: &str = "console=ttyS0 quiet mitigations=off tsc=reliable panic=-1 oops=panic";
@@ -77,7 +77,8 @@ pub fn once(cache: &Cache, job: &Job, sink: &mut dyn FnMut(Event)) -> Result<End
     fs::create_dir_all(&job.out).with_context(|| format!("cannot make {}", job.out.display()))?;
     let image = folder.path().join("initramfs");
     write_image(cache, &job.kernel, &job.contents, &image)?;
-    let mut command = qemu::machine(cache, &job.kernel.image()?, &image, COMMAND_LINE, job.memory_mib)?;
+    let command_line = format!("{COMMAND_LINE} tsc_early_khz={}", tsc::khz());
+    let mut command = qemu::machine(cache, &job.kernel.image()?, &image, &command_line, job.memory_mib)?;
     qemu::add_drives(&mut command, &job.drives);
     let (events, receiver) = channel();
     add_channels(&mut command, job, folder.path(), &events)?;
