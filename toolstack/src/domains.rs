@@ -15,6 +15,8 @@ use xen_emu_api::run_dir::RunDir;
 
 /// From its directory to its process at the longest: a crash loop waits a minute before the next life.
 const BIRTH: Duration = Duration::from_secs(120);
+/// How long a command waits for a domain that is being made anew.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// From making the lock file to holding it.
 const GRASP: Duration = Duration::from_millis(250);
 
@@ -152,9 +154,19 @@ impl Domain {
         matches!(probe(&self.dir), Probe::Dead)
     }
 
-    /// A connection of its own.
+    /// A connection of its own. A domain that is in the making, as at a restart, has none for a moment.
     pub fn connect(&self) -> Result<Connection> {
-        Connection::open(&self.dir.control()).with_context(|| format!("{self}: its process does not answer"))
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let connection = Connection::open(&self.dir.control());
+            let early = connection.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+                && !self.is_dead()
+                && self.dir.path().exists();
+            if !early || Instant::now() >= end {
+                return connection.with_context(|| format!("{self}: its process does not answer"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Ask its process.

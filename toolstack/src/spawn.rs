@@ -29,8 +29,9 @@ pub fn detached(name: &str, log: &Path, arguments: impl FnOnce(&mut Command)) ->
         .with_context(|| format!("cannot start {}: it belongs beside xlr or into PATH", program.display()))
 }
 
-/// Start the domain's process and await its word: `ok` when the domain is built, else the reason why not.
-pub fn domain(dir: &RunDir) -> Result<()> {
+/// Start the domain's process and await its word: `ok` when the domain is built, else the reason why not. What it has to say besides
+/// is shown unless `quiet`.
+pub fn domain(dir: &RunDir, quiet: bool) -> Result<()> {
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let mut child = detached("xen-emu", &dir.log(), |command| {
@@ -41,7 +42,9 @@ pub fn domain(dir: &RunDir) -> Result<()> {
     let (mut reader, mut line) = (BufReader::new(File::from(ours)), String::new());
     reader.read_line(&mut line)?;
     while let Some(note) = line.strip_prefix("note: ") {
-        eprintln!("xlr: {}", note.trim_end());
+        if !quiet {
+            tell!("{}", note.trim_end());
+        }
         line.clear();
         reader.read_line(&mut line)?;
     }

@@ -103,7 +103,7 @@ fn start(host: &Host, config: DomainConfig, args: &Args) -> Result<RunDir> {
         supervise: !args.has("e"),
         config,
     };
-    let built = write_launch(&dir, &launch).and_then(|()| spawn::domain(&dir));
+    let built = write_launch(&dir, &launch).and_then(|()| spawn::domain(&dir, args.has("quiet")));
     if let Err(error) = built {
         give_up(host, &dir, &launch.config);
         return Err(error);

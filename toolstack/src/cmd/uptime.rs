@@ -20,9 +20,11 @@ pub fn run(args: &Args) -> Result<()> {
     if args.words.is_empty() || !guests.is_empty() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let all = named(&guests, Host::open()?.survey()?)?;
-        rows.extend(
-            all.into_iter().map(|status| (status.name, status.domid, whole(now - status.start_time))),
-        );
+        rows.extend(all.into_iter().map(|status| {
+            // One that is being made has not begun.
+            let since = if status.start_time > 0.0 { now - status.start_time } else { 0.0 };
+            (status.name, status.domid, whole(since))
+        }));
     }
     if args.has("json") {
         let entry = |(name, domid, seconds): &(String, u16, u64)| json!({ "name": name, "domid": domid, "uptime": seconds });
