@@ -167,7 +167,7 @@ fn accel(
 ) -> std::io::Result<Box<dyn XenAccel>> {
     let (vm, forward) = (vm.clone(), forward.clone());
     Ok(match way {
-        Way::Kernel(offers) => Box::new(XenKernel::new(vm, offers, XEN_VERSION, vcpus, forward)?),
+        Way::Kernel(offers) => Box::new(XenKernel::new(vm, offers, XEN_VERSION, forward)?),
         Way::Portable(offers) => Box::new(XenPortable::new(vm, offers, vcpus, forward, watch)?),
     })
 }

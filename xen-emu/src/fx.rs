@@ -41,8 +41,17 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
         }
         return;
     }
-    if let Err(e) = guest.accel.set_vcpu(fd, vcpu, attr, &guest.memory) {
-        crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
+    let set = |attr| {
+        if let Err(e) = guest.accel.set_vcpu(fd, vcpu, attr, &guest.memory) {
+            crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
+        }
+    };
+    set(attr);
+    // A vector of its own goes before the one of all.
+    let own =
+        index(vcpu).and_then(|vcpu| guest.vectors.get(vcpu)).map_or(0, |own| own.load(Ordering::Acquire));
+    if matches!(attr, VcpuAttr::Callback(_)) && own != 0 {
+        set(VcpuAttr::UpcallVector(own));
     }
 }
 

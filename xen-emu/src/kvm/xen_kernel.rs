@@ -93,8 +93,6 @@ pub struct XenKernel {
     callback: AtomicU8,
     /// The guest has its local APICs on, and the callback goes through them.
     through_lapic: AtomicBool,
-    /// The vectors that vCPUs have of their own; 0 = none.
-    own: Vec<AtomicU8>,
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "attribute types are below 10")]
@@ -121,13 +119,7 @@ fn configure(vm: &VmFd, send: bool) -> io::Result<()> {
 
 impl XenKernel {
     /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
-    pub fn new(
-        vm: Arc<VmFd>,
-        offers: Offers,
-        xen_version: u32,
-        vcpus: u32,
-        forward: Arc<Forward>,
-    ) -> io::Result<Self> {
+    pub fn new(vm: Arc<VmFd>, offers: Offers, xen_version: u32, forward: Arc<Forward>) -> io::Result<Self> {
         configure(&vm, true)?;
         if offers.auto_eoi {
             ioctl::trap_writes(&vm, &[APIC_BASE])?;
@@ -150,7 +142,6 @@ impl XenKernel {
             ports: Mutex::new(ports),
             callback: AtomicU8::new(0),
             through_lapic: AtomicBool::new(false),
-            own: (0..vcpus).map(|_| AtomicU8::new(0)).collect(),
         })
     }
 
@@ -316,9 +307,8 @@ impl XenAccel for XenKernel {
         ioctl::hvm_set_attr(&self.vm, &attr)
     }
 
-    fn set_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
+    fn set_vcpu(&self, fd: &VcpuFd, _vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
         let at = |gpa: Option<Gpa>| gpa.map_or(u64::MAX, |gpa| gpa.0);
-        let own = usize::try_from(vcpu).ok().and_then(|vcpu| self.own.get(vcpu));
         let mut a;
         match attr {
             VcpuAttr::Info(gpa) if self.has(KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA) => {
@@ -350,15 +340,11 @@ impl XenAccel for XenKernel {
                 a.u.timer.expires_ns = at.unwrap_or(0);
             }
             VcpuAttr::UpcallVector(vector) => {
-                own.iter().for_each(|own| own.store(vector, Ordering::Release));
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
                 a.u.vector = vector;
             }
             VcpuAttr::Callback(vector) => {
                 auto_eoi::set(fd, vector)?;
-                if own.is_some_and(|own| own.load(Ordering::Acquire) != 0) {
-                    return Ok(());
-                }
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);
                 a.u.vector = vector;
             }
