@@ -89,12 +89,19 @@ power_on() {
 # expect SECONDS PATTERN: on the console, at any time so far.
 expect() { until_true "$1" grep -qE -- "$2" "$log" || { tail -n 30 "$log" | tr -d '\r'; fail "no \"$2\" on the console in $1 s"; }; }
 say() { printf '%s\n' "$1" >stdin; }
+# witness: the command is given up, and the guest says how it is.
+witness() {
+    printf '\003' >stdin
+    say 'dmesg | tail -n 4; grep -E "xen|hyp|RES|CAL" /proc/interrupts; grep . /sys/bus/xen/devices/*/state; cut -c 1-60 /proc/$(pidof xenwatch)/stack'
+    sleep 10
+    tail -n 30 "$log" | tr -d '\r'
+}
 asked=0
 # in_guest SECONDS COMMAND: runs it in the guest's shell; what it prints is in the file `said`, its status is the status.
 in_guest() {
     asked=$((asked + 1))
     say "echo BEGIN''-$asked; { $2; } 2>&1; echo END''-$asked-\$?"
-    expect "$1" "^END-$asked-[0-9]"
+    until_true "$1" grep -q "^END-$asked-[0-9]" "$log" || { witness; fail "no end of \"$2\" in the guest in $1 s"; }
     tr -d '\r' <"$log" | sed -n "/^BEGIN-$asked\$/,/^END-$asked-/p" | sed '1d;$d' >said
     status=$(tr -d '\r' <"$log" | sed -n "s/^END-$asked-//p")
     return "$status"
