@@ -108,6 +108,8 @@ in_guest() {
 }
 # must SECONDS COMMAND: the same, and it must succeed.
 must() { in_guest "$1" "$2" || { cat said; fail "in the guest: $2: status $status"; }; }
+# said_as FILE: it said that one line, though the kernel may have put one of its own beside it.
+said_as() { grep -q -x -F -f "$1" said || { cat "$1" said; return 1; }; }
 # quiet_shell: one that says nothing of its own, on a console where the guest's kernel says no more than warnings: it would say it in the
 # middle of what programs say.
 quiet_shell() {

@@ -16,7 +16,7 @@ id=$(xlr domid g)
 same() {
     must 60 "blockdev --flushbufs $1; sha256sum <$1"
     sha256sum <"$2" >seen
-    cmp said seen || fail "$1 in the guest is not $2"
+    said_as seen || fail "$1 in the guest is not $2"
 }
 # Linux takes no CD drives in HVM and PVH guests, on Xen neither. As plain disks it takes them: what is tested is the drives' life.
 for devid in 51744 51760; do
@@ -71,7 +71,7 @@ for size in 512 4096; do
     must 60 'fio --name=v --filename=/dev/xvdb --direct=1 --ioengine=libaio --iodepth=8 --bs=4k --rw=randwrite --size=4M --verify=crc32c --minimal >/dev/null'
     must 30 'head -c 4M /dev/xvdb | sha256sum'
     head -c 4194304 /dev/loop5 | sha256sum >seen
-    cmp said seen || fail 'the block device has not what the guest reads'
+    said_as seen || fail 'the block device has not what the guest reads'
     go
     losetup -d /dev/loop5
 done
@@ -94,7 +94,7 @@ chmod 755 block-lab
 come "vdev=xvdb,script=$PWD/block-lab,target=$folder/loop.img"
 head -c 1048576 "$folder/loop.img" | sha256sum >seen
 must 30 'head -c 1M /dev/xvdb | sha256sum'
-cmp said seen || fail 'the disk of a script has not what its image has'
+said_as seen || fail 'the disk of a script has not what its image has'
 go
 losetup /dev/loop5 2>/dev/null && fail 'the script was not run to remove the disk'
 

@@ -20,7 +20,7 @@ dd if=/dev/urandom of=/run/lan/www/blob bs=1M count=16 2>/dev/null
 # A bulk download by apt's own http client.
 must 120 "/usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file http://$lan.1/blob /tmp/blob >/dev/null && sha256sum </tmp/blob"
 sha256sum </run/lan/www/blob >seen
-cmp said seen || fail 'what arrived is not what was sent'
+said_as seen || fail 'what arrived is not what was sent'
 rm /run/lan/www/blob
 for round in $(seq 3); do
     xlr network-attach g bridge=xenbr0 mac=00:16:3e:00:77:02 || fail "network-attach ended with status $?"
