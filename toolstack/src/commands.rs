@@ -145,7 +145,12 @@ const NETWORK_ARGS: &str = "<Domain> [mac=<mac>] [bridge=<bridge>] [type=<vif|ta
 
 const CONSOLE_OPTIONS: &[Opt] = &[
     value('t', "t", "TYPE", "Console type: pv."),
-    value('n', "n", "NUMBER", "Console number: 0 is the only one."),
+    value(
+        'n',
+        "n",
+        "NUMBER",
+        "Console number: 0, the default, is the console, a channel's is that of its device.",
+    ),
     value('e', "e", "CHAR", "Leave by this key instead of ^]."),
 ];
 

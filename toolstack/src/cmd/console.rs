@@ -1,4 +1,4 @@
-//! `xlr console`: the primary PV console, from the beginning of its log.
+//! `xlr console`: the primary PV console, from the beginning of its log, or a channel.
 
 use super::first;
 use super::shown::Shown;
@@ -8,8 +8,13 @@ use crate::domains::Domain;
 use crate::failure::Failure;
 use crate::host::Host;
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use xen_emu_api::device::{ChannelConfig, ChannelConnection, Device};
 
 /// `xlr console`
 pub fn run(args: &Args) -> Result<()> {
@@ -22,9 +27,12 @@ pub fn run(args: &Args) -> Result<()> {
             ));
         }
     }
-    if args.value("n").is_some_and(|number| number.parse() != Ok(0u32)) {
-        return Err(Failure::error(2, "console number: a guest has one console, -n 0"));
-    }
+    let number: u32 = match args.value("n") {
+        None => 0,
+        Some(number) => number.parse().map_err(|_| {
+            Failure::error(2, format!("console number `{number}': 0 is the console, channels have theirs"))
+        })?,
+    };
     let escape = match args.value("e") {
         Some(text) => control(text)
             .ok_or_else(|| Failure::error(2, "escape character: one letter or ^ and one letter"))?,
@@ -32,11 +40,32 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let host = Host::open()?;
     let domain = host.find(first(args))?;
-    if terminal::attach(connect(&domain)?, escape, &mut Shown::default())? == Ended::Gone {
+    if terminal::attach(stream(&domain, number)?, escape, &mut Shown::default())? == Ended::Gone {
         // Its process may have died: that is said and cleaned up.
         host.survey()?;
     }
     Ok(())
+}
+
+/// The console of this number: channels have those of their devices, from 1 on.
+fn stream(domain: &Domain, number: u32) -> Result<OwnedFd> {
+    if number == 0 {
+        return Ok(connect(domain)?.into());
+    }
+    let channels = super::device::of_kind(domain, "console")?;
+    let meant = channels.iter().find(|channel| channel.device.devid() == number);
+    let path = meant.and_then(|channel| channel.path.as_deref());
+    let path = path.with_context(|| {
+        format!("{domain}: it has no console {number}: `channel-list` shows those it has")
+    })?;
+    let failed = || format!("{domain}: console {number}: {path}");
+    match meant.map(|channel| &channel.device) {
+        Some(Device::Channel(ChannelConfig { connection: ChannelConnection::Pty, .. })) => {
+            let tty = File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(path);
+            Ok(tty.with_context(failed)?.into())
+        }
+        _ => Ok(UnixStream::connect(path).with_context(failed)?.into()),
+    }
 }
 
 /// `^]` or one character.

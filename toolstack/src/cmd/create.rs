@@ -8,6 +8,7 @@ use crate::args::{Args, superfluous};
 use crate::domains::Domain;
 use crate::failure::Failure;
 use crate::host::Host;
+use crate::xlcfg::XlConf;
 use crate::xlcfg::schema::Settings;
 use crate::{commands, config, dry_run, spawn, store, xlcfg};
 use anyhow::{Context, Result};
@@ -68,7 +69,7 @@ fn settings(file: &str, overrides: Vec<&String>) -> Result<Settings> {
     for word in overrides {
         list.extend(xlcfg::read_override(word)?);
     }
-    Ok(Settings::new(list)?)
+    Ok(Settings::new(list)?.on(XlConf::read()?))
 }
 
 /// The text of a configuration, which must be UTF-8.
@@ -153,7 +154,7 @@ fn follow(host: &Host, domain: Domain, args: &Args) -> Result<()> {
             vigil.domain().ask(&Request::Unpause)?;
         }
         if let Some(stream) = stream {
-            attach = terminal::attach(stream, terminal::ESCAPE, &mut shown)? == Ended::Gone;
+            attach = terminal::attach(stream.into(), terminal::ESCAPE, &mut shown)? == Ended::Gone;
             if !attach && !foreground {
                 return Ok(());
             }

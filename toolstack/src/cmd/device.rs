@@ -79,7 +79,8 @@ pub fn check(device: &Device) -> Result<()> {
 
 /// On the command line a column says nothing.
 pub fn plain(error: &Diag) -> anyhow::Error {
-    Failure::error(1, error.message.clone())
+    let here = *error.pos.source == *device::COMMAND_LINE;
+    Failure::error(1, if here { error.message.clone() } else { error.to_string() })
 }
 
 /// Take a device away.

@@ -5,6 +5,7 @@ use crate::args::Args;
 use crate::device::read_mac;
 use crate::failure::Failure;
 use crate::host::Host;
+use crate::xlcfg::XlConf;
 use anyhow::Result;
 use xen_emu_api::device::Device;
 
@@ -14,7 +15,9 @@ pub fn attach(args: &Args) -> Result<()> {
     let present = device::of_kind(&domain, "vif")?;
     let taken: Vec<_> = present.iter().map(|status| status.device.devid()).collect();
     let words = args.words.get(1..).unwrap_or_default();
-    let placed = crate::device::vif_of(words, &taken).map_err(|error| device::plain(&error))?;
+    let host = XlConf::read()?;
+    host.warnings.iter().for_each(|warning| tell!("{warning}"));
+    let placed = crate::device::vif_of(words, &taken, &host).map_err(|error| device::plain(&error))?;
     device::attach(args, &domain, placed, &present)
 }
 

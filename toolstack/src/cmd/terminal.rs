@@ -4,13 +4,14 @@ use super::shown::Shown;
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use std::fs::File;
 use std::io::{ErrorKind, Read, Stdin, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// `^]`
 pub const ESCAPE: u8 = 0x1d;
@@ -31,8 +32,10 @@ pub enum Ended {
 ///
 /// # Errors
 /// A signal (status 128 + its number), or the host's own.
-pub fn attach(console: UnixStream, escape: u8, shown: &mut Shown) -> Result<Ended> {
-    console.set_nonblocking(true)?;
+pub fn attach(console: OwnedFd, escape: u8, shown: &mut Shown) -> Result<Ended> {
+    let flags = OFlag::from_bits_retain(fcntl(&console, FcntlArg::F_GETFL)?);
+    fcntl(&console, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    let console = File::from(console);
     let signals = Signals::take()?;
     let raw = Raw::enter()?;
     let session = Session { console, escape, input: Some(std::io::stdin()), pending: Vec::new(), shown };
@@ -43,7 +46,7 @@ pub fn attach(console: UnixStream, escape: u8, shown: &mut Shown) -> Result<Ende
 }
 
 struct Session<'a> {
-    console: UnixStream,
+    console: File,
     escape: u8,
     input: Option<Stdin>,
     pending: Vec<u8>,

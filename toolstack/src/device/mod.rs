@@ -15,11 +15,14 @@ mod vif;
 pub use vif::{read_mac, show_mac};
 
 use crate::xlcfg::schema::Settings;
-use crate::xlcfg::{Diag, Kind, Pos, Value};
+use crate::xlcfg::{Diag, Kind, Pos, Value, XlConf};
 use params::Params;
 use std::collections::HashSet;
 use std::sync::Arc;
 use xen_emu_api::device::{Device, VifConfig};
+
+/// What messages call the words of a command.
+pub const COMMAND_LINE: &str = "command line";
 
 /// A device, where it stands, and what there is to say about it.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ pub fn all(settings: &Settings) -> Result<Vec<Placed>, Diag> {
     let mut placed = settings.list("disk")?.iter().map(disk).collect::<Result<Vec<_>, _>>()?;
     let vifs =
         settings.list("vif")?.iter().map(|value| params("vif", value)).collect::<Result<Vec<_>, _>>()?;
-    placed.extend(vifs_of(&vifs)?);
+    placed.extend(vifs_of(&vifs, &settings.host)?);
     for (devid, value) in (1..).zip(settings.list("channel")?) {
         placed.push(channel::channel(&params("channel", value)?, devid)?);
     }
@@ -58,7 +61,7 @@ fn params(kind: &'static str, value: &Value) -> Result<Params, Diag> {
 }
 
 /// A vif's number is its place in the list, unless another one claims that.
-fn vifs_of(list: &[Params]) -> Result<Vec<Placed>, Diag> {
+fn vifs_of(list: &[Params], host: &XlConf) -> Result<Vec<Placed>, Diag> {
     let mut taken = HashSet::new();
     for params in list {
         taken.extend(vif::given_devid(params)?);
@@ -69,7 +72,7 @@ fn vifs_of(list: &[Params]) -> Result<Vec<Placed>, Diag> {
     };
     let one = |(place, params): (u32, &Params)| {
         let devid = if params.text("devid").is_some() { 0 } else { number(place) };
-        vif::vif(params, devid)
+        vif::vif(params, devid, host)
     };
     (0..).zip(list).map(one).collect()
 }
@@ -140,10 +143,10 @@ pub fn disk_of(words: &[String]) -> Result<Placed, Diag> {
 }
 
 /// A vif from the words of a command: separate, with commas, or both. Its number is the lowest that `taken` has not.
-pub fn vif_of(words: &[String], taken: &[u32]) -> Result<Placed, Diag> {
+pub fn vif_of(words: &[String], taken: &[u32], host: &XlConf) -> Result<Placed, Diag> {
     let params = Params::split("vif", &words.join(","), &command_line());
     let devid = (0..).find(|devid| !taken.contains(devid)).unwrap_or_default();
-    vif::vif(&params, devid)
+    vif::vif(&params, devid, host)
 }
 
 /// A channel from the words of a command. Its number is the lowest from 1 on that `taken` has not.
@@ -154,5 +157,5 @@ pub fn channel_of(words: &[String], taken: &[u32]) -> Result<Placed, Diag> {
 }
 
 fn command_line() -> Pos {
-    Pos { source: Arc::from("command line"), line: 1, column: 1 }
+    Pos { source: Arc::from(COMMAND_LINE), line: 1, column: 1 }
 }

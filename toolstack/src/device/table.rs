@@ -45,6 +45,7 @@ pub fn row(domid: u16, status: &DeviceStatus) -> String {
 mod tests {
     use super::*;
     use crate::device::{disk_of, vif_of};
+    use crate::xlcfg::XlConf;
     use std::collections::BTreeMap;
     use xen_emu_api::device::ChannelConfig;
 
@@ -63,7 +64,7 @@ mod tests {
             row(2, &DeviceStatus { state: 1, ..status(disk, None, &[]) }),
             "51712 0   2      1     -1     -1       /local/domain/0/backend/vbd/2/51712"
         );
-        let vif = vif_of(&["mac=00:16:3e:00:00:01".into()], &[]).unwrap().device;
+        let vif = vif_of(&["mac=00:16:3e:00:00:01".into()], &[], &XlConf::default()).unwrap().device;
         assert_eq!(
             row(2, &status(vif, None, &[522, 523])),
             "0   0  00:16:3e:00:00:01     0     4     -1   522/523         /local/domain/0/backend/vif/2/0"

@@ -1,8 +1,8 @@
 //! `vif=`: xl-network-configuration(5), and `type=user`, `type=tap`, `hostfwd=`, `bridge-create=` and `queues=`.
 
-use super::params::{Form, Params};
+use super::params::{Form, Param, Params};
 use super::{Placed, rate};
-use crate::xlcfg::Diag;
+use crate::xlcfg::{Diag, XlConf};
 use std::net::IpAddr;
 use uuid::Uuid;
 use xen_emu_api::device::{Device, Forward, VifAttach, VifConfig};
@@ -53,9 +53,10 @@ enum Type {
 const TYPES: &[(&str, Type)] =
     &[("vif", Type::Bridged), ("ioemu", Type::Bridged), ("tap", Type::Tap), ("user", Type::User)];
 
-/// From its parameters. `devid` is its number where none is given.
-pub fn vif(params: &Params, devid: u32) -> Result<Placed, Diag> {
+/// From its parameters. `devid` is its number where none is given, `host` what it has where it says nothing.
+pub fn vif(params: &Params, devid: u32, host: &XlConf) -> Result<Placed, Diag> {
     params.check(KEYS)?;
+    let params = &with_defaults(params, host);
     refuse(params)?;
     let script = params.text("script").filter(|script| script.rsplit('/').next() != Some(BRIDGE_SCRIPT));
     let mtu = params.number("mtu", (68, 65535))?.and_then(|mtu| u16::try_from(mtu).ok());
@@ -73,6 +74,23 @@ pub fn vif(params: &Params, devid: u32) -> Result<Placed, Diag> {
         trusted: !params.is_set("untrusted"),
     };
     Ok(Placed { device: Device::Vif(config), at: params.at.clone(), warnings: warnings(params) })
+}
+
+/// The host's defaults are for cards on bridges and behind scripts.
+fn with_defaults(params: &Params, host: &XlConf) -> Params {
+    let mut whole = params.clone();
+    if matches!(params.text("type"), Some("tap" | "user")) {
+        return whole;
+    }
+    for (key, value) in host.vif() {
+        // Only scripts read it.
+        let idle = key == "gatewaydev" && (!whole.has("script") || params.has("netdev"));
+        if let Some(text) = value.text().filter(|_| params.text(key).is_none() && !idle) {
+            let (start, at) = (value.pos.clone(), value.inside());
+            whole.list.push(Param { key: key.to_owned(), value: Some(text.to_owned()), start, at });
+        }
+    }
+    whole
 }
 
 /// `devid=`

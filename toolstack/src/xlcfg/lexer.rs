@@ -74,8 +74,9 @@ impl<'a> Lexer<'a> {
             ',' => Token::Comma,
             ';' => Token::Semicolon,
             '"' | '\'' => Token::Text(self.text(c, &pos)?),
-            '-' | '0'..='9' => number(&self.word(c), &pos)?,
-            'a'..='z' | 'A'..='Z' | '_' => Token::Word(self.word(c)),
+            '-' | '0'..='9' => number(&self.word(c, is_of_word), &pos)?,
+            // Keys of xl.conf have dots.
+            'a'..='z' | 'A'..='Z' | '_' => Token::Word(self.word(c, |c| is_of_word(c) || c == '.')),
             other => return Err(pos.error(format!("{other:?} has no meaning here; strings stand in quotes"))),
         };
         Ok((pos, token))
@@ -102,9 +103,9 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    fn word(&mut self, first: char) -> String {
+    fn word(&mut self, first: char, goes_on: fn(char) -> bool) -> String {
         let mut word = String::from(first);
-        while let Some(&c) = self.chars.peek().filter(|c| c.is_ascii_alphanumeric() || **c == '_') {
+        while let Some(&c) = self.chars.peek().filter(|c| goes_on(**c)) {
             word.push(c);
             self.bump();
         }
@@ -164,6 +165,10 @@ impl<'a> Lexer<'a> {
         }
         char::from_u32(value).unwrap_or('\u{fffd}')
     }
+}
+
+fn is_of_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 /// As strtol with base 0 reads it.

@@ -5,9 +5,11 @@ mod keys;
 mod lexer;
 mod parser;
 pub mod schema;
+mod xl_conf;
 mod yaml;
 
 pub use diag::{Diag, Pos};
+pub use xl_conf::XlConf;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,6 +46,14 @@ impl Value {
             Kind::Text(text) => text.is_empty(),
             Kind::List(list) => list.is_empty(),
             Kind::Map(entries) => entries.is_empty(),
+        }
+    }
+
+    /// A string.
+    pub fn text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Text(text) => Some(text),
+            _ => None,
         }
     }
 

@@ -1,21 +1,23 @@
 //! Settings as typed values: which keys exist, who may be left out, what a value must be.
 
 use super::keys::{self, Class};
-use super::{Diag, Kind, Setting, Value};
+use super::{Diag, Kind, Setting, Value, XlConf};
 use crate::commands::nearest;
 
 /// Settings by key, the last one winning, and what there is to warn about.
 #[derive(Debug)]
 pub struct Settings {
-    list: Vec<Setting>,
+    pub(super) list: Vec<Setting>,
     /// `guest.cfg:3:1: warning: ...`, in the order of the file.
     pub warnings: Vec<String>,
+    /// The host's defaults for devices.
+    pub host: XlConf,
 }
 
 impl Settings {
     /// Check every key.
     pub fn new(list: Vec<Setting>) -> Result<Self, Diag> {
-        let mut settings = Settings { list, warnings: Vec::new() };
+        let mut settings = Settings { list, warnings: Vec::new(), host: XlConf::default() };
         for setting in &settings.list {
             settings.warnings.extend(check_key(setting)?);
         }

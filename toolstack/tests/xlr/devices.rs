@@ -192,6 +192,57 @@ fn network_cards_come_and_go() {
 }
 
 #[test]
+fn a_channel_is_a_console_with_a_number() {
+    let bed = Bed::new();
+    let socket = bed.path("agent");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let domain = bed.expect_domain(1);
+    let channel = format!("channel=['connection=socket,name=agent,path={}']", socket.display());
+    assert_eq!(bed.xlr(&["create", "-q", bed.config(&channel)]).status, 0);
+    domain.join().unwrap();
+    let guest = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut client, b"hello from the agent\n").unwrap();
+    });
+    let ran = xlr(&bed, "console -n 1 web");
+    guest.join().unwrap();
+    assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (0, "hello from the agent\n", ""));
+    let none = xlr(&bed, "console -n 2 web");
+    let expected = "domain 'web' (id 1): it has no console 2: `channel-list` shows those it has\n";
+    assert_eq!((none.status, none.err.as_str()), (1, expected));
+    assert_eq!(xlr(&bed, "console -n x web").status, 2);
+}
+
+#[test]
+fn the_host_has_defaults() {
+    let bed = Bed::new();
+    domain(&bed);
+    std::fs::write(bed.path("xl.conf"), "lockfile='/x'\nvif.default.bridge = 'br9'\nbogus=1\n").unwrap();
+    let conf = bed.path("xl.conf").display().to_string();
+    let said = format!("{conf}:3:1: warning: unknown key `bogus`\n");
+    let attached = xlr(&bed, "-N network-attach web mac=00:16:3e:00:00:07");
+    assert!(attached.out.contains("\"bridge\": \"br9\""), "{}", attached.out);
+    assert_eq!((attached.status, attached.err.as_str()), (0, said.as_str()));
+    let create = bed.xlr(&["create", "-n", bed.config("vif=['','bridge=br1']")]);
+    assert!(
+        create.out.contains("\"bridge\": \"br9\"") && create.out.contains("\"bridge\": \"br1\""),
+        "{}",
+        create.out
+    );
+    std::fs::write(bed.path("xl.conf"), "vif.default.bridge = br9\n").unwrap();
+    let wrong = xlr(&bed, "network-attach web");
+    let right = "unexpected `br9`: strings stand in quotes, vif.default.bridge = \"br9\"";
+    assert_eq!((wrong.status, wrong.err), (1, format!("{conf}:1:22: {right}\n")));
+    std::fs::write(bed.path("xl.conf"), "vif.default.bridge = 'much-too-long-a-name'\n").unwrap();
+    let wrong = xlr(&bed, "network-attach web");
+    assert!(
+        wrong.err.starts_with(&format!("{conf}:1:23: vif: bridge `much-too-long-a-name`")),
+        "{}",
+        wrong.err
+    );
+}
+
+#[test]
 fn a_create_that_lacks_a_device_leaves_nothing() {
     let bed = Bed::new();
     std::fs::write(bed.path("disk.img"), "x").unwrap();

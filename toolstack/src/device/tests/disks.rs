@@ -200,7 +200,7 @@ fn the_host_is_asked_for_images() {
     let missing =
         "Disk vdev=xvdk: script /etc/xen/scripts/block-drbd: No such file or directory (os error 2)";
     assert_eq!(check_host(&drbd), Err(missing.into()));
-    let device = vif_of(&["script=/nowhere/vif".into()], &[]).unwrap().device;
+    let device = vif_of(&["script=/nowhere/vif".into()], &[], &XlConf::default()).unwrap().device;
     let missing = "script /nowhere/vif: No such file or directory (os error 2)";
     assert_eq!(check_host(&device), Err(missing.into()));
 }

@@ -149,8 +149,8 @@ proptest! {
 
     #[test]
     fn a_vif_that_is_printed_is_read_again(spec in spec(VIF_WORDS)) {
-        if let Ok(Placed { device: Device::Vif(vif), .. }) = vif_of(&[spec], &[]) {
-            let again = vif_of(&[print_vif(&vif)], &[]).map(|placed| placed.device);
+        if let Ok(Placed { device: Device::Vif(vif), .. }) = vif_of(&[spec], &[], &XlConf::default()) {
+            let again = vif_of(&[print_vif(&vif)], &[], &XlConf::default()).map(|placed| placed.device);
             prop_assert_eq!(again, Ok(Device::Vif(vif)));
         }
     }

@@ -53,8 +53,44 @@ fn vifs_by_the_man_page() {
     assert_eq!(vif("script=vif-bridge").script, None, "what it does is done anyway");
     assert!(!vif("untrusted").trusted);
     let words = ["mac=00:16:3e:00:00:07,bridge=br7".to_owned(), "mtu=1400".into()];
-    let Device::Vif(both) = vif_of(&words, &[0, 1, 3]).unwrap().device else { panic!("a vif") };
+    let Device::Vif(both) = vif_of(&words, &[0, 1, 3], &XlConf::default()).unwrap().device else {
+        panic!("a vif")
+    };
     assert_eq!((both.devid, both.mtu, both.mac[5]), (2, Some(1400), 7));
+}
+
+/// xl.conf(5)
+#[test]
+fn what_a_card_does_not_say_the_host_does() {
+    let text = "vif.default.bridge='lan'\nvif.default.script='vif-route'\nvif.default.gatewaydev='eth7'";
+    let host = XlConf::parse("xl.conf", text).unwrap();
+    let of =
+        |spec: &str, host: &XlConf| match vif_of(&[spec.to_owned()], &[], host).map(|placed| placed.device) {
+            Ok(Device::Vif(vif)) => Ok((vif.attach, vif.script, vif.gatewaydev)),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        };
+    let (route, eth7) = (Some("vif-route".to_owned()), Some("eth7".to_owned()));
+    let bridge = |name: &str| VifAttach::Bridge { bridge: name.into(), create: false };
+    for (spec, attach, script, gatewaydev) in [
+        ("", bridge("lan"), route.clone(), eth7.clone()),
+        ("bridge=br1", bridge("br1"), route.clone(), eth7.clone()),
+        ("script=/s,netdev=eth1", bridge("lan"), Some("/s".into()), Some("eth1".into())),
+        ("type=tap", VifAttach::Tap, None, None),
+        ("type=user", VifAttach::User { forwards: vec![] }, None, None),
+    ] {
+        assert_eq!(of(spec, &host), Ok((attach, script, gatewaydev)), "{spec}");
+    }
+    let alone = XlConf::parse("xl.conf", "vif.default.gatewaydev='eth7'").unwrap();
+    assert_eq!(of("", &alone), Ok((bridge("xenbr0"), None, None)), "nothing would read it");
+    let long = XlConf::parse("/etc/xen/xl.conf", "\nvif.default.bridge='much-too-long-a-name'").unwrap();
+    assert!(
+        of("", &long).unwrap_err().starts_with("/etc/xen/xl.conf:2:21: vif: bridge `much"),
+        "{:?}",
+        of("", &long)
+    );
+    let far = XlConf::parse("xl.conf", "vif.default.backend='net'").unwrap();
+    assert!(of("", &far).unwrap_err().starts_with("xl.conf:1:22: vif: backend `net`"), "{:?}", of("", &far));
 }
 
 #[test]

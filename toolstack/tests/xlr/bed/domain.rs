@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use xen_emu_api::config::Launch;
 use xen_emu_api::control::{self, DeviceStatus, Reply, Request, Status, VcpuStatus};
-use xen_emu_api::device::Device;
+use xen_emu_api::device::{ChannelConnection, Device};
 use xen_emu_api::run_dir::RunDir;
 
 struct State {
@@ -253,7 +253,13 @@ fn connected(device: Device) -> DeviceStatus {
     let (port, rings, path) = match &device {
         Device::Disk(_) => (Some(8), vec![8], None),
         Device::Vif(_) => (None, vec![522, 523], None),
-        Device::Channel(_) => (Some(13), vec![9], Some("/dev/pts/7".into())),
+        Device::Channel(channel) => {
+            let path = match &channel.connection {
+                ChannelConnection::Pty => "/dev/pts/7".into(),
+                ChannelConnection::Socket { path } => path.display().to_string(),
+            };
+            (Some(13), vec![9], Some(path))
+        }
     };
     DeviceStatus { device, state: 4, port, rings, path, counters: [("requests".to_owned(), 7)].into() }
 }

@@ -71,6 +71,7 @@ impl Bed {
         let mut command = Command::new(self.path("bin/xlr"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("XLR_RUN_DIR", self.path("run")).env("XENSTORED_PATH", self.path("store"));
+        command.env("XLR_XL_CONF", self.path("xl.conf"));
         command
     }
 
