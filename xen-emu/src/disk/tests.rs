@@ -41,6 +41,54 @@ pub fn header(size: u64, backing: &str, format: Option<&str>) -> Vec<u8> {
     bytes
 }
 
+/// What was discarded: where, how much, securely.
+pub type Wiped = Arc<std::sync::Mutex<Vec<(u64, u64, bool)>>>;
+
+/// As a block device that erases securely: the lab and most machines have none.
+struct Eraser(Wiped);
+
+impl Image for Eraser {
+    fn len(&self) -> io::Result<u64> {
+        Ok(1 << 20)
+    }
+    fn sector_sizes(&self) -> (u32, u32) {
+        (512, 512)
+    }
+    fn discards(&self) -> Option<Discard> {
+        Some(Discard { granularity: 512, alignment: 0, secure: true })
+    }
+    fn read(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, at: u64, len: u64, secure: bool) -> io::Result<()> {
+        self.0.lock().unwrap().push((at, len, secure));
+        Ok(())
+    }
+    fn grow(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A disk of 1 MiB that can be discarded securely.
+pub fn erasing(wiped: Wiped) -> Disk {
+    let disk = Disk {
+        image: Box::new(Eraser(wiped)),
+        path: "/dev/eraser".into(),
+        cache: DiskCache::None,
+        writable: true,
+        bytes: AtomicU64::new(0),
+        bounces: AtomicU64::new(0),
+    };
+    disk.refresh().unwrap();
+    disk
+}
+
 #[test]
 fn what_is_no_disk_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();

@@ -206,8 +206,12 @@ impl Ring {
     }
 
     pub fn discard(&mut self, id: u64, sector_number: u64, nr_sectors: u64) {
+        self.flagged_discard(id, sector_number, nr_sectors, 0);
+    }
+
+    pub fn flagged_discard(&mut self, id: u64, sector_number: u64, nr_sectors: u64, flag: u8) {
         let mut request = RequestDiscard::new_zeroed();
-        (request.operation, request.id) = (BlkifOp::DISCARD, id);
+        (request.operation, request.flag, request.id) = (BlkifOp::DISCARD, flag, id);
         (request.sector_number, request.nr_sectors) = (sector_number, nr_sectors);
         match self.abi {
             Abi::X64 => self.put(request.as_bytes()),

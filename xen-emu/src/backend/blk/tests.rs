@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::path::Path;
 use xen_abi::Gref;
-use xen_abi::io::blkif::{BlkifOp, BlkifRsp};
+use xen_abi::io::blkif::{BlkifOp, BlkifRsp, DISCARD_SECURE};
 use xen_domain::mem::{Gfn, GuestMem};
 use xen_domain::testing::{grant, revoke};
 use xen_emu_api::device::{DiskCache, DiskFormat};
@@ -293,6 +293,32 @@ fn disconnecting_under_load_gives_every_page_back_and_touches_none_later() {
                 guest.blk.disconnect();
             }
         }
+    }
+}
+
+#[test]
+fn a_secure_discard_is_one_where_the_image_can_and_an_error_where_it_cannot() {
+    let file = image(DiskFormat::Raw);
+    let offered = |nodes: &Nodes| nodes.contains(&("discard-secure".into(), "1".into()));
+    for abi in [Abi::X64, Abi::X32] {
+        let mut guest = guest_of(file.path(), DiskFormat::Raw, DiskCache::None, EngineKind::Auto);
+        assert!(!offered(&guest.blk.advertise()));
+        guest.connect(Wish { abi, ..Wish::default() }).unwrap();
+        guest.rings[0].flagged_discard(0, 8, 16, DISCARD_SECURE);
+        assert_eq!(guest.rings[0].statuses(1), [BlkifRsp::EOPNOTSUPP]);
+        guest.blk.disconnect();
+
+        let wiped = crate::disk::tests::Wiped::default();
+        guest.blk.disk = Some(Arc::new(crate::disk::tests::erasing(wiped.clone())));
+        assert!(offered(&guest.blk.advertise()));
+        guest.connect(Wish { abi, ..Wish::default() }).unwrap();
+        guest.rings[0].flagged_discard(0, 8, 16, DISCARD_SECURE);
+        guest.rings[0].flagged_discard(1, 64, 8, 0);
+        guest.rings[0].flagged_discard(2, 2040, 16, DISCARD_SECURE);
+        assert_eq!(guest.rings[0].statuses(3), [OK, OK, ERROR]);
+        let mut wiped = wiped.lock().unwrap().clone();
+        wiped.sort_unstable();
+        assert_eq!(wiped, [(8 << 9, 16 << 9, true), (64 << 9, 8 << 9, false)]);
     }
 }
 

@@ -4,10 +4,10 @@ use super::Command;
 use super::coming::Opened;
 use super::entry::Entry;
 use super::nodes::{self, Place};
-use super::requests::PATIENCE;
+use super::requests::{PATIENCE, label, named};
 use super::serve::Server;
 use super::watch::Watched;
-use crate::backend::device::{Connection, DeviceError, Frontend, Nodes};
+use crate::backend::device::{Connection, DeviceError, Disc, Frontend, Nodes};
 use crate::guest::lock;
 use crate::log::limited;
 use std::sync::Arc;
@@ -15,44 +15,42 @@ use std::time::Instant;
 use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::{Action, Event};
 use xen_emu_api::control::Reply;
-use xen_emu_api::device::Device;
+use xen_emu_api::device::{Device, DiskFormat};
 use xenstored::client::Batch;
 
 impl Server {
-    /// Something has happened to a device.
-    pub(super) fn on(&mut self, place: &Place, event: Event) {
-        let mut next = Some(event);
-        while let Some(event) = next.take() {
-            let Some(entry) = self.entries.get_mut(place) else { return };
-            let before = entry.backend;
-            let (backend, actions) = before.step(event);
-            entry.backend = backend;
-            tracing::debug!("{place}: {event:?} in {:?}: {actions:?}", before.phase);
-            for action in actions {
-                match action {
-                    Action::Advertise => self.advertise(place),
-                    Action::Write(state) => self.write_state(place, state),
-                    Action::Connect => next = Some(self.connect(place)),
-                    Action::Finish => self.finish(place),
-                    Action::Abandon => self.abandon(place),
-                    Action::Disconnect => self.disconnect(place),
-                    Action::WriteError => self.write_error(place),
-                    Action::Reconfigure => next = Some(self.reconfigure(place)),
-                    Action::Remove => return self.remove(place),
-                }
+    /// Does the next thing that follows from what has happened to a device. What may wait is done beside.
+    pub(super) fn act(&mut self, place: &Place, action: Action) {
+        match action {
+            Action::Advertise => self.advertise(place),
+            Action::Write(state) => self.write_state(place, state),
+            Action::Connect => self.connect(place),
+            Action::Finish => self.beside(place, |device| device.finish(), |_, _, ()| {}),
+            Action::Abandon => {
+                self.beside(place, |device| device.abandon(), |server, place, ()| server.abandoned(place))
             }
+            Action::Disconnect => {
+                self.beside(
+                    place,
+                    |device| device.disconnect(),
+                    |server, place, ()| server.disconnected(place),
+                );
+            }
+            Action::WriteError => self.write_error(place),
+            Action::Reconfigure => self.reconfigure(place),
+            Action::Remove => self.remove(place),
         }
     }
 
-    fn connect(&mut self, place: &Place) -> Event {
+    fn connect(&mut self, place: &Place) {
         let front = match self.talk(|store| nodes::frontend(store, place)) {
             Ok(front) => front,
             Err(e) => {
                 self.failed(place, e);
-                return Event::Failed;
+                return self.next(place, Event::Failed);
             }
         };
-        let Some(entry) = self.entries.get_mut(place) else { return Event::Failed };
+        let Some(entry) = self.entries.get_mut(place) else { return };
         entry.connections += 1;
         let (line, whose, count) = (self.line.clone(), place.clone(), entry.connections);
         let connection = Connection {
@@ -63,7 +61,16 @@ impl Server {
             channels: self.wiring.channels.clone(),
             fail: Arc::new(move |e| drop(line.send(Command::Failed(whose.clone(), count, e)))),
         };
-        match entry.device.connect(connection) {
+        self.beside(
+            place,
+            move |device| device.connect(connection),
+            |server, place, connected| server.connected(place, front, connected),
+        );
+    }
+
+    fn connected(&mut self, place: &Place, front: Frontend, connected: Result<Nodes, DeviceError>) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        let event = match connected {
             Ok(nodes) => {
                 entry.ports = ports(&front);
                 entry.front = Some(front);
@@ -75,7 +82,8 @@ impl Server {
                 self.failed(place, e);
                 Event::Failed
             }
-        }
+        };
+        self.next(place, event);
     }
 
     fn advertise(&mut self, place: &Place) {
@@ -114,14 +122,39 @@ impl Server {
         self.write_state(place, state);
     }
 
-    fn reconfigure(&mut self, place: &Place) -> Event {
-        if let Some(entry) = self.entries.get_mut(place) {
-            match entry.device.insert(entry.disc.take().as_ref()) {
-                Ok(nodes) => entry.nodes.extend(nodes),
-                Err(e) => entry.error = Some(e),
-            }
+    fn reconfigure(&mut self, place: &Place) {
+        let Some((disc, answer)) = self.entries.get_mut(place).and_then(|entry| entry.discs.pop_front())
+        else {
+            return self.next(place, Event::Reconfigured);
+        };
+        let put = disc.clone();
+        self.beside(
+            place,
+            move |device| device.insert(put.as_ref()),
+            |server, place, inserted| {
+                let reply = server.inserted(place, disc, inserted);
+                server.next(place, Event::Reconfigured);
+                server.proceed(place);
+                answer(reply);
+            },
+        );
+    }
+
+    fn inserted(&mut self, place: &Place, disc: Option<Disc>, inserted: Result<Nodes, DeviceError>) -> Reply {
+        let Some(entry) = self.entries.get(place) else { return Reply::Ok };
+        let mut nodes = match inserted {
+            Ok(nodes) => nodes,
+            Err(e) => return Reply::Error { message: named(e, &label(&entry.config)).0 },
+        };
+        let mut config = entry.config.clone();
+        if let Device::Disk(disk) = &mut config {
+            disk.format = disc.as_ref().map_or(DiskFormat::Raw, |disc| disc.format);
+            disk.target = disc.map(|disc| disc.target);
         }
-        Event::Reconfigured
+        nodes.extend(nodes::params(&config));
+        self.update(place, nodes);
+        self.record(place, config);
+        Reply::Ok
     }
 
     /// The device cannot go on; the step that follows writes why.
@@ -132,25 +165,17 @@ impl Server {
         }
     }
 
-    fn finish(&mut self, place: &Place) {
-        if let Some(entry) = self.entries.get_mut(place) {
-            entry.device.finish();
-        }
-    }
-
     /// For the toolstack it is gone; the guest is given a while to notice.
-    fn abandon(&mut self, place: &Place) {
+    fn abandoned(&mut self, place: &Place) {
         let Some(entry) = self.entries.get_mut(place) else { return };
-        entry.device.abandon();
         entry.abandoned = Some(Instant::now() + PATIENCE);
         entry.answer(&Reply::Ok);
         lock(&self.configs).retain(|one| *one != entry.config);
         tracing::info!("{place}: taken away by force");
     }
 
-    fn disconnect(&mut self, place: &Place) {
+    fn disconnected(&mut self, place: &Place) {
         if let Some(entry) = self.entries.get_mut(place) {
-            entry.device.disconnect();
             entry.front = None;
             // A number that the guest has given back may be another device's next.
             entry.ports.retain(|port| self.wiring.channels.is_open(*port));

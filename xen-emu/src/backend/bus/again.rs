@@ -36,6 +36,9 @@ impl Server {
         if self.talk(|store| store.read_opt(&home))?.is_none() {
             return Err(DeviceError("the store does not know the domain".into()));
         }
+        if self.entries.values().any(|entry| entry.away) {
+            return Err(DeviceError("a device is away that would say what it offers".into()));
+        }
         self.clear_up()?;
         for place in self.entries.keys().cloned().collect::<Vec<_>>() {
             let state = place.back() + "/state";

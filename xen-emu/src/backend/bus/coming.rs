@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 use xen_abi::io::xenbus::XenbusState;
+use xen_domain::xenbus::Event;
 use xen_emu_api::control::Reply;
 use xen_emu_api::device::{Device, DiskConfig};
 
@@ -36,10 +37,10 @@ impl Coming {
 }
 
 /// Something to be carried out.
-type Work = Box<dyn FnOnce() + Send>;
+pub(super) type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread beside the bus, that carries out what it is sent: should there be none, nothing is lost with it.
-fn beside(name: &str) -> Result<Sender<Work>, DeviceError> {
+pub(super) fn beside(name: &str) -> Result<Sender<Work>, DeviceError> {
     let (work, todo) = mpsc::channel::<Work>();
     let body = move || todo.into_iter().for_each(|work| work());
     let started = thread::Builder::new().name(name.into()).spawn(body);
@@ -116,10 +117,11 @@ impl Server {
     /// The device is gone for good; its nodes go when the host's end is gone.
     pub(super) fn remove(&mut self, place: &Place) {
         let Some(mut entry) = self.entries.remove(place) else { return };
-        entry.device.disconnect();
         lock(&self.configs).retain(|one| *one != entry.config);
         let device = std::mem::replace(&mut entry.device, Box::new(Nothing));
-        let opened = Opened { device, script: entry.script.take() };
+        let mut opened = Opened { device, script: entry.script.take() };
+        let gone = Reply::Error { message: format!("{} is gone", label(&entry.config)) };
+        entry.discs.drain(..).for_each(|(_, answer)| answer(gone.clone()));
         self.going.insert(place.clone(), entry);
         let (line, whose) = (self.line.clone(), place.clone());
         let Ok(thread) = beside("closing") else {
@@ -127,6 +129,7 @@ impl Server {
             return self.closed(place);
         };
         drop(thread.send(Box::new(move || {
+            opened.device.disconnect();
             drop(opened);
             line.send(Command::Closed(whose));
         })));
@@ -194,12 +197,14 @@ impl Server {
         answer: Answer,
         tried: Result<(), DeviceError>,
     ) {
-        let inserted = tried.and_then(|()| self.insert(place, disc));
-        let name = self.entries.get(place).map(|entry| label(&entry.config)).unwrap_or_default();
-        answer(match inserted {
-            Ok(()) => Reply::Ok,
-            Err(e) => Reply::Error { message: named(e, &name).0 },
-        });
+        let Some(entry) = self.entries.get_mut(place) else {
+            return answer(Reply::Error { message: format!("{place}: the drive is gone") });
+        };
+        if let Err(e) = tried {
+            return answer(Reply::Error { message: named(e, &label(&entry.config)).0 });
+        }
+        entry.discs.push_back((disc, answer));
+        self.on(place, Event::Reconfigure);
     }
 }
 

@@ -1,9 +1,11 @@
 //! One device as the bus has it.
 
 use super::Answer;
+use super::busy::Todo;
 use super::coming::Opened;
 use crate::backend::device::{self, Connection, DeviceError, Disc, Frontend, Nodes};
 use crate::backend::script::Hotplug;
+use std::collections::VecDeque;
 use std::time::Instant;
 use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::Backend;
@@ -13,7 +15,12 @@ use xen_emu_api::device::Device;
 /// One device.
 pub(super) struct Entry {
     pub config: Device,
+    /// [`Nothing`] while it is away.
     pub device: Box<dyn device::Device>,
+    /// It does something beside the bus.
+    pub away: bool,
+    /// What is to be done when it is back.
+    pub todo: VecDeque<Todo>,
     /// What made that it stands on; goes after it.
     pub script: Option<Hotplug>,
     pub backend: Backend,
@@ -30,8 +37,8 @@ pub(super) struct Entry {
     pub nodes: Nodes,
     /// Why the device has failed.
     pub error: Option<DeviceError>,
-    /// What is to be put in by the next [`Action::Reconfigure`].
-    pub disc: Option<Disc>,
+    /// What is to be put in by the next [`Action::Reconfigure`]s, and who waits for it.
+    pub discs: VecDeque<(Option<Disc>, Answer)>,
     /// Taken away by force; its nodes go then at the latest.
     pub abandoned: Option<Instant>,
     /// The guest's ports, since it was connected last; once disconnected, those that it still has.
@@ -51,6 +58,8 @@ impl Entry {
             config,
             listens: device.listens(),
             device,
+            away: false,
+            todo: VecDeque::new(),
             script,
             backend: Backend::default(),
             state: XenbusState::INITIALISING,
@@ -59,7 +68,7 @@ impl Entry {
             connections: 0,
             nodes: Nodes::new(),
             error: None,
-            disc: None,
+            discs: VecDeque::new(),
             abandoned: None,
             ports: Vec::new(),
             gone: None,
@@ -73,9 +82,25 @@ impl Entry {
         self.leaving.drain(..).for_each(|(_, answer)| answer(reply.clone()));
     }
 
+    /// Answers whoever waits for anything of it, since it goes.
+    pub fn refuse(&mut self, why: &Reply) {
+        self.answer(why);
+        let (discs, next) = (self.discs.drain(..), self.next.take());
+        discs
+            .map(|(_, answer)| answer)
+            .chain(next.map(|(_, answer)| answer))
+            .for_each(|answer| answer(why.clone()));
+    }
+
+    /// Nobody waits for the guest to let go of it any longer.
+    pub fn overdue(&self, now: Instant) -> bool {
+        !self.away && self.abandoned.is_some_and(|until| until <= now)
+    }
+
     /// When there is something to do for it at the latest.
     pub fn until(&self) -> Option<Instant> {
-        self.leaving.iter().map(|(until, _)| *until).chain(self.abandoned).chain(self.lingers).min()
+        let abandoned = self.abandoned.filter(|_| !self.away);
+        self.leaving.iter().map(|(until, _)| *until).chain(abandoned).chain(self.lingers).min()
     }
 
     /// Whoever has waited long enough hears so.

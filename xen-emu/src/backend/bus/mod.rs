@@ -1,10 +1,11 @@
 //! The bus: the xenbus life cycle of all PV devices of a domain, on one thread with a store connection of its own.
 //!
-//! Waiting for a guest to let go and talking to the store are done here and not on the main thread, opening and closing
-//! images on threads of their own. Devices have their own threads for their rings; the bus only connects and disconnects them.
+//! Waiting for a guest to let go and talking to the store are done here and not on the main thread; opening and closing
+//! images, and whatever else may wait for one, on threads of their own. Devices have their own threads for their rings; the bus only connects and disconnects them.
 
 mod act;
 mod again;
+mod busy;
 mod coming;
 mod entry;
 mod nodes;
@@ -62,6 +63,8 @@ enum Command {
     Opened(Place, Result<Opened, DeviceError>),
     /// The host's end of a device is gone.
     Closed(Place),
+    /// A device has done what it was to do, and this follows.
+    Back(Place, Box<dyn device::Device>, busy::After),
     /// A disc has been opened, or cannot be.
     Tried(Place, Option<Disc>, Answer, Result<(), DeviceError>),
     Close,

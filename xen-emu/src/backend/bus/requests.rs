@@ -8,7 +8,7 @@ use crate::backend::device::{DeviceError, Disc};
 use std::time::{Duration, Instant};
 use xen_domain::xenbus::Event;
 use xen_emu_api::control::{DeviceStatus, Reply, Request};
-use xen_emu_api::device::{Device, DiskFormat};
+use xen_emu_api::device::Device;
 
 /// How long a guest may take to let go of a device.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ impl Server {
             Request::Devices => {
                 Ok(Reply::Devices { devices: self.present().map(|(_, entry)| status(entry)).collect() })
             }
-            Request::Resize { devid, bytes } => self.resize(devid, bytes),
+            Request::Resize { devid, bytes } => return self.resize(devid, bytes, answer),
             Request::Media { devid, target, format } => {
                 let disc = target.map(|target| Disc { target, format });
                 return self.change(devid, disc, answer);
@@ -89,32 +89,31 @@ impl Server {
         Ok(())
     }
 
-    fn resize(&mut self, devid: u32, bytes: Option<u64>) -> Result<Reply, DeviceError> {
-        let place = self.find("vbd", devid)?;
-        let Some(entry) = self.entries.get_mut(&place) else { return Ok(Reply::Ok) };
-        let nodes = entry.device.resize(bytes).map_err(|e| named(e, &label(&entry.config)))?;
-        self.update(&place, nodes);
-        Ok(Reply::Ok)
-    }
-
-    pub(super) fn insert(&mut self, place: &Place, disc: Option<Disc>) -> Result<(), DeviceError> {
-        let Some(entry) = self.entries.get_mut(place) else {
-            return Err(DeviceError("the drive is gone".into()));
+    fn resize(&mut self, devid: u32, bytes: Option<u64>, answer: Answer) {
+        let place = match self.find("vbd", devid) {
+            Ok(place) => place,
+            Err(e) => return answer(Reply::Error { message: e.0 }),
         };
-        entry.disc.clone_from(&disc);
-        self.on(place, Event::Reconfigure);
-        let Some(entry) = self.entries.get_mut(place) else { return Ok(()) };
-        if let Some(e) = entry.error.take() {
-            return Err(e);
+        if let Some(entry) = self.entries.get(&place).filter(|entry| entry.away) {
+            let name = label(&entry.config);
+            return answer(Reply::Error {
+                message: format!("{name} is busy: its image does not answer yet"),
+            });
         }
-        let mut config = entry.config.clone();
-        if let Device::Disk(disk) = &mut config {
-            disk.format = disc.as_ref().map_or(DiskFormat::Raw, |disc| disc.format);
-            disk.target = disc.map(|disc| disc.target);
-        }
-        self.update(place, super::nodes::params(&config));
-        self.record(place, config);
-        Ok(())
+        self.beside(
+            &place,
+            move |device| device.resize(bytes),
+            |server, place, resized| {
+                let name = server.entries.get(place).map(|entry| label(&entry.config)).unwrap_or_default();
+                answer(match resized {
+                    Ok(nodes) => {
+                        server.update(place, nodes);
+                        Reply::Ok
+                    }
+                    Err(e) => Reply::Error { message: named(e, &name).0 },
+                });
+            },
+        );
     }
 }
 

@@ -1,12 +1,13 @@
 //! The bus's thread: commands, the store's connection, and sleeping between.
 
 use super::again::PAUSE;
-use super::coming::Coming;
-use super::entry::Entry;
+use super::busy::Todo;
+use super::coming::{Coming, beside};
+use super::entry::{Entry, Nothing};
 use super::nodes::Place;
 use super::requests::PATIENCE;
 use super::{Command, Line, Wiring};
-use crate::backend::device::DeviceError;
+use crate::backend::device::{Device, DeviceError};
 use crate::log::limited;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen_domain::xenbus::Event;
 use xen_emu_api::control::Reply;
-use xen_emu_api::device::Device;
+use xen_emu_api::device::Device as Config;
 use xenstored::client::{Client, Error};
 
 /// How often it is looked whether a guest has noticed that a device is gone.
@@ -36,7 +37,7 @@ pub(super) struct Server {
     pub going: BTreeMap<Place, Entry>,
     /// Devices that are gone, whose nodes a lost store may have still.
     pub left: Vec<Place>,
-    pub configs: Arc<Mutex<Vec<Device>>>,
+    pub configs: Arc<Mutex<Vec<Config>>>,
     closing: bool,
 }
 
@@ -45,7 +46,7 @@ impl Server {
         store: Client,
         wiring: Wiring,
         (line, commands): (Line, Receiver<Command>),
-        configs: Arc<Mutex<Vec<Device>>>,
+        configs: Arc<Mutex<Vec<Config>>>,
     ) -> Server {
         Server {
             store: Some(store),
@@ -76,9 +77,8 @@ impl Server {
             self.settle(now);
             self.end_lingering(now);
             self.entries.values_mut().for_each(|entry| entry.expire(now));
-            let late = |entry: &Entry| entry.abandoned.is_some_and(|until| until <= now);
-            let gone: Vec<_> =
-                self.entries.iter().filter(|(_, entry)| late(entry)).map(|(p, _)| p.clone()).collect();
+            let late = self.entries.iter().filter(|(_, entry)| entry.overdue(now));
+            let gone: Vec<_> = late.map(|(place, _)| place.clone()).collect();
             gone.iter().for_each(|place| self.on(place, Event::Removed));
             if !self.event() {
                 self.wait();
@@ -86,16 +86,31 @@ impl Server {
         }
         let gone = Reply::Error { message: "the domain is being destroyed".into() };
         for (place, mut entry) in std::mem::take(&mut self.entries) {
-            entry.device.disconnect();
-            tracing::debug!("{place}: closed with the domain");
-            entry.answer(&gone);
-            entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
+            let device = std::mem::replace(&mut entry.device, Box::new(Nothing));
+            let here = !entry.away;
+            self.going.insert(place.clone(), entry);
+            if here {
+                self.close(place, device);
+            }
         }
-        for entry in self.going.values_mut() {
-            entry.next.take().into_iter().for_each(|(_, answer)| answer(gone.clone()));
-        }
+        self.going.values_mut().for_each(|entry| entry.refuse(&gone));
         std::mem::take(&mut self.coming).into_values().for_each(|coming| coming.refuse(&gone));
         self.await_going();
+    }
+
+    /// The host's end of a device goes with the domain.
+    pub(super) fn close(&mut self, place: Place, mut device: Box<dyn Device>) {
+        let script = self.going.get_mut(&place).and_then(|entry| entry.script.take());
+        let (line, whose) = (self.line.clone(), place);
+        let closing = move || {
+            device.disconnect();
+            drop((device, script));
+            line.send(Command::Closed(whose));
+        };
+        match beside("closing") {
+            Ok(thread) => drop(thread.send(Box::new(closing))),
+            Err(_) => closing(),
+        }
     }
 
     /// Images that others close are free, and scripts done, when the domain is gone: if the host does not take too long.
@@ -115,14 +130,10 @@ impl Server {
         match command {
             Command::Ask(_, answer) if self.closing => answer(gone()),
             Command::Ask(request, answer) => self.ask(request, answer),
-            Command::Failed(place, connection, e) => {
-                let current = self.entries.get(&place).is_some_and(|entry| entry.connections == connection);
-                if current {
-                    self.failed(&place, e);
-                    self.on(&place, Event::Failed);
-                }
-            }
+            Command::Failed(place, connection, e) => self.todo(&place, Todo::Fail(connection, e)),
+            Command::Back(place, device, after) => self.back(&place, device, after),
             Command::Opened(place, opened) => self.opened(&place, opened),
+            Command::Closed(place) if self.closing => drop(self.going.remove(&place)),
             Command::Closed(place) => self.closed(&place),
             Command::Tried(_, _, answer, _) if self.closing => answer(gone()),
             Command::Tried(place, disc, answer, tried) => self.changed(&place, disc, answer, tried),

@@ -57,7 +57,7 @@ struct World {
     log: Mutex<Vec<String>>,
     /// The guest's ports.
     ports: Mutex<Vec<u32>>,
-    /// Opening /slow waits for this.
+    /// Opening /slow waits for this, and so does ending what a disk with that image has under way.
     gate: Mutex<()>,
     /// Connecting to the store anew waits for this.
     away: Mutex<()>,
@@ -75,7 +75,16 @@ impl World {
 
 struct Fake {
     world: Arc<World>,
+    slow: bool,
     ring: Option<u32>,
+}
+
+impl Fake {
+    fn wait(&self) {
+        if self.slow {
+            drop(self.world.gate.lock().unwrap());
+        }
+    }
 }
 
 impl device::Device for Fake {
@@ -106,9 +115,11 @@ impl device::Device for Fake {
         }
     }
     fn abandon(&mut self) {
+        self.wait();
         self.world.note("abandon");
     }
     fn finish(&mut self) {
+        self.wait();
         self.world.note("finish");
     }
     fn disconnect(&mut self) {
@@ -185,11 +196,11 @@ fn patient(grace: Duration) -> Stage {
             Err(DeviceError("/missing: No such file or directory".into()))
         }
         Device::Disk(disk) => {
-            if disk.target == Some("/slow".into()) {
-                drop(made.gate.lock().unwrap());
-            }
+            let slow = disk.target == Some("/slow".into());
+            let fake = Fake { world: made.clone(), slow, ring: None };
+            fake.wait();
             made.note("open");
-            Ok(Box::new(Fake { world: made.clone(), ring: None }) as Box<dyn device::Device>)
+            Ok(Box::new(fake) as Box<dyn device::Device>)
         }
         other => kinds::open(other, kinds::Facts { domid: 7, vcpus: 1 }),
     };
@@ -449,6 +460,64 @@ fn an_image_that_takes_its_time_holds_up_nobody() {
     stage.bus.close();
     assert!(matches!(opened.recv().unwrap(), Reply::Error { .. }));
     drop(shut);
+}
+
+#[test]
+fn an_image_that_answers_no_more_holds_up_nobody() {
+    let mut stage = stage();
+    let before = stage.store.listing();
+    let Device::Disk(usual) = disk() else { panic!() };
+    let slow = Device::Disk(DiskConfig { target: Some("/slow".into()), ..usual.clone() });
+    let other = Device::Disk(DiskConfig { vdev: "xvdb".into(), devid: 51728, ..usual });
+    for force in [false, true] {
+        stage.bus.attach(&slow).unwrap();
+        stage.connect();
+        let world = stage.world.clone();
+        let shut = world.gate.lock().unwrap();
+        let gone = stage.asked(stage.detach(force));
+        if !force {
+            stage.becomes("state", "5");
+            stage.write(&format!("{FRONT}/state"), "6");
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        // It is waited for, and it alone.
+        stage.bus.attach(&other).unwrap();
+        let rest = Request::Detach { kind: "vbd".into(), devid: 51728, force };
+        assert_eq!(stage.ask(rest), Reply::Ok);
+        let shown = stage.devices();
+        assert_eq!((shown.len(), &shown[0].device, gone.try_recv().is_err()), (1, &slow, true));
+        let busy = stage.refused(Request::Resize { devid: 51712, bytes: None });
+        assert_eq!(busy, "disk xvda is busy: its image does not answer yet");
+        // What happens meanwhile waits for it.
+        stage.write(&format!("{FRONT}/state"), "6");
+        drop(shut);
+        assert_eq!(gone.recv().unwrap(), Reply::Ok);
+        while stage.read(BACK).is_some() || !stage.devices().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(stage.store.listing(), before);
+    }
+    let one = "open, connect 8 32, open, drop";
+    assert_eq!(
+        stage.log(),
+        format!("{one}, finish, disconnect, drop, {one}, abandon, finish, disconnect, drop")
+    );
+
+    // With the domain.
+    stage.bus.attach(&slow).unwrap();
+    stage.connect();
+    let world = stage.world.clone();
+    let shut = world.gate.lock().unwrap();
+    let gone = stage.asked(stage.detach(true));
+    stage.devices();
+    let closing = std::thread::spawn(move || {
+        let mut stage = stage;
+        stage.bus.close();
+        stage.log()
+    });
+    assert!(matches!(gone.recv().unwrap(), Reply::Error { .. }));
+    drop(shut);
+    assert_eq!(closing.join().unwrap(), "open, connect 8 32, abandon, disconnect, drop");
 }
 
 /// Or it would take the new device for the old one.
