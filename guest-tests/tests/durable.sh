@@ -85,6 +85,14 @@ while :; do
     n=$((n + 1))
 done
 END
+# Behind the writers: clusters that come and go.
+cat >/tmp/trimmer <<"END"
+while dd if=/dev/urandom of=/dev/xvdb bs=64k seek=$((768 + n % 15 * 16)) count=16 conv=nocreat,notrunc,fsync 2>/dev/null &&
+    blkdiscard -o $(((768 + n % 15 * 16) * 65536 + 65536)) -l 917504 /dev/xvdb; do
+    echo "trimmed $n"
+    n=$((n + 1))
+done
+END
 mke2fs -q -t ext4 /dev/xvdc'
 
 # All that was said to be flushed must be in the image; what was begun later may be there too, and nothing else.
@@ -157,12 +165,12 @@ verified() {
 # load FROM: four writers and the one with files, until each has got somewhere.
 load() {
     before=$(wc -l <g.log)
-    say "for w in 0 1 2 3; do perl /tmp/writer \$w $1 & done; sh /tmp/filer & echo loa''ding"
+    say "for w in 0 1 2 3; do perl /tmp/writer \$w $1 & done; sh /tmp/filer & n=0 sh /tmp/trimmer & echo loa''ding"
     until_true 200 progress || { tail -n 20 g.log; fail 'the writers make no progress'; }
 }
 progress() {
     tail -n +"$((before + 1))" g.log | tr -d '\r' >new.log
-    [ "$(grep -c '^synced' new.log)" -ge 5 ] && for w in 0 1 2 3; do [ "$(grep -c "^flushed $w" new.log)" -ge 3 ] || return; done
+    [ "$(grep -c '^synced' new.log)" -ge 5 ] && [ "$(grep -c '^trimmed' new.log)" -ge 3 ] && for w in 0 1 2 3; do [ "$(grep -c "^flushed $w" new.log)" -ge 3 ] || return; done
 }
 
 load 0
