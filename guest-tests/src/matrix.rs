@@ -256,6 +256,7 @@ pub const TESTS: &[Test] = &[
     test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 2400),
     test("long-device-modules", "modules.sh", &["debian-12"], 900),
     test("long-device-media", "media.sh", &["debian-12"], 900),
+    test("long-device-kexec", "kexec.sh", &["debian-12"], 900),
     test("device-refusals", "refused-devices.sh", &["debian-12"], 900),
     test("durable-raw", "durable.sh", &["debian-12", "raw", "none", "4", "all"], 500),
     test("durable-raw-plain", "durable.sh", &["debian-12", "raw", "writeback", "1", PLAIN_BLOCKS], 500),

@@ -27,7 +27,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use xen_abi::errno::Errno;
 use xen_domain::Domain;
+use xen_domain::effect::{Backend, Port};
 use xen_domain::hypercall::{Cx, Width};
 use xen_domain::mem::{Gpa, GuestMem, NoCaller};
 use xen_domain::time::Now;
@@ -114,6 +116,9 @@ const LOOK_AROUND: Duration = Duration::from_millis(50);
 
 /// Pages beside RAM that a domain is charged for, as under Xen: libxl gives a PVH guest eight special pages.
 const SPECIAL_PAGES: u64 = 8;
+
+/// Those of the store and of the console in a domain that has no others yet.
+const FIRST_PORTS: [Port; 2] = [1, 2];
 
 /// MSI address of the LAPIC with id 0, physical destination.
 const LAPIC_MSI: u64 = 0xfee0_0000;
@@ -409,6 +414,31 @@ impl Vm for Guest {
             self.unpause();
         }
         written
+    }
+
+    fn soft_reset(&self) -> Result<(), String> {
+        if self.accel.hypercall_port().is_some() {
+            return Err("the portable backend knows the hypercalls of the first kernel only".into());
+        }
+        self.mailboxes.await_parked();
+        for (id, refused) in (0..).zip(&self.refused) {
+            refused.store(0, Ordering::Release);
+            self.timers.set(Timer::Upcall(id), None);
+            self.timers.set(Timer::Poll(id), None);
+            self.timers.set(Timer::Singleshot(id), None);
+        }
+        let connected: Result<_, Errno> = self.with_domain(|domain, cx| {
+            domain.soft_reset(cx)?;
+            Ok([domain.connect_backend(Backend::Store, cx)?, domain.connect_backend(Backend::Console, cx)?])
+        });
+        match connected {
+            // The ports that the store knows.
+            Ok(ports) if ports == FIRST_PORTS => {}
+            Ok(ports) => return Err(format!("store and console have got ports {ports:?}")),
+            Err(e) => return Err(format!("the machine cannot undo what the guest has done: {e:?}")),
+        }
+        self.mailboxes.revive();
+        Ok(())
     }
 
     fn stop(&self) {

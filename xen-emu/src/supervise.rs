@@ -60,7 +60,7 @@ pub fn decide(code: u32, actions: &Actions, supervise: bool) -> Verdict {
         Action::Preserve => (Fate::Preserve, None),
         Action::CoredumpDestroy => (Fate::Destroy, None),
         Action::CoredumpRestart => (Fate::Restart, None),
-        Action::SoftReset => (Fate::Restart, Some("soft reset is not supported yet: restarting")),
+        Action::SoftReset => (Fate::Restart, Some("a soft reset was not possible: restarting")),
     };
     let core = matches!(action, Action::CoredumpDestroy | Action::CoredumpRestart);
     Verdict { action: Some(action), core, fate, note }

@@ -27,6 +27,9 @@ pub trait Vm: Send + Sync {
     fn describe(&self, path: &str) -> String;
     /// Write a core of the guest to a new file, its vCPUs stopped meanwhile; `stop` set from elsewhere: given up. Takes its time.
     fn dump_core(&self, path: &Path, stop: &AtomicBool) -> io::Result<()>;
+    /// After [`VmEvent::Shutdown`] with SHUTDOWN_soft_reset: the guest's memory stays, and all that it had of Xen is as in a new domain. It
+    /// is paused then. Called when no device is connected. An error says in one line why it is not possible; the domain stays shut down.
+    fn soft_reset(&self) -> Result<(), String>;
     /// End all vCPU threads and wait for them; the machine cannot run again.
     fn stop(&self);
 }

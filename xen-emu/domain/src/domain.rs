@@ -88,6 +88,8 @@ pub struct Domain {
     /// Whether SCHEDOP_watchdog 1 and 2 are in use.
     pub(crate) watchdogs: [bool; 2],
     pub(crate) shutdown_code: Option<u32>,
+    /// The vCPU that has shut the domain down last.
+    pub(crate) shutdown_by: VcpuId,
     store_page: bool,
     counters: Counters,
     /// Questions asked of other domains.
@@ -117,6 +119,7 @@ impl Domain {
             vcpus: (0..config.max_vcpus).map(|id| Vcpu::new(id == 0)).collect(),
             watchdogs: [false; 2],
             shutdown_code: None,
+            shutdown_by: 0,
             store_page: true,
             counters: Counters::new(),
             questions: 0,

@@ -19,6 +19,7 @@ pub mod peer;
 mod physmap;
 mod placing;
 pub mod ring;
+mod soft_reset;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

@@ -96,6 +96,11 @@ impl Physmap {
         self.placed.get(&page).copied()
     }
 
+    /// All special pages that are somewhere.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (SpecialPage, Gfn)> + '_ {
+        self.placed.iter().map(|(page, gfn)| (*page, *gfn))
+    }
+
     /// The special page at a frame.
     pub(crate) fn special_at(&self, gfn: Gfn) -> Option<SpecialPage> {
         self.at.get(&gfn).copied()

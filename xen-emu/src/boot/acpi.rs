@@ -44,6 +44,15 @@ pub struct AcpiTables {
     pub rsdp: u64,
 }
 
+impl AcpiTables {
+    /// The RSDP's bytes.
+    pub fn rsdp(&self) -> &[u8] {
+        let at = usize::try_from(self.rsdp - self.base).unwrap_or(usize::MAX);
+        let rest = self.image.get(at..).unwrap_or_default();
+        rest.get(..size_of::<Rsdp>()).unwrap_or_default()
+    }
+}
+
 /// Build the tables: `acpi` as in the configuration, vCPUs from `vcpus_online` up to `max_vcpus` exist but are off.
 pub fn build(acpi: bool, vcpus_online: u32, max_vcpus: u32) -> AcpiTables {
     let mut image = Image { base: BASE, bytes: Vec::new() };

@@ -28,6 +28,9 @@ pub const HIGH_RAM_BASE: u64 = 1 << 32;
 const SPECIAL_PAGES: Range<u64> = 0xfeff_8000..0xff00_0000;
 /// Video memory and ROMs of a PC: RAM here too, but nothing is placed where guests expect none.
 const ISA_HOLE: Range<u64> = 0xa_0000..0x10_0000;
+/// Where a copy of the RSDP is, among those addresses at which PCs have it: a PVH guest's Linux does not tell the kernel that it starts by
+/// kexec where it was told it is, and that one looks there.
+const RSDP_COPY: u64 = 0xf_0000;
 const PAGE: u64 = 4096;
 
 /// How `ram` bytes split: from 0 up, and from [`HIGH_RAM_BASE`] up.
@@ -105,6 +108,14 @@ impl Layout<'_> {
     }
 }
 
+/// Unless the kernel is there.
+fn rsdp_copy<'a>(acpi: &'a AcpiTables, kernel: &Kernel) -> Option<(Gpa, Cow<'a, [u8]>)> {
+    let rsdp = acpi.rsdp();
+    let end = RSDP_COPY + rsdp.len() as u64;
+    let free = kernel.segments.iter().all(|s| s.end() <= RSDP_COPY || end <= s.paddr);
+    free.then_some((Gpa(RSDP_COPY), Cow::Borrowed(rsdp)))
+}
+
 /// Lay out a boot in `ram` bytes of guest memory (whole pages).
 ///
 /// # Errors
@@ -123,6 +134,7 @@ pub fn layout<'a>(
     let mut busy = Busy(vec![0..PAGE, ISA_HOLE]);
     busy.0.extend(kernel.segments.iter().map(|s| s.paddr..s.end()));
     let mut writes: Vec<(Gpa, Cow<[u8]>)> = vec![(Gpa(acpi.base), Cow::Borrowed(&acpi.image))];
+    writes.extend(rsdp_copy(acpi, kernel));
     writes.extend(kernel.segments.iter().map(|s| (Gpa(s.paddr), Cow::Borrowed(kernel.segment_bytes(s)))));
     let beside = |what, size| LayoutError::Beside { what, size, needs: kernel.end() + size + (1 << 20), ram };
 
@@ -243,6 +255,9 @@ mod tests {
         assert_eq!((info, word(info)), (0x9_f000, 1 << 32 | 0x336e_c578));
         assert_eq!(word(info + 8), 1 << 32, "one module");
         assert_eq!(word(info + 32), acpi.rsdp);
+        assert_eq!(&ram[0xf_0000..][..8], b"RSD PTR ");
+        let checksum = |of: &[u8]| of.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        assert_eq!((checksum(&ram[0xf_0000..][..20]), checksum(&ram[0xf_0000..][..36])), (0, 0));
         let module = word(info + 16);
         let (paddr, size) = (word(module), word(module + 8));
         assert_eq!((paddr, size), (32 * MIB - 0x1_2000, 70_001), "as high as it goes");
@@ -295,7 +310,9 @@ mod tests {
             let acpi = acpi::build(true, 1, 1);
             if let Ok(layout) = layout(&kernel, Some(&ramdisk), &cmdline, mib * MIB, &acpi) {
                 let taken: Vec<_> = kernel.segments.iter().map(|s| s.paddr..s.end()).collect();
-                let placed: Vec<_> = layout.pieces().skip(1 + taken.len()).collect();
+                let copy = layout.pieces().any(|(gpa, _)| gpa.0 == RSDP_COPY);
+                prop_assert_eq!(copy, taken.iter().all(|t| t.end <= RSDP_COPY || RSDP_COPY + 36 <= t.start));
+                let placed: Vec<_> = layout.pieces().skip(1 + usize::from(copy) + taken.len()).collect();
                 prop_assert_eq!(placed.len(), 2);
                 for (index, (gpa, bytes)) in placed.iter().enumerate() {
                     let end = gpa.0 + bytes.len() as u64;

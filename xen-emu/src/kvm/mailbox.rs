@@ -192,6 +192,14 @@ impl<T> Mailboxes<T> {
         first
     }
 
+    /// The domain goes on after all, paused.
+    pub fn revive(&self) {
+        let mut state = self.lock();
+        (state.paused, state.shut_down) = (true, false);
+        drop(state);
+        self.attend_all();
+    }
+
     /// All vCPU threads have been asked to end.
     pub fn stopping(&self) -> bool {
         self.lock().stop
@@ -264,5 +272,9 @@ mod tests {
         assert!(boxes.running());
         assert!(boxes.shut_down() && !boxes.shut_down());
         assert!(!boxes.running(), "shut down");
+        boxes.revive();
+        assert!(boxes.paused() && !boxes.running());
+        boxes.pause(false);
+        assert!(boxes.running());
     }
 }

@@ -25,6 +25,11 @@ impl LostStore {
         LostStore { ring: Arc::new(ring), stop: Arc::default(), back, looking: None }
     }
 
+    /// What the store has the domain by.
+    pub(super) fn ring(&self) -> Arc<StoreRing> {
+        self.ring.clone()
+    }
+
     /// The domain ends: it must not be introduced again.
     pub(super) fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

@@ -1,17 +1,19 @@
 //! How a domain ends: what the machine tells, signals, the `on_*` actions, and the cleaning up.
 
 use super::{End, Exit, LAST_BYTES, POWER_OFF, Reactor};
+use crate::log::limited;
 use crate::supervise::{self, Fate, Logs, Verdict};
 use crate::vm::VmEvent;
 use crate::xenbus_setup;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 use tracing::{error, info, warn};
-use xen_emu_api::config::{DomainConfig, reason};
+use xen_emu_api::config::{Action, DomainConfig, Launch, reason};
 use xen_emu_api::control::Reply;
 use xen_emu_api::run_dir::{RunDir, core_path};
 use xenstored::client::Client;
@@ -84,7 +86,14 @@ impl Reactor {
         if self.shutdown.is_some() {
             return;
         }
-        info!("Domain {} has shut down, reason code {code} {code:#x}", self.launch.domid);
+        // A guest may ask for one soft reset after the other.
+        limited!(info, "Domain {} has shut down, reason code {code} {code:#x}", self.launch.domid);
+        if code == reason::SOFT_RESET && self.wants_soft_reset() {
+            match self.soft_reset() {
+                Ok(()) => return,
+                Err(e) => warn!("no soft reset: {e:#}"),
+            }
+        }
         self.shutdown = Some(code);
         if let Err(e) = self.life_line.write_all(b"s") {
             warn!("the store does not hear of the shutdown: {e}");
@@ -108,6 +117,30 @@ impl Reactor {
             true => self.dump_core(fate),
             false => self.go_on(fate),
         }
+    }
+
+    /// Whether a guest that asks for it gets a soft reset: somebody supervises it, and nobody wants it gone.
+    fn wants_soft_reset(&self) -> bool {
+        let Launch { supervise, config, .. } = &self.launch;
+        *supervise && config.actions.soft_reset == Action::SoftReset && self.power_off_by.is_none()
+    }
+
+    /// The guest goes on in the same memory with another kernel (kexec), for which everything else is as in a new domain: devices, store,
+    /// console, events, grants.
+    fn soft_reset(&mut self) -> anyhow::Result<()> {
+        self.bus.halt()?;
+        self.vm.soft_reset().map_err(anyhow::Error::msg)?;
+        self.console.renew()?;
+        let (ring, domid) = (self.lost.ring(), self.launch.domid);
+        let (page, kick, notify) = (ring.page.as_fd(), ring.kick.as_fd(), ring.notify.as_fd());
+        let line =
+            self.with_store(|store| xenbus_setup::introduce(store, domid, &ring.facts, page, kick, notify))?;
+        line.set_nonblocking(true)?;
+        self.life_line = line;
+        self.bus.offer()?;
+        self.vm.unpause();
+        limited!(info, "Domain {domid} goes on after a soft reset");
+        Ok(())
     }
 
     /// Write a core, and go on when it is there.

@@ -56,6 +56,9 @@ impl Vm for FakeVm {
     fn dump_core(&self, path: &Path, _stop: &AtomicBool) -> io::Result<()> {
         std::fs::write(path, "core")
     }
+    fn soft_reset(&self) -> Result<(), String> {
+        Err("there is nothing to reset".into())
+    }
     fn stop(&self) {
         self.stopped.store(true, SeqCst);
     }

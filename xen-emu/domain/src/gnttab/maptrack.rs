@@ -61,6 +61,11 @@ impl Maptrack {
         self.free.push(handle);
     }
 
+    /// All mappings, which are gone then.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Mapping> + use<> {
+        std::mem::take(self).by_handle.into_iter().flatten()
+    }
+
     /// Whether something is mapped at this frame.
     pub(crate) fn is_at(&self, gfn: Gfn) -> bool {
         self.at.contains_key(&gfn)

@@ -133,6 +133,11 @@ impl Active {
         self.frames.fetch_max(frames, Ordering::AcqRel);
     }
 
+    /// Back to the one frame of a new domain. With all shards locked.
+    pub(super) fn shrink(&self) {
+        self.frames.fetch_min(1, Ordering::AcqRel);
+    }
+
     /// How many grants are pinned.
     pub(crate) fn in_use(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()

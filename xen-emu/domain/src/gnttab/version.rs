@@ -99,6 +99,19 @@ impl Quiet<'_> {
         Ok(())
     }
 
+    /// Makes it what a new domain has: version 1, one frame, no entries. What other domains have mapped they keep.
+    ///
+    /// # Errors
+    /// The host has no memory for the table.
+    pub(crate) fn empty(&self, mem: &dyn GuestMem) -> Result<(), Fault> {
+        let frames = self.active.frames();
+        clear(mem, frames, SpecialPage::GrantFrame)?;
+        clear(mem, status_frames(frames), SpecialPage::GrantStatus)?;
+        self.active.version.store(1, Ordering::Release);
+        self.active.shrink();
+        Ok(())
+    }
+
     /// Swaps two entries.
     pub(crate) fn swap(&self, mem: &dyn GuestMem, a: u32, b: u32) -> GntStatus {
         let version = self.active.version();

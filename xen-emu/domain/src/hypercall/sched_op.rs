@@ -75,6 +75,7 @@ impl Domain {
 fn shutdown(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let shutdown: SchedShutdown = cx.get(call.arg(1))?;
     let reason = *domain.shutdown_code.get_or_insert(shutdown.reason.0 & 0xff);
+    domain.shutdown_by = call.vcpu;
     Ok(Outcome::Exit(ShutdownReason(reason)))
 }
 

@@ -12,6 +12,7 @@ mod memory;
 mod misc;
 mod peer;
 mod ring;
+mod soft_reset;
 mod vcpu;
 mod xenbus;
 

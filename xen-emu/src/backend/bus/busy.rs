@@ -4,6 +4,7 @@
 
 use super::entry::{Entry, Nothing};
 use super::nodes::Place;
+use super::renew::Halt;
 use super::serve::Server;
 use super::{Command, coming};
 use crate::backend::device::{Device, DeviceError};
@@ -35,7 +36,7 @@ impl Server {
 
     /// Until all is done, or the device is away.
     pub(super) fn proceed(&mut self, place: &Place) {
-        loop {
+        while let Halt::No = self.halt {
             let Some(entry) = self.entries.get_mut(place).filter(|entry| !entry.away) else { return };
             match entry.todo.pop_front() {
                 None => return,
@@ -90,6 +91,10 @@ impl Server {
         };
         (entry.device, entry.away) = (device, false);
         after(self, place);
+        if let Halt::Wanted(_) = self.halt {
+            self.halt_one(place);
+            self.halted();
+        }
         self.proceed(place);
     }
 }

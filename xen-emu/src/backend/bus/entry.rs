@@ -19,6 +19,8 @@ pub(super) struct Entry {
     pub device: Box<dyn device::Device>,
     /// It does something beside the bus.
     pub away: bool,
+    /// Nothing is left of it that a guest which begins anew would have to fear.
+    pub halted: bool,
     /// What is to be done when it is back.
     pub todo: VecDeque<Todo>,
     /// What made that it stands on; goes after it.
@@ -59,6 +61,7 @@ impl Entry {
             listens: device.listens(),
             device,
             away: false,
+            halted: true,
             todo: VecDeque::new(),
             script,
             backend: Backend::default(),

@@ -9,6 +9,7 @@ mod busy;
 mod coming;
 mod entry;
 mod nodes;
+mod renew;
 mod requests;
 mod serve;
 mod watch;
@@ -67,6 +68,10 @@ enum Command {
     Back(Place, Box<dyn device::Device>, busy::After),
     /// A disc has been opened, or cannot be.
     Tried(Place, Option<Disc>, Answer, Result<(), DeviceError>),
+    /// The guest begins anew: all devices are disconnected, and none connects until [`Command::Offer`].
+    Halt(Sender<()>),
+    /// Told whether the store has the nodes of new devices.
+    Offer(Sender<Result<(), DeviceError>>),
     Close,
 }
 
@@ -138,6 +143,27 @@ impl Bus {
     /// The devices as they are now, in the order in which they came: for a domain that follows this one.
     pub fn configs(&self) -> Vec<Device> {
         crate::guest::lock(&self.configs).clone()
+    }
+
+    /// Disconnects all devices, and waits for that: the guest is about to begin anew.
+    ///
+    /// # Errors
+    /// One does not let go.
+    pub fn halt(&self) -> Result<(), DeviceError> {
+        let (told, done) = mpsc::channel();
+        self.line.send(Command::Halt(told));
+        done.recv_timeout(requests::PATIENCE)
+            .map_err(|_| DeviceError("a device does not let go of the guest".into()))
+    }
+
+    /// Offers all devices to a guest that begins anew, after [`Bus::halt`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn offer(&self) -> Result<(), DeviceError> {
+        let (told, done) = mpsc::channel();
+        let _ = self.line.send(Command::Offer(told));
+        done.recv().unwrap_or_else(|_| Err(DeviceError("the thread of the devices has ended".into())))
     }
 
     /// Closes all devices, and waits for that; their nodes stay. Idempotent.

@@ -5,6 +5,7 @@ use super::busy::Todo;
 use super::coming::{Coming, beside};
 use super::entry::{Entry, Nothing};
 use super::nodes::Place;
+use super::renew::Halt;
 use super::requests::PATIENCE;
 use super::{Command, Line, Wiring};
 use crate::backend::device::{Device, DeviceError};
@@ -38,6 +39,7 @@ pub(super) struct Server {
     /// Devices that are gone, whose nodes a lost store may have still.
     pub left: Vec<Place>,
     pub configs: Arc<Mutex<Vec<Config>>>,
+    pub halt: Halt,
     closing: bool,
 }
 
@@ -59,6 +61,7 @@ impl Server {
             going: BTreeMap::new(),
             left: Vec::new(),
             configs,
+            halt: Halt::No,
             closing: false,
         }
     }
@@ -137,6 +140,10 @@ impl Server {
             Command::Closed(place) => self.closed(&place),
             Command::Tried(_, _, answer, _) if self.closing => answer(gone()),
             Command::Tried(place, disc, answer, tried) => self.changed(&place, disc, answer, tried),
+            Command::Halt(told) => self.halt(told),
+            Command::Offer(told) => {
+                let _ = told.send(self.offer());
+            }
             Command::Close => self.closing = true,
         }
     }

@@ -559,6 +559,34 @@ fn a_guest_that_had_closed_a_device_is_given_time_before_it_comes_again() {
     stage.becomes("state", "2");
 }
 
+/// Its kernel is another one after a soft reset.
+#[test]
+fn a_guest_that_begins_anew_is_offered_its_devices() {
+    let mut stage = stage();
+    let before = stage.store.listing();
+    stage.bus.attach(&disk()).unwrap();
+    stage.connect();
+    stage.bus.halt().unwrap();
+    assert_eq!(stage.log(), "open, connect 8 32, disconnect");
+    // What the old kernel has written last connects nothing.
+    stage.write(&format!("{FRONT}/state"), "3");
+    stage.devices();
+    stage.bus.offer().unwrap();
+    stage.becomes("state", "2");
+    assert_eq!(stage.read(&format!("{FRONT}/state")).as_deref(), Some("1"));
+    assert_eq!(stage.read(&format!("{FRONT}/ring-ref")), None);
+    stage.connect();
+    assert_eq!(stage.log(), "connect 8 32");
+    // One that was about to go goes.
+    let gone = stage.asked(stage.detach(false));
+    stage.becomes("state", "5");
+    stage.bus.halt().unwrap();
+    stage.bus.offer().unwrap();
+    assert_eq!(gone.recv().unwrap(), Reply::Ok);
+    assert!(stage.devices().is_empty());
+    assert_eq!(stage.store.listing(), before);
+}
+
 #[test]
 fn a_store_that_comes_back_finds_the_devices_as_they_are() {
     let mut stage = stage();

@@ -191,6 +191,16 @@ impl Console {
         self.flush();
     }
 
+    /// The guest begins anew, while it does not run: what it has written is taken, what was typed waits for it.
+    ///
+    /// # Errors
+    /// The page is not there.
+    pub fn renew(&mut self) -> io::Result<()> {
+        while self.take_output() > 0 {}
+        self.freed = 0;
+        self.ring.reset().map_err(io::Error::other)
+    }
+
     /// The guest will write no more: take what is left, and give readers `patience` to read it.
     pub fn finish(&mut self, patience: Duration) {
         let until = Instant::now() + patience;

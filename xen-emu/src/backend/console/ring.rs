@@ -1,6 +1,7 @@
 //! The two byte rings of the console page (`struct xencons_interface`, public/io/console.h), host side.
 
 use std::sync::Arc;
+use xen_abi::io::console::{IN_CONS, IN_PROD, OUT_CONS, OUT_PROD};
 use xen_domain::mem::{Fault, Gpa, GuestMem};
 use xen_domain::ring::{ConsoleIn, ConsoleOut, RingError, SpecialRing};
 
@@ -18,6 +19,15 @@ impl Ring {
         let view = SpecialRing::at(&*page, at);
         let (input, output) = (ConsoleIn::attach(&view)?, ConsoleOut::attach(&view)?);
         Ok(Ring { page, at, input, output })
+    }
+
+    /// Both rings are empty, for a guest that begins anew.
+    pub fn reset(&mut self) -> Result<(), Fault> {
+        for index in [IN_CONS, IN_PROD, OUT_CONS, OUT_PROD] {
+            self.page.store_u32(self.at.offset(index as u64), 0)?;
+        }
+        *self = Ring::new(self.page.clone(), self.at)?;
+        Ok(())
     }
 
     /// Bytes of the guest's output that wait.
