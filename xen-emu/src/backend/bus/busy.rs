@@ -18,6 +18,9 @@ pub(super) enum Todo {
     Fail(u64, DeviceError),
 }
 
+/// A guest may go on with its half of a device that is away; of more than this the last counts.
+const MOST: usize = 32;
+
 /// What the bus does when a device is back.
 pub(super) type After = Box<dyn FnOnce(&mut Server, &Place) + Send>;
 
@@ -30,6 +33,12 @@ impl Server {
     /// Something is to be done for a device, after what is to be done already.
     pub(super) fn todo(&mut self, place: &Place, todo: Todo) {
         let Some(entry) = self.entries.get_mut(place) else { return };
+        let heard = |todo: &Todo| matches!(todo, Todo::Hear(Event::Frontend(_)));
+        if entry.todo.len() >= MOST
+            && let Some(oldest) = entry.todo.iter().position(heard)
+        {
+            entry.todo.remove(oldest);
+        }
         entry.todo.push_back(todo);
         self.proceed(place);
     }

@@ -488,7 +488,8 @@ fn an_image_that_answers_no_more_holds_up_nobody() {
         assert_eq!((shown.len(), &shown[0].device, gone.try_recv().is_err()), (1, &slow, true));
         let busy = stage.refused(Request::Resize { devid: 51712, bytes: None });
         assert_eq!(busy, "disk xvda is busy: its image does not answer yet");
-        // What happens meanwhile waits for it.
+        // What happens meanwhile waits for it, as far as it counts.
+        (0..200).for_each(|n| stage.write(&format!("{FRONT}/state"), if n % 2 == 0 { "5" } else { "4" }));
         stage.write(&format!("{FRONT}/state"), "6");
         drop(shut);
         assert_eq!(gone.recv().unwrap(), Reply::Ok);
