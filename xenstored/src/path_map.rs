@@ -114,69 +114,98 @@ struct Entry<V> {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub(crate) struct PathMap<V>(HashTable<Entry<V>>);
+pub(crate) struct PathMap<V> {
+    entries: Vec<Entry<V>>,
+    /// Where they are.
+    table: HashTable<usize>,
+    /// The one that was asked for last is often asked for again: its path is compared before it is hashed.
+    last: usize,
+}
 
 impl<V> Default for PathMap<V> {
     fn default() -> Self {
-        Self(HashTable::new())
+        Self { entries: Vec::new(), table: HashTable::new(), last: 0 }
     }
 }
 
 impl<V> PathMap<V> {
     pub(crate) fn get(&self, path: &str) -> Option<&V> {
-        if self.0.is_empty() { None } else { self.get_at(hash(path), path) }
+        let index = if self.entries.is_empty() { None } else { self.index(path) };
+        index.and_then(|index| self.entries.get(index)).map(|entry| &entry.value)
     }
 
     /// What there is for one of [`prefixes`].
     pub(crate) fn at(&self, prefix: &Prefix<'_>) -> Option<&V> {
-        if self.0.is_empty() { None } else { self.get_at(prefix.hash, prefix.path) }
+        let index = if self.entries.is_empty() { None } else { self.find(prefix.hash, prefix.path) };
+        index.and_then(|index| self.entries.get(index)).map(|entry| &entry.value)
     }
 
-    fn get_at(&self, hash: u64, path: &str) -> Option<&V> {
-        self.0.find(hash, |entry| entry.hash == hash && *entry.path == *path).map(|entry| &entry.value)
+    fn index(&self, path: &str) -> Option<usize> {
+        let last = self.entries.get(self.last).filter(|entry| *entry.path == *path);
+        if last.is_some() { Some(self.last) } else { self.find(hash(path), path) }
+    }
+
+    fn find(&self, hash: u64, path: &str) -> Option<usize> {
+        let is = |index: &usize| is(&self.entries, *index, hash, path);
+        self.table.find(hash, is).copied()
     }
 
     pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut V> {
-        let hash = hash(path);
-        self.0.find_mut(hash, |entry| *entry.path == *path).map(|entry| &mut entry.value)
+        self.last = self.index(path)?;
+        self.entries.get_mut(self.last).map(|entry| &mut entry.value)
     }
 
     /// The value of a path, and whether it was made just now.
     pub(crate) fn get_or_insert(&mut self, path: &str, make: impl FnOnce() -> V) -> (&mut V, bool) {
-        use hashbrown::hash_table::Entry::{Occupied, Vacant};
-        let hash = hash(path);
-        match self.0.entry(hash, |entry| *entry.path == *path, |entry| entry.hash) {
-            Occupied(entry) => (&mut entry.into_mut().value, false),
-            Vacant(vacant) => {
-                let entry = Entry { hash, path: path.into(), value: make() };
-                (&mut vacant.insert(entry).into_mut().value, true)
-            }
+        let last = self.entries.get(self.last).is_some_and(|entry| *entry.path == *path);
+        let hash = if last { 0 } else { hash(path) };
+        let found = if last { Some(self.last) } else { self.find(hash, path) };
+        self.last = found.unwrap_or(self.entries.len());
+        if found.is_none() {
+            let entries = &self.entries;
+            let hash_of = |index: &usize| entries.get(*index).map_or(0, |entry| entry.hash);
+            self.table.insert_unique(hash, self.last, hash_of);
+            self.entries.push(Entry { hash, path: path.into(), value: make() });
         }
+        (&mut self.entries[self.last].value, found.is_none())
     }
 
     pub(crate) fn remove(&mut self, path: &str) -> Option<V> {
-        let found = self.0.find_entry(hash(path), |entry| *entry.path == *path);
-        found.ok().map(|entry| entry.remove().0.value)
+        let hash = hash(path);
+        let Self { entries, table, .. } = self;
+        let (index, _) = table.find_entry(hash, |index| is(entries, *index, hash, path)).ok()?.remove();
+        let entry = entries.swap_remove(index);
+        // Another one has its place now.
+        if let Some(moved) = entries.get(index)
+            && let Some(place) = table.find_mut(moved.hash, |other| *other == entries.len())
+        {
+            *place = index;
+        }
+        Some(entry.value)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// In no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &V)> {
-        self.0.iter().map(|entry| (&entry.path, &entry.value))
+        self.entries.iter().map(|entry| (&entry.path, &entry.value))
     }
 
     /// In no order.
     pub(crate) fn into_entries(self) -> impl Iterator<Item = (Arc<str>, V)> {
-        self.0.into_iter().map(|entry| (entry.path, entry.value))
+        self.entries.into_iter().map(|entry| (entry.path, entry.value))
     }
 
     /// In no order.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut V)> {
-        self.0.iter_mut().map(|entry| (&entry.path, &mut entry.value))
+        self.entries.iter_mut().map(|entry| (&entry.path, &mut entry.value))
     }
+}
+
+fn is<V>(entries: &[Entry<V>], index: usize, hash: u64, path: &str) -> bool {
+    entries.get(index).is_some_and(|entry| entry.hash == hash && *entry.path == *path)
 }
 
 #[cfg(test)]

@@ -144,11 +144,13 @@ impl Transaction {
     /// # Errors
     /// `ENOSPC` for more.
     pub fn note(&mut self, tree: &Tree, path: &str, aspect: Aspect, limit: usize) -> Result<(), Errno> {
-        let before = self.seen.get(path);
+        // To find it again quickly: see `PathMap`.
+        let before = self.seen.get_mut(path).map(|seen| &*seen);
         let known = before.is_some_and(|seen| {
             let listed = aspect == Aspect::Content || seen.listing.is_some() || seen.base.is_none();
             seen.covered || matches!(seen.now, Now::Gone) || (seen.looked && listed)
         });
+        let new = before.is_none();
         if known || self.hides(path) {
             return Ok(());
         }
@@ -156,7 +158,7 @@ impl Transaction {
         if let Some(errno @ (Errno::ENOSPC | Errno::ENOMEM)) = self.failed {
             return Err(errno);
         }
-        if before.is_none() && self.seen.len() >= limit {
+        if new && self.seen.len() >= limit {
             return Err(Errno::ENOSPC);
         }
         let seen = entry(&mut self.seen, &mut self.bytes, path);
