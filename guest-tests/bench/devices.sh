@@ -11,6 +11,7 @@ common='console=hvc0 mitigations=off quiet panic=-1 lab=devices'
 root=$(echo /disk/0/*.img) scratch=/disk/1/scratch.img size=256
 lan
 dd if=/dev/zero of=$scratch bs=1M count=$size 2>/dev/null
+sync
 tools iperf3 -s -D
 cp /lab/tests/load.py /run/lan/www/
 tools python3 /run/lan/www/load.py serve $lan.1 7777 >serve.log 2>&1 &

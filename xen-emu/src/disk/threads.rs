@@ -2,6 +2,7 @@
 
 use super::Disk;
 use super::engine::{Done, Engine, Gather, Io};
+use super::sys::patient;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -62,6 +63,8 @@ impl Shared {
     }
 
     fn work(&self) {
+        // The thread that has started this one may have been a patient one. Where that may not be changed, it was not.
+        let _ = patient(false);
         loop {
             let mut state = self.state();
             let io = loop {

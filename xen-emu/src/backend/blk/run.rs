@@ -16,7 +16,7 @@ use super::proto::{self, Limits, Parsed, Piece, Slot, Transfer, Work};
 use super::queue::{Ending, Queue, Serving, Stop};
 use crate::backend::device::DeviceError;
 use crate::disk::engine::{Done, Engine, Gather, Io, Op};
-use crate::disk::sys::Buffers;
+use crate::disk::sys::{Buffers, patient};
 use crate::log::limited;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -29,6 +29,8 @@ use xen_domain::ring::RingError;
 const SHARE: u32 = 4;
 /// The longest that ends wait for each other.
 const PATIENCE: Duration = Duration::from_millis(2);
+/// So many turns in a row with few requests under way, and they are in a hurry again.
+const CALM: u32 = 16;
 
 /// What is left to be done of a request, in order.
 type Steps = [Option<Op>; 3];
@@ -54,6 +56,11 @@ fn gathers() -> bool {
         Ok("1") => true,
         _ => std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1),
     }
+}
+
+/// Turns since many were under way, after one more.
+fn calm(before: Option<u32>, many: bool) -> Option<u32> {
+    if many { Some(0) } else { before.map(|turns| turns + 1).filter(|turns| *turns < CALM) }
 }
 
 fn steps(transfer: Transfer) -> Steps {
@@ -92,6 +99,8 @@ pub struct Run<'a> {
     pace: Duration,
     /// Whether requests wait for company.
     gathers: bool,
+    /// Turns since many were under way; `None` while they are in a hurry.
+    calm: Option<u32>,
     /// How many requests are still taken, once it is to end.
     left: Option<u32>,
     /// A request that waits for those before it.
@@ -115,6 +124,7 @@ impl<'a> Run<'a> {
             now: Instant::now(),
             pace: Duration::ZERO,
             gathers: gathers(),
+            calm: None,
             left: None,
             waiting: None,
         }
@@ -129,6 +139,7 @@ impl<'a> Run<'a> {
         loop {
             self.take(stop);
             self.tell();
+            self.yields();
             if self.left.is_some() && self.idle() {
                 return Ok(());
             }
@@ -152,6 +163,18 @@ impl<'a> Run<'a> {
     /// How many ends, or new requests, are worth a turn of their own.
     fn batch(&self) -> usize {
         if self.gathers { (self.under_way() / SHARE as usize).max(1) } else { 1 }
+    }
+
+    /// Lets the guest run on while there is more than one request to a batch, and for a while after that.
+    fn yields(&mut self) {
+        let calm = calm(self.calm, self.batch() > 1);
+        if calm.is_some() != self.calm.is_some() {
+            self.queue.counters.calls.fetch_add(1, Ordering::Relaxed);
+            if let Err(e) = patient(calm.is_some()) {
+                limited!(warn, "{}: scheduling: {e}", self.queue.name);
+            }
+        }
+        self.calm = calm;
     }
 
     /// Ends that come within a part of their requests' time are told together.
@@ -412,5 +435,19 @@ impl<'a> Run<'a> {
         drop(self.engine);
         let under_way = self.flights.into_iter().flatten().chain(self.waiting.map(|(_, flight)| flight));
         under_way.flat_map(|flight| flight.held).for_each(|held| self.queue.pages.give(held));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_patient_from_the_first_crowd_until_a_while_after_the_last() {
+        assert_eq!(calm(None, false), None);
+        let quiet: Vec<_> =
+            std::iter::successors(calm(None, true), |turns| calm(Some(*turns), false)).collect();
+        assert_eq!(quiet.len(), CALM as usize);
+        assert_eq!(calm(quiet.last().copied(), true), Some(0));
     }
 }
