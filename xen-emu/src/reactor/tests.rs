@@ -11,7 +11,7 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread::JoinHandle;
 use xen_domain::mem::Gpa;
 use xen_emu_api::config::{Action, reason};
@@ -23,6 +23,7 @@ struct FakeVm {
     paused: AtomicBool,
     stopped: AtomicBool,
     button: Result<(), String>,
+    reset: Mutex<Result<(), String>>,
 }
 
 impl Vm for FakeVm {
@@ -57,7 +58,8 @@ impl Vm for FakeVm {
         std::fs::write(path, "core")
     }
     fn soft_reset(&self) -> Result<(), String> {
-        Err("there is nothing to reset".into())
+        self.pause();
+        self.reset.lock().unwrap().clone()
     }
     fn stop(&self) {
         self.stopped.store(true, SeqCst);
@@ -102,7 +104,12 @@ impl Stage {
             Launch { run_root: root.path().join("run"), xenstored: store.path.clone(), ..launch(dir.domid) };
         adjust(&mut launch);
         let button = if launch.config.acpi { Ok(()) } else { Err("acpi=0".to_owned()) };
-        let vm = Arc::new(FakeVm { paused: true.into(), stopped: false.into(), button });
+        let vm = Arc::new(FakeVm {
+            paused: true.into(),
+            stopped: false.into(),
+            button,
+            reset: Mutex::new(Ok(())),
+        });
         let (page, (sender, events)) = (Arc::new(Page::default()), channel::channel());
         let (life_line, line) = UnixStream::pair().unwrap();
         let ready_path = root.path().join("ready");
@@ -302,6 +309,32 @@ fn a_reset_restarts_with_a_new_domid_and_the_same_console_log() {
     assert_eq!(after.config, launch(1).config);
     assert_eq!(std::fs::read(next.console_log()).unwrap(), b"before the reset");
     assert_eq!(supervise::quick_lives(&next), 1);
+}
+
+/// A kernel that has started another by kexec.
+#[test]
+fn a_soft_reset_lets_a_domain_go_on_and_where_there_can_be_none_it_restarts() {
+    let life = begin(|_| {});
+    wait_for("the first kernel", || !life.vm.paused());
+    life.page.guest_writes(b"of the first kernel, ");
+    let mut introduced = life.store.client();
+    assert!(!introduced.is_introduced(1).unwrap());
+    life.events.send(VmEvent::Shutdown(reason::SOFT_RESET)).unwrap();
+    wait_for("the second kernel", || introduced.is_introduced(1).unwrap());
+    wait_for("the second kernel", || !life.vm.paused());
+    assert_eq!(life.status().shutdown, None);
+    life.page.guest_writes(b"of the second");
+    let mut console = UnixStream::connect(life.dir.console()).unwrap();
+    let mut all = [0; 34];
+    console.read_exact(&mut all).unwrap();
+    assert_eq!(all, *b"of the first kernel, of the second");
+
+    *life.vm.reset.lock().unwrap() = Err("there is nothing to reset".into());
+    life.events.send(VmEvent::Shutdown(reason::SOFT_RESET)).unwrap();
+    assert!(matches!(life.end().0, Exit::Restart(_)));
+    let other = begin(|launch| launch.config.actions.soft_reset = Action::Destroy);
+    other.events.send(VmEvent::Shutdown(reason::SOFT_RESET)).unwrap();
+    assert!(matches!(other.end().0, Exit::Gone));
 }
 
 #[test]
