@@ -317,10 +317,10 @@ fn a_soft_reset_lets_a_domain_go_on_and_where_there_can_be_none_it_restarts() {
     let life = begin(|_| {});
     wait_for("the first kernel", || !life.vm.paused());
     life.page.guest_writes(b"of the first kernel, ");
-    let mut introduced = life.store.client();
-    assert!(!introduced.is_introduced(1).unwrap());
+    let introduced = || life.store.client().is_introduced(1).unwrap();
+    assert!(!introduced());
     life.events.send(VmEvent::Shutdown(reason::SOFT_RESET)).unwrap();
-    wait_for("the second kernel", || introduced.is_introduced(1).unwrap());
+    wait_for("the second kernel", introduced);
     wait_for("the second kernel", || !life.vm.paused());
     assert_eq!(life.status().shutdown, None);
     life.page.guest_writes(b"of the second");
