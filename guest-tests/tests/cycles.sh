@@ -66,7 +66,12 @@ count >before
 nodes >nodes-before
 used=$(memory) pinned=$(pins)
 begin=$(cut -d. -f1 /proc/uptime)
-for n in $(seq 11 "$rounds"); do round "$n"; done
+for n in $(seq 11 "$rounds"); do
+    round "$n"
+    [ $((n % 20)) = 0 ] || continue
+    must 60 'sed -n "s/^MemFree: *//p" /proc/meminfo'
+    echo "round $n: the guest has $(cat said) free"
+done
 echo "$((rounds - 10)) rounds in $(($(cut -d. -f1 /proc/uptime) - begin)) s"
 until_true 20 settled || { diff before now; ls -l /proc/"$pid"/fd; fail 'the process has not what it had before'; }
 cat now
