@@ -6,6 +6,7 @@ use crate::boot::{
     map, pvh,
     rewrite::{self, Stubs},
 };
+use crate::clock::Clock;
 use crate::forward::{self, Forward};
 use crate::fx::Fx;
 use crate::guest::Guest;
@@ -15,7 +16,7 @@ use crate::kvm::vcpu::{Counters, Thread};
 use crate::kvm::vm::Slots;
 use crate::kvm::xen_kernel::XenKernel;
 use crate::kvm::xen_portable::{HYPERCALL_PORT, XenPortable};
-use crate::kvm::{self, HostError, Way, XenAccel, ioctl, regs};
+use crate::kvm::{self, HostError, Way, XenAccel, auto_eoi, ioctl, regs};
 use crate::log::Dmesg;
 use crate::machine::{IOAPIC_PINS, Machine};
 use crate::memory::{self, Memory};
@@ -123,12 +124,13 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         domain: Mutex::new(Domain::new(params(launch, &layout, kernel.long_mode, fifo(config, way))?)),
         machine: Mutex::new(Machine::new(config.acpi)),
         slots: Mutex::new(slots),
+        clock: Clock::default(),
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
         clocks: (0..config.max_vcpus).map(|_| AtomicU64::new(0)).collect(),
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
         refused: (0..config.max_vcpus).map(|_| AtomicU32::new(0)).collect(),
         forward,
-        timers: Timers::default(),
+        timers: Timers::new().context("timerfd")?,
         peers,
         workers: Mutex::default(),
         events: Mutex::new(events),
@@ -246,10 +248,11 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool
 /// The global vector has no way to the guest.
 fn vcpu_upcall(upcall: Upcall, way: Way) -> Result<bool, HostError> {
     match (upcall, way) {
-        (Upcall::Vector, _) | (Upcall::Auto, Way::Portable(_)) => Ok(true),
+        (Upcall::Vector, _) => Ok(true),
         (Upcall::Global, Way::Portable(offers)) if !offers.auto_eoi => Err(HostError::NoAutoEoi),
         (Upcall::Global, _) => Ok(false),
         (Upcall::Auto, Way::Kernel(offers)) => Ok(offers.vectors && !offers.auto_eoi),
+        (Upcall::Auto, Way::Portable(offers)) => Ok(!offers.auto_eoi || auto_eoi::needless()),
     }
 }
 

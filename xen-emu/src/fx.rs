@@ -1,10 +1,10 @@
 //! The machine as the core's [`Effects`].
 
 use crate::guest::{Guest, lock};
+use crate::kvm::VcpuAttr;
 use crate::kvm::backends::BackendFds;
 use crate::kvm::mailbox::Ticket;
 use crate::kvm::vcpu::{Mail, deliver};
-use crate::kvm::{VcpuAttr, ioctl};
 use crate::memory::Place;
 use crate::peers::Order;
 use crate::timers::Timer;
@@ -27,6 +27,10 @@ pub struct Fx<'a> {
     tickets: Vec<Ticket>,
     /// Backends to kick.
     kicks: Vec<Arc<BackendFds>>,
+    /// vCPUs to interrupt, and those whose wait has ended. Such a one may run at once, on this very CPU, and would soon wait for
+    /// the domain's lock if that were still held.
+    upcalls: Vec<VcpuId>,
+    wakes: Vec<VcpuId>,
     /// The own VIRQ_TIMER is to be raised: it was set to a time that has passed, and no other thread need be woken for it.
     pub due: bool,
 }
@@ -58,18 +62,24 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
 impl<'a> Fx<'a> {
     /// For a call from vCPU `own`, or from elsewhere.
     pub fn new(guest: &'a Guest, own: Option<(&'a VcpuFd, VcpuId)>) -> Self {
-        Fx { guest, own, tickets: Vec::new(), kicks: Vec::new(), due: false }
+        Fx {
+            guest,
+            own,
+            tickets: Vec::new(),
+            kicks: Vec::new(),
+            upcalls: Vec::new(),
+            wakes: Vec::new(),
+            due: false,
+        }
     }
 
     /// What is left when the domain's lock is released: backends are kicked, whose eventfds other processes may hold and
-    /// have filled, and work posted to other vCPUs is awaited. A vCPU does its own meanwhile.
+    /// have filled, work posted to other vCPUs is awaited, and then vCPUs are interrupted. A vCPU does its own work meanwhile.
     pub fn finish(self) {
-        for fds in self.kicks {
-            if ioctl::has_room(&fds.kick) {
-                logged("kick", fds.kick.write(1));
-            }
-        }
         let (guest, own) = (self.guest, self.own);
+        for fds in self.kicks {
+            guest.signal_backend(&fds, own.map(|(_, me)| me));
+        }
         for ticket in self.tickets {
             let mut act = |mail| {
                 if let Some((fd, me)) = own {
@@ -78,6 +88,11 @@ impl<'a> Fx<'a> {
             };
             let me = own.and_then(|(_, me)| index(me));
             guest.mailboxes.wait(ticket, me.map(|me| (me, &mut act as _)));
+        }
+        self.upcalls.into_iter().for_each(|vcpu| guest.upcall(vcpu));
+        for vcpu in self.wakes {
+            // Nobody need wait until it runs.
+            let _ = guest.post(vcpu, Mail::Wake);
         }
     }
 
@@ -285,7 +300,7 @@ impl Effects for Fx<'_> {
     }
 
     fn upcall(&mut self, vcpu: VcpuId) {
-        self.guest.upcall(vcpu);
+        self.upcalls.push(vcpu);
     }
 
     fn kick(&mut self, backend: Backend) {
@@ -312,8 +327,7 @@ impl Effects for Fx<'_> {
     }
 
     fn wake(&mut self, vcpu: VcpuId) {
-        // Nobody need wait until it runs.
-        let _ = self.guest.post(vcpu, Mail::Wake);
+        self.wakes.push(vcpu);
     }
 
     fn look_at(&mut self, vcpu: VcpuId) {

@@ -3,15 +3,17 @@
 //! Lock order: `domain`, then `threads`, then `machine`, then `slots`, then the accelerator's own. No lock is held across anything
 //! that blocks: work for another vCPU is posted under the domain's lock and awaited after it.
 
+use crate::clock::Clock;
 use crate::core_dump::{self, Registers};
 use crate::forward::Forward;
 use crate::fx::Fx;
+use crate::kvm::backends::BackendFds;
+use crate::kvm::hypercall_page;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::pvclock;
 use crate::kvm::vcpu::{self, Mail, Thread};
 use crate::kvm::vm::Slots;
-use crate::kvm::xen_portable;
-use crate::kvm::{Interrupt, XenAccel, cpuid::apic_id};
+use crate::kvm::{Interrupt, XenAccel, cpuid::apic_id, ioctl};
 use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
@@ -50,6 +52,8 @@ pub struct Guest {
     pub machine: Mutex<Machine>,
     /// Memory slots.
     pub slots: Mutex<Slots>,
+    /// Whether system time stands still.
+    pub clock: Clock,
     /// Pausing, stopping, and work for vCPUs.
     pub mailboxes: Mailboxes<Mail>,
     /// Where each vCPU has its clock, a vcpu_time_info; 0 = nowhere yet.
@@ -124,6 +128,9 @@ const FIRST_PORTS: [Port; 2] = [1, 2];
 const LAPIC_MSI: u64 = 0xfee0_0000;
 /// After how long a refused upcall is tried again, at first; each time twice as long, up to 64 times.
 const TRY_AGAIN: Duration = Duration::from_millis(1);
+
+/// How long another domain's process may keep a vCPU that signals it.
+const HANGS: Duration = Duration::from_millis(10);
 
 /// Lock without caring whether another thread died with it: the state behind is always whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -272,6 +279,21 @@ impl Guest {
         }
     }
 
+    /// Signal a backend, without waiting. The process of another domain that has filled its eventfd and made that one to be
+    /// waited for, just now, keeps vCPU `own` until the timer's signal ends the write; then it has been signalled enough.
+    pub fn signal_backend(&self, fds: &BackendFds, own: Option<u32>) {
+        if !ioctl::has_room(&fds.kick) {
+            return;
+        }
+        let watched = own.filter(|_| fds.shared).map(Timer::Signalling);
+        watched.into_iter().for_each(|timer| self.timers.set(timer, Some(HANGS)));
+        match fds.kick.write(1) {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => crate::log::limited!(warn, "kick: {e}"),
+            _ => {}
+        }
+        watched.into_iter().for_each(|timer| self.timers.set(timer, None));
+    }
+
     /// Interrupt a vCPU whose evtchn_upcall_pending has just gone from 0 to 1. A local APIC that is disabled takes
     /// nothing: then it is tried again, as long as the flag is set.
     pub fn upcall(&self, vcpu: u32) {
@@ -316,7 +338,8 @@ impl Guest {
         let at = Gpa(at);
         // Beyond what a guest can name there are pages that are made when they are first touched.
         let there = at.0 & 0xfff == 0 && lock(&self.domain).has_ram(at.gfn());
-        if !there || self.memory.write(at, &xen_portable::page()).is_err() {
+        let stubs = hypercall_page::stubs(self.accel.hypercall_instruction());
+        if !there || self.memory.write(at, &stubs).is_err() {
             return false;
         }
         self.with_domain(|domain, cx| domain.hypercall_page_written(width, cx));
@@ -348,9 +371,11 @@ impl Vm for Guest {
         self.mailboxes.pause(true);
         self.kick_all();
         self.mailboxes.await_parked();
+        self.stop_clock();
     }
 
     fn unpause(&self) {
+        self.start_clock();
         self.mailboxes.pause(false);
     }
 

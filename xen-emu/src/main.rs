@@ -6,6 +6,7 @@
 mod backend;
 mod boot;
 mod build;
+mod clock;
 mod control;
 mod core_dump;
 mod disk;

@@ -4,8 +4,11 @@
 use crate::guest::{Guest, lock};
 use crate::kvm::vcpu::Mail;
 use crate::vm::VmEvent;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen_abi::xen::Virq;
 use xen_emu_api::config::reason;
@@ -24,6 +27,8 @@ pub enum Timer {
     Poll(u32),
     /// An upcall that a local APIC has refused.
     Upcall(u32),
+    /// This vCPU may hang in signalling another domain's process.
+    Signalling(u32),
     /// SCHEDOP_watchdog.
     Watchdog(u32),
     /// Look for a guest that has ended by halting.
@@ -36,61 +41,99 @@ struct State {
     stop: bool,
 }
 
-/// The armed timers of a domain.
-#[derive(Default)]
+impl State {
+    fn first(&self) -> Option<(Timer, Instant, Duration)> {
+        self.armed.iter().map(|(&timer, &(at, every))| (timer, at, every)).min_by_key(|(_, at, _)| *at)
+    }
+}
+
+/// The armed timers of a domain. A clock of the kernel runs to the first of them: the thread sleeps until then, however often
+/// timers are set meanwhile, and a guest sets one for each of its ticks.
 pub struct Timers {
     state: Mutex<State>,
-    changed: Condvar,
+    clock: TimerFd,
 }
 
 impl Timers {
+    /// None armed.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub fn new() -> io::Result<Timers> {
+        let clock = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
+        Ok(Timers { state: Mutex::default(), clock })
+    }
+
     /// Arm or re-arm after so long, or disarm.
     pub fn set(&self, timer: Timer, after: Option<Duration>) {
         let mut state = lock(&self.state);
-        let at = after.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
-        let Some(at) = at else {
-            state.armed.remove(&timer);
-            return;
+        let before = state.first();
+        match after.and_then(|after| Some((Instant::now().checked_add(after)?, after))) {
+            Some(at) => state.armed.insert(timer, at),
+            None => state.armed.remove(&timer),
         };
-        let first = state.armed.values().map(|armed| armed.0).min();
-        state.armed.insert(timer, at);
-        // The thread wakes up for what was first before, and looks again.
-        if first.is_none_or(|first| at.0 < first) {
-            self.changed.notify_all();
+        let first = state.first();
+        if first != before && !state.stop {
+            self.wind(first.map(|(_, at, _)| at));
         }
     }
 
-    /// End the thread in [`Timers::run`].
+    /// The guest's clock has stood still for so long: what runs by it comes that much later.
+    pub fn delay(&self, by: Duration) {
+        let mut state = lock(&self.state);
+        let guests =
+            |timer: &Timer| matches!(timer, Timer::Periodic(_) | Timer::Singleshot(_) | Timer::Poll(_));
+        for (_, (at, _)) in state.armed.iter_mut().filter(|(timer, _)| guests(timer)) {
+            *at = at.checked_add(by).unwrap_or(*at);
+        }
+    }
+
+    /// Has the clock run to this moment. Called with the state locked.
+    fn wind(&self, to: Option<Instant>) {
+        let wound = match to {
+            // No time at all would stop it.
+            Some(to) => {
+                let left = to.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+                self.clock.set(Expiration::OneShot(TimeSpec::from_duration(left)), TimerSetTimeFlags::empty())
+            }
+            None => self.clock.unset(),
+        };
+        if let Err(e) = wound {
+            crate::log::limited!(warn, "timerfd: {e}");
+        }
+    }
+
+    /// End the thread in [`run`].
     pub fn stop(&self) {
-        lock(&self.state).stop = true;
-        self.changed.notify_all();
+        let mut state = lock(&self.state);
+        state.stop = true;
+        self.wind(Some(Instant::now()));
     }
 
     /// The next timer that has run out, waiting for it; the periodic ones are re-armed. `None` when stopped.
     fn next(&self) -> Option<Timer> {
-        let mut state = lock(&self.state);
         loop {
+            let mut state = lock(&self.state);
             if state.stop {
                 return None;
             }
-            let now = Instant::now();
-            let first =
-                state.armed.iter().min_by_key(|(_, (at, _))| *at).map(|(&t, &(at, every))| (t, at, every));
-            match first {
-                Some((timer, at, every)) if at <= now => {
-                    if !matches!(timer, Timer::Periodic(_) | Timer::HaltCheck) {
-                        state.armed.remove(&timer);
-                    } else {
-                        // A late timer does not catch up tick by tick: Xen's periodic timer coalesces too.
-                        state.armed.insert(timer, ((at + every).max(now), every));
-                    }
-                    return Some(timer);
+            let (now, first) = (Instant::now(), state.first());
+            if let Some((timer, at, every)) = first
+                && at <= now
+            {
+                if matches!(timer, Timer::Periodic(_) | Timer::Signalling(_) | Timer::HaltCheck) {
+                    // A late timer does not catch up tick by tick: Xen's periodic timer coalesces too.
+                    state.armed.insert(timer, ((at + every).max(now), every));
+                } else {
+                    state.armed.remove(&timer);
                 }
-                first => {
-                    let wait = first.map_or(Duration::from_secs(3600), |(_, at, _)| at - now);
-                    let waited = self.changed.wait_timeout(state, wait);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+                return Some(timer);
+            }
+            self.wind(first.map(|(_, at, _)| at));
+            drop(state);
+            if let Err(e) = self.clock.wait() {
+                tracing::error!("timers no longer run out: {e}");
+                return None;
             }
         }
     }
@@ -111,6 +154,7 @@ pub fn run(guest: &Arc<Guest>) {
                 }
             }
             Timer::Upcall(vcpu) => guest.try_again(vcpu),
+            Timer::Signalling(vcpu) => guest.kick(usize::try_from(vcpu).unwrap_or(usize::MAX)),
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
             Timer::HaltCheck => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
@@ -121,5 +165,36 @@ pub fn run(guest: &Arc<Guest>) {
                 last_time = Some(time);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_run_out_in_their_order_and_once() {
+        let timers = Arc::new(Timers::new().unwrap());
+        let thread = {
+            let timers = timers.clone();
+            std::thread::spawn(move || std::iter::from_fn(|| timers.next()).collect::<Vec<_>>())
+        };
+        let ms = |n| Some(Duration::from_millis(n));
+        timers.set(Timer::Watchdog(1), ms(3_600_000));
+        timers.set(Timer::Singleshot(0), ms(100));
+        timers.set(Timer::Poll(1), ms(20));
+        timers.delay(Duration::from_millis(30));
+        timers.set(Timer::Upcall(2), ms(20));
+        timers.set(Timer::Upcall(2), None);
+        // Set anew while it runs.
+        timers.set(Timer::Singleshot(3), ms(3_600_000));
+        timers.set(Timer::Singleshot(3), Some(Duration::ZERO));
+        while lock(&timers.state).armed.len() > 1 {
+            std::thread::yield_now();
+        }
+        timers.stop();
+        timers.set(Timer::Poll(1), ms(3_600_000));
+        let came = thread.join().unwrap();
+        assert_eq!(came, [Timer::Singleshot(3), Timer::Poll(1), Timer::Singleshot(0)]);
     }
 }

@@ -118,7 +118,7 @@ pub struct StartState {
 pub struct ShutdownReason(pub u32);
 
 /// The machine. Methods are called with the domain's lock held and must not block; what concerns another
-/// vCPU may be posted to it, and backends may be kicked later: the caller's hypercall completes only after it was done.
+/// vCPU may be posted to it, and backends may be kicked and vCPUs interrupted later: the caller's hypercall completes only after it was done.
 pub trait Effects {
     /// Place `page` at `gfn` (in or outside RAM), or take it away (`None`). Its content goes with it; a page
     /// inside RAM lives in that RAM page until it is moved. Errors: -ENOMEM-like host failures only.

@@ -20,6 +20,8 @@ pub struct BackendFds {
     pub kick: EventFd,
     /// Signalled by the backend to notify the guest.
     pub notify: EventFd,
+    /// Another domain's process has them too.
+    pub shared: bool,
 }
 
 impl BackendFds {
@@ -29,7 +31,7 @@ impl BackendFds {
     /// The host has no descriptors left.
     pub fn new() -> io::Result<BackendFds> {
         let flags = EFD_NONBLOCK | EFD_CLOEXEC;
-        Ok(BackendFds { kick: EventFd::new(flags)?, notify: EventFd::new(flags)? })
+        Ok(BackendFds { kick: EventFd::new(flags)?, notify: EventFd::new(flags)?, shared: false })
     }
 }
 

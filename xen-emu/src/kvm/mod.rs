@@ -4,6 +4,7 @@
 pub mod auto_eoi;
 pub mod backends;
 pub mod cpuid;
+pub mod hypercall_page;
 pub mod ioctl;
 pub mod irq;
 pub mod mailbox;
@@ -206,6 +207,8 @@ pub trait XenAccel: Send + Sync {
 
     /// Prepare one vCPU, before its first run.
     fn setup_vcpu(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> io::Result<()>;
+    /// What the stubs of the hypercall page call by.
+    fn hypercall_instruction(&self) -> &'static [u8];
     /// The port whose OUT is a hypercall, if hypercalls come that way.
     fn hypercall_port(&self) -> Option<u16> {
         None
@@ -239,6 +242,10 @@ pub trait XenAccel: Send + Sync {
     /// The callback of vCPUs without a vector of their own. What comes back every vCPU is to be told as
     /// [`VcpuAttr::Callback`].
     fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>>;
+    /// Whether the callback would go through local APICs if they were known to be on. Asked on every hypercall.
+    fn awaits_lapics(&self) -> bool {
+        false
+    }
     /// A vCPU has its local APIC on. True where the callback goes through it from now on and is to be set once more.
     fn lapics_on(&self) -> bool {
         false
@@ -251,6 +258,8 @@ pub trait XenAccel: Send + Sync {
     fn has_time_info(&self, _vcpu: VcpuId, _memory: &Memory) -> bool {
         true
     }
+    /// The guest's clock has been set, which KVM tells a vCPU as it enters the guest. On the vCPU's own thread, before that.
+    fn clock_set(&self, _fd: &VcpuFd, _vcpu: VcpuId, _memory: &Memory) {}
     /// Apply a setting on the vCPU's own thread.
     fn set_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()>;
     /// See [`xen_domain::effect::Effects::offload`].

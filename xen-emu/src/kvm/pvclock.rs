@@ -23,11 +23,16 @@ pub fn read(memory: &Memory, at: Gpa) -> Option<VcpuTimeInfo> {
     None
 }
 
-/// System time, nanoseconds, by the vcpu_time_info at `at`. On the vCPU's own thread.
-pub fn system_ns(fd: &VcpuFd, memory: &Memory, at: Gpa) -> Option<u64> {
+/// A vCPU's TSC. On its own thread.
+pub fn tsc(fd: &VcpuFd) -> Option<u64> {
     let mut tsc = Msrs::from_entries(&[kvm_msr_entry { index: IA32_TSC, ..Default::default() }]).ok()?;
     fd.get_msrs(&mut tsc).ok()?;
-    let tsc = tsc.as_slice().first()?.data;
+    tsc.as_slice().first().map(|msr| msr.data)
+}
+
+/// System time, nanoseconds, by the vcpu_time_info at `at`. On the vCPU's own thread.
+pub fn system_ns(fd: &VcpuFd, memory: &Memory, at: Gpa) -> Option<u64> {
+    let tsc = tsc(fd)?;
     at_tsc(&read(memory, at)?, tsc)
 }
 

@@ -1,12 +1,14 @@
 //! The state in which a PVH guest starts, and dumps of the state in which one died.
 
 use crate::core_dump::Registers;
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use xen_domain::effect::{Segment, StartState};
+use xen_domain::hypercall::Width;
 
 const CR0_PE: u64 = 1;
+const EFER_LMA: u64 = 1 << 10;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 
@@ -93,10 +95,21 @@ fn segment(of: Segment) -> kvm_segment {
     }
 }
 
+/// Whether these registers are those of 64-bit code.
+pub fn width(sregs: &kvm_sregs) -> Width {
+    match sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0 {
+        true => Width::Bits64,
+        false => Width::Bits32,
+    }
+}
+
 /// IA32_APIC_BASE (Intel SDM 3A, 11.4.3 and 11.12.1).
 pub const APIC_BASE: u32 = 0x1b;
 const APIC_ENABLED: u64 = 1 << 11;
 const X2APIC_MODE: u64 = 1 << 10;
+/// The spurious interrupt vector register, and of its second byte the bit that lets the local APIC work.
+const SPURIOUS_VECTOR: usize = 0xf0;
+const SOFTWARE_ENABLED: u8 = 1;
 
 /// The guest writes IA32_APIC_BASE, which KVM knows too: whether its local APIC is in x2APIC mode then.
 ///
@@ -112,6 +125,14 @@ pub fn set_apic_base(fd: &VcpuFd, new: u64) -> io::Result<bool> {
     }
     set_msr(fd, APIC_BASE, new)?;
     Ok(x2apic(new))
+}
+
+/// Whether a vCPU's local APIC takes interrupts: it is enabled, by IA32_APIC_BASE and by its spurious vector register.
+pub fn lapic_is_on(fd: &VcpuFd) -> bool {
+    let enabled = |lapic: kvm_lapic_state| {
+        lapic.regs.get(SPURIOUS_VECTOR + 1).is_some_and(|bits| bits.cast_unsigned() & SOFTWARE_ENABLED != 0)
+    };
+    fd.get_sregs().is_ok_and(|sregs| sregs.apic_base & APIC_ENABLED != 0) && fd.get_lapic().is_ok_and(enabled)
 }
 
 /// Write one MSR of a vCPU.

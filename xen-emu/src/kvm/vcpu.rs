@@ -59,6 +59,8 @@ pub enum Mail {
     /// Tell the domain whether this vCPU runs: an AP is started by INIT and SIPI, and taken down by halting, without
     /// an exit.
     Look,
+    /// The guest's clock has been set.
+    Clock,
     /// Tell the registers.
     Registers(Sender<Registers>),
 }
@@ -317,7 +319,9 @@ impl Vcpu {
                 count(&guest.exits.msr);
                 let (index, data) = (write.index, write.data);
                 let done = match index {
-                    HYPERCALL_MSR => guest.hypercall_page(data, xen_portable::width(&self.fd.sync_regs())),
+                    HYPERCALL_MSR => {
+                        self.fd.get_sregs().is_ok_and(|sregs| guest.hypercall_page(data, regs::width(&sregs)))
+                    }
                     MSR_EFER => xen_portable::write_efer(guest, &self.fd, data),
                     APIC_BASE => self.apic_base(data),
                     _ => false,
@@ -355,6 +359,9 @@ impl Vcpu {
         };
         if guest.accel.attend(&self.fd, self.id, &guest.memory) {
             guest.remind(self.id);
+        }
+        if guest.accel.awaits_lapics() && regs::lapic_is_on(&self.fd) {
+            self.lapics_on();
         }
         if call.is_yield() {
             std::thread::yield_now();
@@ -396,10 +403,16 @@ impl Vcpu {
     /// The guest has written IA32_APIC_BASE; false where that is #GP.
     fn apic_base(&self, value: u64) -> bool {
         let Ok(x2apic) = regs::set_apic_base(&self.fd, value) else { return false };
-        if x2apic && self.guest.accel.lapics_on() {
-            self.with_domain(|domain, cx| domain.announce_callback(cx));
+        if x2apic {
+            self.lapics_on();
         }
         true
+    }
+
+    fn lapics_on(&self) {
+        if self.guest.accel.lapics_on() {
+            self.with_domain(|domain, cx| domain.announce_callback(cx));
+        }
     }
 
     /// What the core says, and whether the vCPU is still up.
@@ -469,6 +482,7 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
         Mail::Still(still) => still.arrive(),
         Mail::Wake => wake(fd, id),
+        Mail::Clock => guest.accel.clock_set(fd, id, &guest.memory),
         Mail::Registers(to) => match regs::of_core(fd) {
             // Who asks waits for it.
             Ok(registers) => drop(to.send(registers)),

@@ -121,9 +121,11 @@ impl XenKernel {
     /// Turn on interception, in-kernel event sending and XENVER_version for `vm`.
     pub fn new(vm: Arc<VmFd>, offers: Offers, xen_version: u32, forward: Arc<Forward>) -> io::Result<Self> {
         configure(&vm, true)?;
-        if offers.auto_eoi {
-            ioctl::trap_writes(&vm, &[APIC_BASE])?;
-        }
+        // KVM would write the hypercall page itself, and tell nobody that the guest has said its width by that.
+        ioctl::trap_writes(
+            &vm,
+            if offers.auto_eoi { &[HYPERCALL_MSR, APIC_BASE] } else { &[HYPERCALL_MSR] },
+        )?;
         let mut version = vm_attr(KVM_XEN_ATTR_TYPE_XEN_VERSION);
         version.u.xen_version = xen_version;
         ioctl::hvm_set_attr(&vm, &version)?;
@@ -237,6 +239,12 @@ impl XenAccel for XenKernel {
         ioctl::vcpu_set_attr(fd, &attr)
     }
 
+    fn hypercall_instruction(&self) -> &'static [u8] {
+        let vendor = std::arch::x86_64::__cpuid(0).ebx.to_le_bytes();
+        // `Auth`enticAMD and `Hygo`nGenuine have VMMCALL, all others VMCALL.
+        if [*b"Auth", *b"Hygo"].contains(&vendor) { &[0x0f, 0x01, 0xd9] } else { &[0x0f, 0x01, 0xc1] }
+    }
+
     fn decode(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> Option<Call> {
         ioctl::hypercall(fd, vcpu)
     }
@@ -282,6 +290,12 @@ impl XenAccel for XenKernel {
         ioctl::hvm_set_attr(&self.vm, &attr)?;
         let old = self.callback.swap(vector, Ordering::AcqRel);
         Ok((through_lapic && (old, vector) != (0, 0)).then_some(vector))
+    }
+
+    fn awaits_lapics(&self) -> bool {
+        self.offers.auto_eoi
+            && self.callback.load(Ordering::Acquire) != 0
+            && !self.through_lapic.load(Ordering::Acquire)
     }
 
     fn lapics_on(&self) -> bool {

@@ -70,7 +70,7 @@ impl Server {
         let number = self.last_number;
         let (asked, packet) = match ask {
             Ask::Bind { local, remote } => {
-                let fds = Arc::new(BackendFds::new()?);
+                let fds = Arc::new(BackendFds { shared: true, ..BackendFds::new()? });
                 // What we are notified by is what they kick.
                 let shared = vec![share(&fds.notify)?, share(&fds.kick)?];
                 let backend = self.guest.accel.add_peer(fds)?;

@@ -99,7 +99,7 @@ impl Server {
         // A guess costs our guest nothing: its other channels would wait for the kernel to take one in and out.
         lock(&self.guest.domain).waits_for(ours, by)?;
         let adopt = |fd| ioctl::adopt_eventfd(fd).map_err(|_| Errno::EINVAL);
-        let fds = BackendFds { kick: adopt(kick)?, notify: adopt(notify)? };
+        let fds = BackendFds { kick: adopt(kick)?, notify: adopt(notify)?, shared: true };
         let backend = self.guest.accel.add_peer(Arc::new(fds)).map_err(|e| {
             crate::log::limited!(warn, "event channel to domain {by}: {e}");
             Errno::ENOMEM

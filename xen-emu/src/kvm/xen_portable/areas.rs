@@ -20,8 +20,8 @@ use zerocopy::IntoBytes;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
 /// XEN_PVCLOCK_TSC_STABLE_BIT: one clock for all vCPUs.
 const TSC_STABLE: u8 = 1;
-/// How often a vCPU that makes hypercalls is looked at.
-const EVERY: Duration = Duration::from_millis(1);
+/// How often a vCPU that makes hypercalls is looked at: once in a tick of Linux.
+const EVERY: Duration = Duration::from_millis(4);
 /// Where state_entry_time lies in the runstate area of 64- and 32-bit guests.
 const ENTRY_TIME: [u64; 2] = [8, 4];
 
@@ -103,6 +103,18 @@ impl Areas {
         {
             self.mirrored = time.version;
         }
+    }
+
+    /// The clock has been set to `now` at the TSC's value `tsc`. The copy tells that already when the vCPU runs again.
+    pub fn clock_set(&mut self, memory: &Memory, tsc: u64, now: u64) {
+        let (Some(to), Some(from)) = (self.time, self.clock()) else { return };
+        if let Some(time) = read_time(memory, from) {
+            let version = time.version.wrapping_add(2);
+            let time = VcpuTimeInfo { version, tsc_timestamp: tsc, system_time: now, ..time };
+            // Where the guest has given back the page there is nobody to miss the time.
+            let _ = write_time(memory, to, &time);
+        }
+        self.mirrored = 0;
     }
 
     /// Where the runstate lies. Called on the vCPU's own thread.
@@ -216,6 +228,20 @@ mod tests {
             vcpu.mirror_time(&memory);
             assert_eq!(read_time(&memory, Gpa(0x2000)), Some(later), "kept");
         }
+    }
+
+    #[test]
+    fn the_secondary_time_knows_first_that_the_clock_was_set() {
+        let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
+        let mut vcpu = areas(&memory, &TIME);
+        vcpu.clock_set(&memory, 5, 5);
+        vcpu.set_time(Some(Gpa(0x2000)));
+        vcpu.mirror_time(&memory);
+        vcpu.clock_set(&memory, 2000, 88);
+        let set = VcpuTimeInfo { version: 8, tsc_timestamp: 2000, system_time: 88, ..TIME };
+        assert_eq!(read_time(&memory, Gpa(0x2000)), Some(set));
+        vcpu.mirror_time(&memory);
+        assert_eq!(read_time(&memory, Gpa(0x2000)), Some(TIME), "what KVM has written since");
     }
 
     #[test]

@@ -8,13 +8,13 @@ mod areas;
 mod calls;
 mod loaded;
 
-pub use calls::{HYPERCALL_PORT, page, width};
+pub use calls::HYPERCALL_PORT;
 pub use loaded::{MSR_EFER, write_efer};
 
 use super::backends::{Backends, Carrier};
 use super::cpuid::HYPERCALL_MSR;
 use super::irq::{Route, Routes};
-use super::{HostError, Interrupt, VcpuAttr, XenAccel, auto_eoi, ioctl};
+use super::{HostError, Interrupt, VcpuAttr, XenAccel, auto_eoi, ioctl, pvclock};
 use crate::forward::Forward;
 use crate::log::limited;
 use crate::memory::Memory;
@@ -168,6 +168,11 @@ impl XenAccel for XenPortable {
         ioctl::trap_writes(&self.vm, &[HYPERCALL_MSR])
     }
 
+    fn hypercall_instruction(&self) -> &'static [u8] {
+        // OUT %al to the port.
+        &[0xe6, HYPERCALL_PORT]
+    }
+
     fn hypercall_port(&self) -> Option<u16> {
         Some(HYPERCALL_PORT.into())
     }
@@ -230,6 +235,12 @@ impl XenAccel for XenPortable {
 
     fn has_time_info(&self, vcpu: VcpuId, memory: &Memory) -> bool {
         self.areas(vcpu).is_some_and(|areas| areas.has_stable_time(memory))
+    }
+
+    fn clock_set(&self, fd: &VcpuFd, vcpu: VcpuId, memory: &Memory) {
+        if let (Some(mut areas), Some(tsc)) = (self.areas(vcpu), pvclock::tsc(fd)) {
+            areas.clock_set(memory, tsc, self.system_ns());
+        }
     }
 
     fn set_vcpu(&self, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {
