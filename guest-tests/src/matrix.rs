@@ -166,6 +166,8 @@ pub const TESTS: &[Test] = &[
     test("reboot-portable-6.12-cloud", "reboot.sh", &["6.12-cloud", PORTABLE], 120),
     test("shutdown-portable-button", "shutdown.sh", &["button", PORTABLE], 90),
     test("paused-portable", "paused.sh", &[PORTABLE], 120),
+    test("paused-clock", "paused-clock.sh", &[], 120),
+    test("paused-clock-portable", "paused-clock.sh", &[PORTABLE], 120),
     test("strict-portable-halts", "strict.sh", &["6.12-cloud", PORTABLE], 90),
     test(
         "stress-portable-2level-4cpu",
@@ -200,6 +202,18 @@ pub const TESTS: &[Test] = &[
     test("create-as-nobody", "user.sh", &[], 90),
     test("create-from-yaml", "yaml.sh", &[], 90),
     test("micro-callback-apic-off", "micro.sh", &["callback", "64", "cmdline = 'off'"], 120),
+    test(
+        "micro-cpuid-tsc-native",
+        "micro.sh",
+        &["cpuid", "64", "tsc_mode = 'native'", "extra = 'tsc=2'"],
+        60,
+    ),
+    test(
+        "micro-portable-cpuid-tsc-native",
+        "micro.sh",
+        &["cpuid", "64", PORTABLE, "tsc_mode = 'native'", "extra = 'tsc=2'"],
+        60,
+    ),
     test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 180),
     test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
     test(

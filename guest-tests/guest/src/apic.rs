@@ -35,6 +35,13 @@ pub fn enable() {
     write(SPURIOUS, 0x1ff);
 }
 
+/// Switches this CPU's APIC on in xAPIC mode, which [`enable`] leaves where there is another.
+pub fn enable_xapic() {
+    cpu::wrmsr(APIC_BASE_MSR, cpu::rdmsr(APIC_BASE_MSR) | 0x800);
+    MODE.store(1, Ordering::Relaxed);
+    write(SPURIOUS, 0x1ff);
+}
+
 /// This CPU's APIC id.
 #[must_use]
 pub fn id() -> u32 {

@@ -1,5 +1,5 @@
 //! The global callback vector: no EOI is written, and what is pending when it is set comes at once. With `off` on the command
-//! line also with the local APIC off, where a vector of a vCPU's own would not come.
+//! line first with the local APIC off, where a vector of a vCPU's own would not come. In xAPIC mode, and then in x2APIC mode.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -18,8 +18,9 @@ const LOWER: u8 = 0x31;
 fn run() -> Verdict {
     traps::set_no_eoi(VECTOR);
     let events = Events::map()?;
-    if !Words::read().has("off") {
-        apic::enable();
+    let off = Words::read().has("off");
+    if !off {
+        apic::enable_xapic();
     }
     let port = bind_ipi(0)?;
     events.take_selector();
@@ -30,11 +31,16 @@ fn run() -> Verdict {
     check!(wait_count(VECTOR, 1), "no upcall of what was pending");
     took(&events, port)?;
     upcalls(&events, port, || Ok(send(port)?))?;
-    if Words::read().has("off") {
+    if off {
         println!("upcalls with the local APIC off");
-        apic::enable();
+        apic::enable_xapic();
+        // A call that reaches the host, which sees the local APIC then.
+        hypercall::hvm_get_param(HvmParam::CALLBACK_IRQ)?;
         upcalls(&events, port, || Ok(send(port)?))?;
     }
+    println!("upcalls in xAPIC mode");
+    apic::enable();
+    upcalls(&events, port, || Ok(send(port)?))?;
     for round in 1..=10 {
         apic::command(apic::id(), 0x4000 | u32::from(LOWER));
         check!(wait_count(LOWER, round), "an interrupt of lower priority waits for the end of an upcall");

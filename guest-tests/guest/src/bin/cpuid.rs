@@ -1,8 +1,8 @@
-//! Xen's CPUID leaves.
+//! Xen's CPUID leaves. `tsc=N` on the command line is the tsc_mode that is to be told there; 0 if not said.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
-use guest::{Verdict, check, check_eq, cpu, fail, hypercall, println, xen};
+use guest::{Verdict, boot, check, check_eq, cpu, fail, hypercall, println, xen};
 use xen_abi::cpuid::{
     FIRST_LEAF, HYPERCALL_MSR, HYPERCALL_MSR_WITH_VIRIDIAN, HvmFeatures, LEAF_HVM, LEAF_HYPERCALL, LEAF_TIME,
     LEAF_VERSION,
@@ -36,7 +36,7 @@ fn run() -> Verdict {
     let [flags, mode, khz, incarnation] = xen::leaf(LEAF_TIME, 0);
     println!("time: flags {flags:#x}, mode {mode}, {khz} kHz, incarnation {incarnation}");
     check!(khz > 0, "the TSC has no frequency");
-    check!(mode <= 3, "tsc_mode {mode}");
+    check_eq!(mode, boot::Words::read().number("tsc=").unwrap_or(0), "tsc_mode");
 
     let [features, vcpu, domid, _] = xen::leaf(LEAF_HVM, 0);
     let known = HvmFeatures::from_bits_truncate(features);

@@ -1,4 +1,5 @@
-//! The clock: valid as soon as the shared info page is mapped, monotonic, and the wall clock sane.
+//! The clock: valid as soon as the shared info page is mapped, monotonic, and the wall clock sane. With `paused` on the command line
+//! it runs until the host has paused the domain for two seconds, in which the clock must stand still.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -6,7 +7,7 @@ use core::sync::atomic::Ordering;
 use guest::events::Events;
 use guest::hypercall::vcpu_op;
 use guest::page::Page;
-use guest::{Verdict, check, check_eq, clock, cpu, fail, println, xen};
+use guest::{Verdict, boot, check, check_eq, clock, cpu, fail, println, xen};
 use xen_abi::cpuid::LEAF_TIME;
 use xen_abi::shared_info::{Layout, VCPU_TIME, XEN_PVCLOCK_TSC_STABLE_BIT};
 use xen_abi::vcpu::{RegisterArea, VcpuOp};
@@ -34,7 +35,39 @@ fn run() -> Verdict {
     let across = events.register(1 << 20, &COPY, 0);
     check!(across.is_err(), "vcpu_info of a vCPU that is not there: registered");
     monotonic()?;
-    second_copy()
+    second_copy()?;
+    if boot::Words::read().has("paused") { paused(events.shared) } else { Ok(()) }
+}
+
+/// The TSC goes on while the domain is paused, system time does not; the wall clock does.
+fn paused(shared: &'static Page) -> Verdict {
+    let [_, _, khz, _] = xen::leaf(LEAF_TIME, 0);
+    let second = u64::from(khz) * 1000;
+    let read = || {
+        let tsc = cpu::rdtsc();
+        (tsc, clock::now(&INFO, INFO_OFFSET + VCPU_TIME).unwrap_or(0))
+    };
+    let boot_time = || shared.u32(Layout::of(Width::W64).wc_version + 4).load(Ordering::SeqCst);
+    let copied = || clock::now(&COPY, COPY_OFFSET).unwrap_or(0);
+    let ((first_tsc, first), booted) = (read(), boot_time());
+    let (mut last, mut last_copied) = (first, copied());
+    println!("to be paused");
+    loop {
+        let (tsc, now) = read();
+        check!(now >= last, "time went back from {last} to {now}");
+        let copy = copied();
+        check!(copy + 1_000_000 >= last_copied, "the second clock went back from {last_copied} to {copy}");
+        (last, last_copied) = (now, copy);
+        let by_tsc = u128::from(tsc - first_tsc) * 1_000_000_000 / u128::from(second);
+        let behind = by_tsc.saturating_sub(u128::from(now - first));
+        if behind >= 2_000_000_000 {
+            println!("the clock stood still for {behind} ns");
+            check!(copy == 0 || copy.abs_diff(now) < 100_000_000, "the second clock is at {copy}, not {now}");
+            let later = boot_time().wrapping_sub(booted);
+            check!((1..60).contains(&later), "the wall clock of system time 0 has moved by {later} s");
+            return Ok(());
+        }
+    }
 }
 
 fn check_clock(page: &'static Page, offset: usize, place: &str) -> Verdict {

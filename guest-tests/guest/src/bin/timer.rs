@@ -1,4 +1,4 @@
-//! The single-shot timer of a vCPU.
+//! The timers of a vCPU: single-shot, in the past too or too far ahead, and periodic.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -29,9 +29,16 @@ fn stop(op: VcpuOp) -> Result<i64, Errno> {
     hypercall::call(Hypercall::VCPU_OP, &[op.0.into(), 0, 0])
 }
 
+fn set_periodic(mut period: u64) -> Result<i64, Errno> {
+    vcpu_op(VcpuOp::SET_PERIODIC_TIMER.0, 0, &mut period)
+}
+
 fn run() -> Verdict {
     let events = Events::init(VECTOR)?;
     check_eq!(stop(VcpuOp::STOP_PERIODIC_TIMER), Ok(0), "stop_periodic_timer");
+    for period in [0, MS - 1, u64::MAX] {
+        check_eq!(set_periodic(period), Err(Errno::EINVAL), "a period of {period} ns");
+    }
     let port = bind_virq(Virq::TIMER, 0)?;
     events.clear_mask(port);
     events.take_selector();
@@ -44,7 +51,10 @@ fn run() -> Verdict {
     stopped(&events, port)?;
     let past = set(1, VCPU_SSHOTTMR_FUTURE);
     check!(matches!(past, Ok(0) | Err(Errno::ETIME)), "a time in the past, FUTURE asked: {past:?}");
-    by_set_timer_op(&events, port)
+    by_set_timer_op(&events, port)?;
+    too_far(&events, port)?;
+    long_past(&events, port)?;
+    periodic(&events, port)
 }
 
 fn took(events: &Events, port: Port, what: &str) -> Verdict {
@@ -85,9 +95,7 @@ fn stopped(events: &Events, port: Port) -> Verdict {
     let target = now(events) + 50 * MS;
     check_eq!(set(target, 0), Ok(0), "set_singleshot_timer");
     check_eq!(stop(VcpuOp::STOP_SINGLESHOT_TIMER), Ok(0), "stop_singleshot_timer");
-    cpu::sti();
-    let _ = smp::spin_until(|| now(events) > target + 20 * MS);
-    cpu::cli();
+    quiet_for(events, 70);
     check_eq!(traps::count(VECTOR), before, "upcalls of a stopped timer");
     check!(!events.is_pending(port), "a stopped timer is pending");
     Ok(())
@@ -96,10 +104,7 @@ fn stopped(events: &Events, port: Port) -> Verdict {
 fn by_set_timer_op(events: &Events, port: Port) -> Verdict {
     // What FUTURE may have set goes away first, with its interrupt if that already waits.
     check_eq!(hypercall::call(Hypercall::SET_TIMER_OP, &[0]), Ok(0), "set_timer_op 0");
-    cpu::sti();
-    let waited = now(events) + 10 * MS;
-    let _ = smp::spin_until(|| now(events) > waited);
-    cpu::cli();
+    quiet_for(events, 10);
     events.take_selector();
     events.clear_pending(port);
     let before = traps::count(VECTOR);
@@ -108,4 +113,60 @@ fn by_set_timer_op(events: &Events, port: Port) -> Verdict {
     check!(wait_count(VECTOR, before + 1), "set_timer_op does not fire");
     check!(now(events) >= target, "set_timer_op fires early");
     took(events, port, "set_timer_op")
+}
+
+/// More than 2^50 ns ahead, or negative: Xen takes that for a mistake, and comes in a tenth of a second.
+fn too_far(events: &Events, port: Port) -> Verdict {
+    for timeout in [now(events) + (1 << 50) + 1000 * MS, u64::MAX - 5] {
+        let (before, begin) = (traps::count(VECTOR), now(events));
+        check_eq!(hypercall::call(Hypercall::SET_TIMER_OP, &[timeout]), Ok(0), "set_timer_op {timeout:#x}");
+        check!(wait_count(VECTOR, before + 1), "set_timer_op {timeout:#x} does not fire");
+        let after = now(events) - begin;
+        check!(after >= 100 * MS, "set_timer_op {timeout:#x} fires after {after} ns");
+        took(events, port, "set_timer_op")?;
+    }
+    Ok(())
+}
+
+/// At once, once.
+fn long_past(events: &Events, port: Port) -> Verdict {
+    for target in [1, now(events) / 2] {
+        let before = traps::count(VECTOR);
+        check_eq!(set(target, 0), Ok(0), "set_singleshot_timer in the past");
+        check!(wait_count(VECTOR, before + 1), "a timer in the past does not fire");
+        took(events, port, "a timer in the past")?;
+    }
+    Ok(())
+}
+
+fn periodic(events: &Events, port: Port) -> Verdict {
+    let (ticks, begin) = (10, now(events));
+    check_eq!(set_periodic(5 * MS), Ok(0), "set_periodic_timer");
+    for _ in 0..ticks {
+        let before = traps::count(VECTOR);
+        while traps::count(VECTOR) == before {
+            cpu::wait_interrupt();
+        }
+        took(events, port, "a tick")?;
+    }
+    let after = now(events) - begin;
+    check!(after >= 40 * MS, "{ticks} ticks of 5 ms after {after} ns");
+    check_eq!(stop(VcpuOp::STOP_PERIODIC_TIMER), Ok(0), "stop_periodic_timer");
+    // One may be under way.
+    quiet_for(events, 20);
+    events.take_selector();
+    events.clear_pending(port);
+    let before = traps::count(VECTOR);
+    quiet_for(events, 50);
+    check_eq!(traps::count(VECTOR), before, "ticks of a timer that was stopped");
+    println!("{ticks} ticks");
+    Ok(())
+}
+
+/// Lets interrupts in for so many ms.
+fn quiet_for(events: &Events, ms: u64) {
+    let until = now(events) + ms * MS;
+    cpu::sti();
+    let _ = smp::spin_until(|| now(events) > until);
+    cpu::cli();
 }
