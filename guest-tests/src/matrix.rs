@@ -156,9 +156,9 @@ pub const TESTS: &[Test] = &[
         150,
     ),
     test(
-        "boot-portable-global-6.12-cloud-2cpu",
+        "boot-portable-vector-6.12-cloud-2cpu",
         "boot.sh",
-        &["6.12-cloud", "2", "512", "poweroff", "2level", "global", PORTABLE],
+        &["6.12-cloud", "2", "512", "poweroff", "2level", "vector", PORTABLE],
         150,
     ),
     test("cpus-portable-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level", PORTABLE], 150),
