@@ -16,6 +16,7 @@ impl Guest {
     /// Every vCPU stands still, and so does the clock from now on.
     pub fn stop_clock(&self) {
         lock(&self.clock.0).get_or_insert_with(|| self.now().system_ns);
+        self.timers.hold();
     }
 
     /// vCPUs will run again: the clock goes on where it stood, timers run out that much later, and the wall clock of system
@@ -24,9 +25,10 @@ impl Guest {
         let Some(stopped) = lock(&self.clock.0).take() else { return };
         let passed = self.now().system_ns.saturating_sub(stopped);
         if let Err(e) = self.vm.set_clock(&kvm_clock_data { clock: stopped, ..Default::default() }) {
-            return crate::log::limited!(warn, "the guest's clock has gone on while it was paused: {e}");
+            crate::log::limited!(warn, "the guest's clock has gone on while it was paused: {e}");
+            return self.timers.go_on(Duration::ZERO);
         }
-        self.timers.delay(Duration::from_nanos(passed));
+        self.timers.go_on(Duration::from_nanos(passed));
         self.with_domain(|domain, cx| domain.update_wallclock(cx));
         for vcpu in (0..).take(self.vectors.len()) {
             // They are parked, and read it before they go on.

@@ -35,15 +35,25 @@ pub enum Timer {
     HaltCheck,
 }
 
+impl Timer {
+    /// It runs by the guest's clock.
+    fn is_guests(self) -> bool {
+        matches!(self, Timer::Periodic(_) | Timer::Singleshot(_) | Timer::Poll(_))
+    }
+}
+
 #[derive(Default)]
 struct State {
     armed: BTreeMap<Timer, (Instant, Duration)>,
+    /// The guest's clock stands still, and so do the timers that go by it.
+    held: bool,
     stop: bool,
 }
 
 impl State {
     fn first(&self) -> Option<(Timer, Instant, Duration)> {
-        self.armed.iter().map(|(&timer, &(at, every))| (timer, at, every)).min_by_key(|(_, at, _)| *at)
+        let runs = self.armed.iter().filter(|(timer, _)| !(self.held && timer.is_guests()));
+        runs.map(|(&timer, &(at, every))| (timer, at, every)).min_by_key(|(_, at, _)| *at)
     }
 }
 
@@ -78,13 +88,20 @@ impl Timers {
         }
     }
 
-    /// The guest's clock has stood still for so long: what runs by it comes that much later.
-    pub fn delay(&self, by: Duration) {
+    /// The guest's clock stands still.
+    pub fn hold(&self) {
+        lock(&self.state).held = true;
+    }
+
+    /// It goes on, after so long: what runs by it comes that much later.
+    pub fn go_on(&self, after: Duration) {
         let mut state = lock(&self.state);
-        let guests =
-            |timer: &Timer| matches!(timer, Timer::Periodic(_) | Timer::Singleshot(_) | Timer::Poll(_));
-        for (_, (at, _)) in state.armed.iter_mut().filter(|(timer, _)| guests(timer)) {
-            *at = at.checked_add(by).unwrap_or(*at);
+        state.held = false;
+        for (_, (at, _)) in state.armed.iter_mut().filter(|(timer, _)| timer.is_guests()) {
+            *at = at.checked_add(after).unwrap_or(*at);
+        }
+        if !state.stop {
+            self.wind(state.first().map(|(_, at, _)| at));
         }
     }
 
@@ -180,21 +197,26 @@ mod tests {
             std::thread::spawn(move || std::iter::from_fn(|| timers.next()).collect::<Vec<_>>())
         };
         let ms = |n| Some(Duration::from_millis(n));
+        let armed = |timer: Timer| lock(&timers.state).armed.contains_key(&timer);
+        timers.hold();
         timers.set(Timer::Watchdog(1), ms(3_600_000));
-        timers.set(Timer::Singleshot(0), ms(100));
-        timers.set(Timer::Poll(1), ms(20));
-        timers.delay(Duration::from_millis(30));
-        timers.set(Timer::Upcall(2), ms(20));
-        timers.set(Timer::Upcall(2), None);
+        timers.set(Timer::Singleshot(0), ms(20));
+        timers.set(Timer::Poll(1), Some(Duration::ZERO));
+        timers.set(Timer::Periodic(2), Some(Duration::ZERO));
         // Set anew while it runs.
-        timers.set(Timer::Singleshot(3), ms(3_600_000));
-        timers.set(Timer::Singleshot(3), Some(Duration::ZERO));
+        timers.set(Timer::Upcall(3), ms(3_600_000));
+        timers.set(Timer::Upcall(3), Some(Duration::ZERO));
+        while armed(Timer::Upcall(3)) {
+            std::thread::yield_now();
+        }
+        timers.set(Timer::Periodic(2), None);
+        timers.go_on(Duration::from_millis(5));
         while lock(&timers.state).armed.len() > 1 {
             std::thread::yield_now();
         }
         timers.stop();
         timers.set(Timer::Poll(1), ms(3_600_000));
         let came = thread.join().unwrap();
-        assert_eq!(came, [Timer::Singleshot(3), Timer::Poll(1), Timer::Singleshot(0)]);
+        assert_eq!(came, [Timer::Upcall(3), Timer::Poll(1), Timer::Singleshot(0)]);
     }
 }
