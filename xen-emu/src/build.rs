@@ -128,6 +128,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         mailboxes: Mailboxes::new(usize::try_from(config.max_vcpus)?),
         clocks: (0..config.max_vcpus).map(|_| AtomicU64::new(0)).collect(),
         vectors: (0..config.max_vcpus).map(|_| AtomicU8::new(0)).collect(),
+        timer_ports: (0..config.max_vcpus).map(|_| AtomicU32::new(0)).collect(),
         refused: (0..config.max_vcpus).map(|_| AtomicU32::new(0)).collect(),
         forward,
         timers: Timers::new().context("timerfd")?,

@@ -13,14 +13,17 @@ use std::time::Duration;
 pub struct Clock(Mutex<Option<u64>>);
 
 impl Guest {
-    /// Every vCPU stands still, and so does the clock from now on.
+    /// Every vCPU stands still, and so does the clock from now on. KVM's timers would run on: they are taken from it.
     pub fn stop_clock(&self) {
+        let posted: Vec<_> =
+            (0..).take(self.vectors.len()).filter_map(|vcpu| self.post(vcpu, Mail::Timer)).collect();
+        posted.into_iter().for_each(|ticket| self.mailboxes.wait(ticket, None));
         lock(&self.clock.0).get_or_insert_with(|| self.now().system_ns);
         self.timers.hold();
     }
 
     /// vCPUs will run again: the clock goes on where it stood, timers run out that much later, and the wall clock of system
-    /// time 0 is another. A singleshot timer that KVM runs comes early by this clock, at most by the time that was lost.
+    /// time 0 is another.
     pub fn start_clock(&self) {
         let Some(stopped) = lock(&self.clock.0).take() else { return };
         let passed = self.now().system_ns.saturating_sub(stopped);

@@ -37,20 +37,34 @@ pub struct Fx<'a> {
 
 /// Apply `attr` on the vCPU's own thread.
 pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
-    if matches!(attr, VcpuAttr::TimerPort(_)) && !guest.accel.has_timers() {
-        match guest.accel.take_timer(fd) {
-            Ok(None) => {}
-            Ok(running) => guest.set_singleshot(vcpu, running, Some(fd)),
-            Err(e) => crate::log::limited!(warn, "vCPU {vcpu}: its timer stays in the kernel: {e}"),
-        }
-        return;
-    }
     let set = |attr| {
         if let Err(e) = guest.accel.set_vcpu(fd, vcpu, attr, &guest.memory) {
             crate::log::limited!(warn, "vCPU {vcpu}: {attr:?}: {e}");
         }
     };
-    set(attr);
+    match attr {
+        VcpuAttr::TimerPort(port) => {
+            guest.timer_port(vcpu, port);
+            guest.take_timer(vcpu, fd);
+            // One that runs here goes on here; KVM has the next.
+            if guest.accel.has_timers() && !guest.timers.is_armed(Timer::Singleshot(vcpu)) {
+                set(attr);
+            }
+            return;
+        }
+        VcpuAttr::TimerExpiry(at) => {
+            return match guest.port_of_timer(vcpu).filter(|_| guest.accel.has_timers()) {
+                Some(port) => {
+                    guest.timers.set(Timer::Singleshot(vcpu), None);
+                    set(VcpuAttr::TimerPort(Some(port)));
+                    set(attr);
+                }
+                // KVM has none without a port, Xen has.
+                None => guest.set_singleshot(vcpu, at, Some(fd)),
+            };
+        }
+        _ => set(attr),
+    }
     // A vector of its own goes before the one of all.
     let own =
         index(vcpu).and_then(|vcpu| guest.vectors.get(vcpu)).map_or(0, |own| own.load(Ordering::Acquire));

@@ -60,6 +60,8 @@ pub struct Guest {
     pub clocks: Vec<AtomicU64>,
     /// Per-vCPU upcall vectors; 0 = none set.
     pub vectors: Vec<AtomicU8>,
+    /// Ports of the vCPUs' VIRQ_TIMER; 0 = none.
+    pub timer_ports: Vec<AtomicU32>,
     /// How often in a row each vCPU's local APIC has refused an upcall.
     pub refused: Vec<AtomicU32>,
     /// Notifications of backends that the kernel does not carry.
@@ -245,6 +247,29 @@ impl Guest {
     pub fn set_singleshot(&self, vcpu: u32, at: Option<u64>, own: Option<&VcpuFd>) {
         let after = at.map(|at| self.time_until(at, vcpu, own));
         self.timers.set(Timer::Singleshot(vcpu), after);
+    }
+
+    /// KVM lets go of a vCPU's singleshot timer, on its own thread; one that runs goes on here. KVM has the next one when that is
+    /// set, which comes to userspace, because KVM knows no port meanwhile.
+    pub fn take_timer(&self, vcpu: u32, fd: &VcpuFd) {
+        match self.accel.take_timer(fd) {
+            Ok(None) => {}
+            Ok(running) => self.set_singleshot(vcpu, running, Some(fd)),
+            Err(e) => crate::log::limited!(warn, "vCPU {vcpu}: its timer stays in the kernel: {e}"),
+        }
+    }
+
+    /// Where a vCPU's VIRQ_TIMER is bound from now on. On its own thread.
+    pub fn timer_port(&self, vcpu: u32, port: Option<Port>) {
+        if let Some(known) = usize::try_from(vcpu).ok().and_then(|vcpu| self.timer_ports.get(vcpu)) {
+            known.store(port.unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    /// Where it is bound.
+    pub fn port_of_timer(&self, vcpu: u32) -> Option<Port> {
+        let known = self.timer_ports.get(usize::try_from(vcpu).ok()?)?;
+        Some(known.load(Ordering::Relaxed)).filter(|&port| port != 0)
     }
 
     /// How long it is until this system time of a vCPU; `own` on its own thread.

@@ -88,6 +88,11 @@ impl Timers {
         }
     }
 
+    /// Whether it runs.
+    pub fn is_armed(&self, timer: Timer) -> bool {
+        lock(&self.state).armed.contains_key(&timer)
+    }
+
     /// The guest's clock stands still.
     pub fn hold(&self) {
         lock(&self.state).held = true;
@@ -197,7 +202,6 @@ mod tests {
             std::thread::spawn(move || std::iter::from_fn(|| timers.next()).collect::<Vec<_>>())
         };
         let ms = |n| Some(Duration::from_millis(n));
-        let armed = |timer: Timer| lock(&timers.state).armed.contains_key(&timer);
         timers.hold();
         timers.set(Timer::Watchdog(1), ms(3_600_000));
         timers.set(Timer::Singleshot(0), ms(20));
@@ -206,7 +210,7 @@ mod tests {
         // Set anew while it runs.
         timers.set(Timer::Upcall(3), ms(3_600_000));
         timers.set(Timer::Upcall(3), Some(Duration::ZERO));
-        while armed(Timer::Upcall(3)) {
+        while timers.is_armed(Timer::Upcall(3)) {
             std::thread::yield_now();
         }
         timers.set(Timer::Periodic(2), None);

@@ -61,6 +61,8 @@ pub enum Mail {
     Look,
     /// The guest's clock has been set.
     Clock,
+    /// Take the singleshot timer from KVM.
+    Timer,
     /// Tell the registers.
     Registers(Sender<Registers>),
 }
@@ -482,6 +484,7 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
         Mail::Attr(attr) => fx::apply(guest, fd, id, attr),
         Mail::Still(still) => still.arrive(),
         Mail::Wake => wake(fd, id),
+        Mail::Timer => fx::apply(guest, fd, id, VcpuAttr::TimerPort(guest.port_of_timer(id))),
         Mail::Clock => guest.accel.clock_set(fd, id, &guest.memory),
         Mail::Registers(to) => match regs::of_core(fd) {
             // Who asks waits for it.

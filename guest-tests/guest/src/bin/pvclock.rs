@@ -4,14 +4,14 @@
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
-use guest::events::Events;
+use guest::events::{Events, bind_virq};
 use guest::hypercall::vcpu_op;
 use guest::page::Page;
-use guest::{Verdict, boot, check, check_eq, clock, cpu, fail, println, xen};
+use guest::{Verdict, boot, check, check_eq, clock, cpu, fail, println, smp, xen};
 use xen_abi::cpuid::LEAF_TIME;
 use xen_abi::shared_info::{Layout, VCPU_TIME, XEN_PVCLOCK_TSC_STABLE_BIT};
-use xen_abi::vcpu::{RegisterArea, VcpuOp};
-use xen_abi::xen::Width;
+use xen_abi::vcpu::{RegisterArea, SetSingleshotTimer, VcpuOp};
+use xen_abi::xen::{Virq, Width};
 
 guest::test!(run);
 
@@ -36,11 +36,12 @@ fn run() -> Verdict {
     check!(across.is_err(), "vcpu_info of a vCPU that is not there: registered");
     monotonic()?;
     second_copy()?;
-    if boot::Words::read().has("paused") { paused(events.shared) } else { Ok(()) }
+    if boot::Words::read().has("paused") { paused(&events) } else { Ok(()) }
 }
 
 /// The TSC goes on while the domain is paused, system time does not; the wall clock does.
-fn paused(shared: &'static Page) -> Verdict {
+fn paused(events: &Events) -> Verdict {
+    let shared = events.shared;
     let [_, _, khz, _] = xen::leaf(LEAF_TIME, 0);
     let second = u64::from(khz) * 1000;
     let read = || {
@@ -51,9 +52,13 @@ fn paused(shared: &'static Page) -> Verdict {
     let copied = || clock::now(&COPY, COPY_OFFSET).unwrap_or(0);
     let ((first_tsc, first), booted) = (read(), boot_time());
     let (mut last, mut last_copied) = (first, copied());
+    let timer = bind_virq(Virq::TIMER, 0)?;
+    let expired = || events.is_pending(timer);
+    let mut deadline = u64::MAX;
     println!("to be paused");
     loop {
         let (tsc, now) = read();
+        check!(!expired() || now >= deadline, "at {now} a timer has run out that was set to {deadline}");
         check!(now >= last, "time went back from {last} to {now}");
         let copy = copied();
         check!(copy + 1_000_000 >= last_copied, "the second clock went back from {last_copied} to {copy}");
@@ -65,7 +70,15 @@ fn paused(shared: &'static Page) -> Verdict {
             check!(copy == 0 || copy.abs_diff(now) < 100_000_000, "the second clock is at {copy}, not {now}");
             let later = boot_time().wrapping_sub(booted);
             check!((1..60).contains(&later), "the wall clock of system time 0 has moved by {later} s");
+            check!(smp::spin_until(expired), "the timer set to {deadline} does not run out");
+            check!(read().1 >= deadline, "the timer set to {deadline} runs out early");
             return Ok(());
+        }
+        // Always half a second ahead, and less than the pause.
+        if !expired() {
+            deadline = now + 500_000_000;
+            let mut timer = SetSingleshotTimer { timeout_abs_ns: deadline, flags: 0, pad: 0 };
+            check_eq!(vcpu_op(VcpuOp::SET_SINGLESHOT_TIMER.0, 0, &mut timer), Ok(0), "set_singleshot_timer");
         }
     }
 }

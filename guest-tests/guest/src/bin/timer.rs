@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use guest::events::{Events, bind_virq, selector_bit, wait_count};
-use guest::hypercall::{self, vcpu_op};
+use guest::hypercall::{self, evtchn_op, vcpu_op};
 use guest::{Verdict, check, check_eq, clock, cpu, println, smp, traps};
 use xen_abi::Errno;
+use xen_abi::event_channel::{Close, EvtchnOp};
 use xen_abi::hypercall::Hypercall;
 use xen_abi::shared_info::VCPU_TIME;
 use xen_abi::vcpu::{SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE, VcpuOp};
@@ -39,7 +40,17 @@ fn run() -> Verdict {
     for period in [0, MS - 1, u64::MAX] {
         check_eq!(set_periodic(period), Err(Errno::EINVAL), "a period of {period} ns");
     }
+    // A timer runs without a port, and is heard where there is one when it runs out.
+    let target = now(&events) + 50 * MS;
+    check_eq!(set(target, 0), Ok(0), "set_singleshot_timer without a port");
     let port = bind_virq(Virq::TIMER, 0)?;
+    evtchn_op(EvtchnOp::CLOSE, &mut Close { port })?;
+    let port = bind_virq(Virq::TIMER, 0)?;
+    check!(smp::spin_until(|| events.is_pending(port)), "a timer set before its port was bound is lost");
+    check!(now(&events) >= target, "a timer set before its port was bound fires early");
+    check_eq!(set(now(&events) + 20 * MS, 0), Ok(0), "set_singleshot_timer");
+    events.clear_pending(port);
+    check!(smp::spin_until(|| events.is_pending(port)), "the next timer is lost");
     events.clear_mask(port);
     events.take_selector();
     events.clear_pending(port);

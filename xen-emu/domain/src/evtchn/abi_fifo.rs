@@ -62,15 +62,15 @@ pub(crate) struct Fifo {
     pages: Vec<Gfn>,
     controls: Vec<Option<Control>>,
     ports: Vec<State>,
-    /// What was pending under the 2-level ABI has been taken over.
-    pub settled: bool,
+    /// The vCPU whose call has begun the switch, until it has taken over what was pending under the 2-level ABI.
+    pub settler: Option<VcpuId>,
 }
 
 impl Fifo {
-    /// For so many vCPUs, without a page.
-    pub(crate) fn new(vcpus: usize) -> Fifo {
+    /// For so many vCPUs, without a page, by a call of `settler`.
+    pub(crate) fn new(vcpus: usize, settler: VcpuId) -> Fifo {
         let controls = (0..vcpus).map(|_| None).collect();
-        Fifo { pages: Vec::new(), controls, ports: Vec::new(), settled: false }
+        Fifo { pages: Vec::new(), controls, ports: Vec::new(), settler: Some(settler) }
     }
 
     /// Sets a vCPU's control block, once.

@@ -38,17 +38,17 @@ impl Domain {
         if self.physmap.is_present(Gfn(gfn)) { Ok(Gfn(gfn)) } else { Err(Errno::EINVAL) }
     }
 
-    /// Makes FIFO the ABI. The machine lets go of every port first, which other vCPUs may take part in; what was
-    /// pending by then waits for the event array.
-    pub(crate) fn switch_to_fifo(&mut self, cx: &mut Cx<'_>) -> Switch {
+    /// Makes FIFO the ABI, for a call of `vcpu`. The machine lets go of every port first, which other vCPUs may take part in; what was
+    /// pending by then waits for the event array. A call of another vCPU meanwhile finds FIFO.
+    pub(crate) fn switch_to_fifo(&mut self, vcpu: VcpuId, cx: &mut Cx<'_>) -> Switch {
         let Some(fifo) = self.ports.abi.fifo() else {
             cx.fx.set_fifo(true);
             self.let_go(cx);
-            self.ports.abi = Box::new(Fifo::new(self.vcpus.len()));
+            self.ports.abi = Box::new(Fifo::new(self.vcpus.len(), vcpu));
             self.retell_timers(cx);
             return Switch::Pending;
         };
-        if !std::mem::replace(&mut fifo.settled, true) {
+        if fifo.settler.take_if(|settler| *settler == vcpu).is_some() {
             self.take_over(cx);
         }
         Switch::Done

@@ -247,7 +247,7 @@ fn init_control(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut init: InitControl = cx.get(call.arg(1))?;
     domain.vcpu(init.vcpu)?;
     let block = domain.control_block(init.control_gfn, init.offset)?;
-    if domain.switch_to_fifo(cx) == Switch::Pending {
+    if domain.switch_to_fifo(call.vcpu, cx) == Switch::Pending {
         return Ok(Outcome::Again(*call));
     }
     domain.ports.abi.fifo().ok_or(Errno::EINVAL)?.set_control(init.vcpu, block)?;

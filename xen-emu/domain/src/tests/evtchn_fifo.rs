@@ -7,6 +7,7 @@ use xen_abi::xen::{Domid, Port, Virq};
 
 use super::EVTCHN;
 use crate::effect::{Backend, Offload};
+use crate::evtchn::Switch;
 use crate::hypercall::{Call, Outcome, Width};
 use crate::mem::{Gfn, Gpa, GuestMem, SpecialPage};
 use crate::testing::{Bench, Effect, GuestEvents};
@@ -138,6 +139,20 @@ fn masked_events_wait_and_moved_ones_change_their_queue() {
     let other = b.bind_ipi(0).unwrap();
     b.send(other).unwrap();
     assert_eq!((b.take(&mut guest, 0), b.take(&mut guest, 3)), (vec![other], vec![port]));
+}
+
+#[test]
+fn only_who_has_begun_the_switch_takes_over_what_is_pending() {
+    let mut b = Bench::with_fifo();
+    let timer = b.bind_virq(Virq::TIMER.0, 0).unwrap();
+    assert_eq!(b.with(|d, cx| d.switch_to_fifo(0, cx)), Switch::Pending);
+    // Another vCPU is quicker, and then the machine hands the timer back with its event.
+    assert_eq!(b.with(|d, cx| d.switch_to_fifo(1, cx)), Switch::Done);
+    b.ram.fetch_or_u64(SpecialPage::SharedInfo.home().offset(b.layout().pending as u64), 1 << timer).unwrap();
+    assert_eq!(b.init_control(0, BLOCKS, 0), Ok(17));
+    assert_eq!(b.expand_array(ARRAY), Ok(0));
+    let mut guest = GuestEvents::fifo(Gfn(ARRAY).gpa(), vec![Gfn(BLOCKS).gpa()]);
+    assert_eq!(b.take(&mut guest, 0), [timer]);
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn model(
     guest: fn(&World, &mut GuestEvents) -> Vec<u32>,
     check: fn(&[u32]),
 ) {
-    let abis: [fn() -> Box<dyn PortOps>; 2] = [|| Box::new(TwoLevel), || Box::new(Fifo::new(1))];
+    let abis: [fn() -> Box<dyn PortOps>; 2] = [|| Box::new(TwoLevel), || Box::new(Fifo::new(1, 0))];
     for abi in abis {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
