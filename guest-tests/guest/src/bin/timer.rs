@@ -2,8 +2,8 @@
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
-use guest::events::{Events, bind_virq, selector_bit, wait_count};
-use guest::hypercall::{self, evtchn_op, vcpu_op};
+use guest::events::{Events, bind_virq, evtchn_op, selector_bit, wait_count};
+use guest::hypercall::{self, vcpu_op};
 use guest::{Verdict, check, check_eq, clock, cpu, println, smp, traps};
 use xen_abi::Errno;
 use xen_abi::event_channel::{Close, EvtchnOp};
