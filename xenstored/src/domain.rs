@@ -15,6 +15,9 @@ use crate::wire::number;
 /// The first domid that is no domain's (`DOMID_FIRST_RESERVED`).
 pub const DOMID_FIRST_RESERVED: DomId = 0x7ff0;
 
+/// A domain's own name for itself (`DOMID_SELF`).
+pub const DOMID_SELF: DomId = 0x7ff0;
+
 /// Features of this store: reconnection, error word, watch depth, `DOMID_ANY`.
 pub const FEATURES: u32 = xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_RECONNECTION
     | xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_ERROR
@@ -114,6 +117,12 @@ impl Domains {
     #[must_use]
     pub fn features(&self, domid: DomId) -> u32 {
         self.features.get(&domid).copied().unwrap_or(FEATURES)
+    }
+
+    /// Whether a domain has what a bit of the features stands for.
+    #[must_use]
+    pub fn has_feature(&self, domid: DomId, bit: u32) -> bool {
+        self.features(domid) & bit != 0
     }
 
     /// Limits the features a domain will be offered.

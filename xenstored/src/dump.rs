@@ -163,7 +163,10 @@ pub(crate) fn record<'a>(
 ) -> Record<'a> {
     let perm = |entry: &Entry| NodePerm {
         letter: u8::try_from(entry.perm.access.letter()).unwrap_or(b'n'),
-        stale: entry.perm.domid != DOMID_ANY && life(entry.perm.domid) != Some(entry.life),
+        stale: match entry.perm.domid {
+            DOMID_ANY => entry.life == Life::NEVER,
+            domid => life(domid) != Some(entry.life),
+        },
         domid: entry.perm.domid,
     };
     let perms = perms.entries().iter().map(perm).collect();
@@ -312,10 +315,10 @@ impl Import {
     fn perms(&mut self, perms: &[NodePerm]) -> Option<Perms> {
         let entry = |perm: &NodePerm| {
             let text = [&[perm.letter][..], perm.domid.to_string().as_bytes()].concat();
-            let life = if perm.stale || perm.domid >= DOMID_FIRST_RESERVED {
-                Life::NEVER
-            } else if perm.domid == 0 {
+            let life = if !perm.stale && [0, DOMID_ANY].contains(&perm.domid) {
                 Life(0)
+            } else if perm.stale || perm.domid >= DOMID_FIRST_RESERVED {
+                Life::NEVER
             } else {
                 self.store.domains.ensure(perm.domid).life
             };

@@ -333,7 +333,7 @@ impl Store {
     fn check_size(&self, call: &Call<'_>, perms: &Perms, names: usize, value: usize) -> Result<(), Errno> {
         let limit = self.limit(&call.caller, Limit::NodeSize);
         let size = node_size(perms.entries().len(), names, value);
-        if size >= limit { Err(Errno::ENOSPC) } else { Ok(()) }
+        if size > limit { Err(Errno::ENOSPC) } else { Ok(()) }
     }
 
     fn check_count(&mut self, call: &Call<'_>, more: usize) -> Result<(), Errno> {

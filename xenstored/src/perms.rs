@@ -8,7 +8,7 @@ use crate::DomId;
 use crate::wire::{Errno, number};
 
 /// Entry that means "every domain" in a permission list (`DOMID_ANY`).
-pub const DOMID_ANY: DomId = 0x7ff4;
+pub const DOMID_ANY: DomId = 0x7ff5;
 
 /// Rights of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +101,7 @@ impl FromStr for Perm {
 pub struct Life(pub u32);
 
 impl Life {
-    /// Of a domain that does not exist: matches no domain ever.
+    /// Of a domain that does not exist: matches no domain ever. Of `DOMID_ANY`: the entry does not apply.
     pub const NEVER: Self = Self(u32::MAX);
 }
 
@@ -135,7 +135,8 @@ pub struct Entry {
 impl Entry {
     fn names(&self, caller: &Caller) -> bool {
         let own = |(domid, life)| self.perm.domid == domid && self.life == life;
-        self.perm.domid == DOMID_ANY || own((caller.domid, caller.life)) || caller.target.is_some_and(own)
+        let all = self.perm.domid == DOMID_ANY && self.life != Life::NEVER;
+        all || own((caller.domid, caller.life)) || caller.target.is_some_and(own)
     }
 }
 
@@ -238,8 +239,8 @@ mod tests {
             ("w1 r2 b2", guest(2, 2), 'r'),
             ("b1 n2", guest(2, 2), 'n'),
             ("w1", guest(2, 2), 'w'),
-            ("n1 r32756 b2", guest(2, 2), 'r'),
-            ("n1 b2 r32756", guest(2, 2), 'b'),
+            ("n1 r32757 b2", guest(2, 2), 'r'),
+            ("n1 b2 r32757", guest(2, 2), 'b'),
             ("n1", Caller { target: Some((1, Life(1))), ..guest(2, 2) }, 'b'),
             ("n0 r1", Caller { target: Some((1, Life(1))), ..guest(2, 2) }, 'r'),
             ("n1", Caller::PRIVILEGED, 'b'),

@@ -110,7 +110,7 @@ impl Quota {
 /// Bytes of a node as its size limit counts them: what C xenstored stores for it.
 #[must_use]
 pub fn node_size(perms: usize, names: usize, value: usize) -> usize {
-    24 + 8 * perms + names + value
+    16 + 8 * perms + names + value
 }
 
 /// Bytes that a node is charged with: about what it takes.

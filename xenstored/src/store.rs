@@ -371,6 +371,18 @@ impl Store {
         });
     }
 
+    /// Tells the watches of a special name that its permissions are others: those who may read by the ones before or
+    /// after, as for a node.
+    pub(crate) fn special_changed(&self, name: &str, perms: &[Option<Perms>], out: &mut Out) {
+        self.watches.fire_exact(name, |watch| {
+            let caller = self.conns.get(&watch.conn).map(|state| state.caller);
+            let reads = |caller: Caller| perms.iter().flatten().any(|perms| perms.access(&caller).read());
+            if caller.is_some_and(reads) {
+                out.event(watch.conn, name, &watch.token);
+            }
+        });
+    }
+
     /// Sets the permissions of a special name, or forgets it. `false` if there was nothing to forget.
     pub(crate) fn set_special(&mut self, name: &str, perms: Option<Perms>) -> bool {
         let changed = match perms {

@@ -131,6 +131,11 @@ impl Watches {
         }
     }
 
+    /// Calls `tell` for the watches on exactly this name.
+    pub fn fire_exact(&self, name: &str, tell: impl FnMut(&Watch)) {
+        self.on(name).for_each(tell);
+    }
+
     /// Calls `tell` for the watches on a special event, such as `@releaseDomain` of domain 7: those on
     /// `@releaseDomain`, which hear of the domain only with a depth of 1, and those on `@releaseDomain/7`.
     pub fn fire_special(&self, event: &str, domid: crate::DomId, mut tell: impl FnMut(&Watch, &str)) {

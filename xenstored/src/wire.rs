@@ -104,6 +104,14 @@ pub fn args(payload: &[u8]) -> Result<Vec<&[u8]>, Errno> {
     }
 }
 
+/// The arguments of a payload that are ended by a NUL; what follows the last one is passed over.
+#[must_use]
+pub fn whole_args(payload: &[u8]) -> Vec<&[u8]> {
+    let end = payload.iter().rposition(|&byte| byte == 0);
+    let list = end.and_then(|end| payload.get(..end));
+    list.map_or_else(Vec::new, |list| list.split(|&byte| byte == 0).collect())
+}
+
 /// The first argument of a payload and everything behind its NUL.
 ///
 /// # Errors

@@ -22,8 +22,10 @@ impl Domid {
     pub const XEN: Self = Self(0x7FF2);
     /// Owner of pages shared copy-on-write.
     pub const COW: Self = Self(0x7FF3);
-    /// No domain; also "all domains" (`DOMID_ANY`) in permissions of the store.
+    /// No domain.
     pub const INVALID: Self = Self(0x7FF4);
+    /// No certain domain: in permissions of the store, all of them.
+    pub const ANY: Self = Self(0x7FF5);
     /// The idle domain.
     pub const IDLE: Self = Self(0x7FFF);
     /// Bits of a valid id.

@@ -39,7 +39,7 @@ fn a_store_survives_as_records() {
     ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
     ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
     ask(&mut store, host, MsgType::INTRODUCE, 0, b"9\x001\x002\0");
-    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r5\0r7\0r32756\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/a\0n0\0r5\0r7\0r32757\0");
     ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5\0n5\0");
     ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5/x\0n5\0");
     ask(&mut store, host, MsgType::SET_PERMS, 0, b"@releaseDomain\0n0\0r5\0");
@@ -62,7 +62,7 @@ fn a_store_survives_as_records() {
     assert_eq!(store.check(), Ok(()));
     assert_eq!(ask(&mut store, host, MsgType::DIRECTORY, 0, b"/\0"), ["tool\0b\0a\0local\0"]);
     assert_eq!(ask(&mut store, host, MsgType::READ, 0, b"/a/z\0"), ["3"]);
-    assert_eq!(ask(&mut store, host, MsgType::GET_PERMS, 0, b"/a\0"), ["n0\0r5\0r7\0r32756\0"]);
+    assert_eq!(ask(&mut store, host, MsgType::GET_PERMS, 0, b"/a\0"), ["n0\0r5\0r7\0r32757\0"]);
     assert_eq!(ask(&mut store, host, MsgType::GET_PERMS, 0, b"@releaseDomain\0"), ["n0\0r5\0"]);
     assert_eq!(ask(&mut store, five, MsgType::READ, 0, b"/a\0"), ["2"]);
     // The right was given to the domain before.

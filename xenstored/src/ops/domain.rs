@@ -1,7 +1,7 @@
 //! INTRODUCE and the other requests about domains.
 
 use crate::DomId;
-use crate::domain::DOMID_FIRST_RESERVED;
+use crate::domain::{DOMID_FIRST_RESERVED, DOMID_SELF};
 use crate::out::{Action, Out};
 use crate::path::Path;
 use crate::store::{Call, Store};
@@ -13,7 +13,9 @@ use super::INTRODUCE_DOMAIN;
 pub(super) fn introduce(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = args(call.payload)?;
     let [domid, gfn, port, ..] = list[..] else { return Err(Errno::EINVAL) };
-    let (domid, _gfn, port) = (number::<DomId>(domid)?, number::<u64>(gfn)?, number::<u32>(port)?);
+    // A signed decimal.
+    let _: u64 = number(gfn.strip_prefix(b"-").unwrap_or(gfn))?;
+    let (domid, port) = (number::<DomId>(domid)?, number::<u32>(port)?);
     if domid == 0 || domid >= DOMID_FIRST_RESERVED || port == 0 || !call.ring {
         return Err(Errno::EINVAL);
     }
@@ -56,7 +58,8 @@ pub(super) fn resume(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> R
 }
 
 pub(super) fn is_introduced(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let known = store.domains.is_introduced(domid(call)?);
+    let domid = domid(call)?;
+    let known = domid == DOMID_SELF || store.domains.is_introduced(domid);
     out.reply(call, &[if known { b"T\0" } else { b"F\0" }])
 }
 
@@ -67,7 +70,7 @@ pub(super) fn get_domain_path(_: &mut Store, call: &mut Call<'_>, out: &mut Out)
 
 pub(super) fn set_target(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = args(call.payload)?;
-    let [domid, target] = list[..] else { return Err(Errno::EINVAL) };
+    let [domid, target, ..] = list[..] else { return Err(Errno::EINVAL) };
     let (domid, target) = (number::<DomId>(domid)?, number::<DomId>(target)?);
     if !store.set_target(domid, target) {
         return Err(Errno::ENOENT);
@@ -118,6 +121,7 @@ pub(super) fn set_feature(store: &mut Store, call: &mut Call<'_>, out: &mut Out)
     if store.domains.is_introduced(domid) {
         return Err(Errno::EBUSY);
     }
+    store.domains.get(domid).ok_or(Errno::ENOENT)?;
     store.domains.set_features(domid, features);
     out.ack(call)
 }

@@ -1,14 +1,16 @@
 //! READ, WRITE and the other requests about nodes.
 
 use super::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_DOMID_ANY;
+
 use crate::DomId;
 use crate::out::Out;
 use crate::path::{Name, parent};
-use crate::perms::{Access, DOMID_ANY, Entry, Life, Perm, Perms};
+use crate::perms::{Access, Caller, DOMID_ANY, Entry, Life, Perm, Perms};
 use crate::quota::Limit;
 use crate::store::{Call, Store};
 use crate::transaction::Aspect;
-use crate::wire::{Errno, PAYLOAD_MAX, args, first_arg, number, one_arg};
+use crate::wire::{Errno, PAYLOAD_MAX, args, first_arg, number, one_arg, whole_args};
 
 pub(super) fn directory(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
@@ -89,7 +91,9 @@ pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
             store.fetch(call, &path, Access::read)?.perms
         }
         Name::Special(name) => {
-            let perms = store.special.get(&*name).ok_or(Errno::ENOENT)?;
+            // Who may read none of them does not learn which there are.
+            let hidden = if call.caller.privileged { Errno::ENOENT } else { Errno::EACCES };
+            let perms = store.special.get(&*name).ok_or(hidden)?;
             Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?
         }
     };
@@ -98,7 +102,7 @@ pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
 
 /// `path\0perm\0perm\0...`, the owner's first.
 pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let list = args(call.payload)?;
+    let list = whole_args(call.payload);
     let Some((name, texts)) = list.split_first().filter(|(_, texts)| !texts.is_empty()) else {
         return Err(Errno::EINVAL);
     };
@@ -106,16 +110,22 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
     if texts.len() > store.limit(&call.caller, Limit::NodePermissions) {
         return Err(Errno::ENOSPC);
     }
-    let perms = parse_perms(store, texts)?;
+    let perms = parse_perms(store, &call.caller, texts)?;
     match name {
         Name::Special(name) => {
-            if !call.caller.privileged {
+            let old = store.special.get(&*name);
+            if !call.caller.privileged && !old.is_some_and(|old| old.owned_by(&call.caller)) {
                 return Err(Errno::EACCES);
             }
-            if !store.special.contains_key(&*name) && !names_a_domain(store, &name) {
+            if old.is_none() && !names_a_domain(store, &name) {
                 return Err(Errno::ENOENT);
             }
-            store.set_special(&name, Some(perms));
+            let old = old.cloned();
+            if !call.caller.privileged && old.as_ref().is_some_and(|old| old.owner() != perms.owner()) {
+                return Err(Errno::EPERM);
+            }
+            store.set_special(&name, Some(perms.clone()));
+            store.special_changed(&name, &[old, Some(perms)], out);
         }
         Name::Node(path) => {
             store.note(call, &path, Aspect::Content)?;
@@ -139,11 +149,17 @@ fn names_a_domain(store: &Store, name: &str) -> bool {
     domid.is_some_and(|domid| store.domains.get(domid).is_some())
 }
 
-/// Binds every entry to the present life of its domain. One without a life never applies, and cannot own.
-fn parse_perms(store: &Store, texts: &[&[u8]]) -> Result<Perms, Errno> {
+/// Binds every entry to the present life of its domain. One without a life never applies, and cannot own; one for every
+/// domain applies if the feature was not withheld from who sets it.
+fn parse_perms(store: &Store, caller: &Caller, texts: &[&[u8]]) -> Result<Perms, Errno> {
+    let everybody = store.domains.has_feature(caller.domid, XENSTORE_SERVER_FEATURE_DOMID_ANY);
+    let life = |domid| match domid {
+        DOMID_ANY => everybody.then_some(Life(0)),
+        domid => store.domains.life(domid),
+    };
     let entry = |text: &&[u8]| {
         let perm = Perm::parse(text)?;
-        Ok(Entry { perm, life: store.domains.life(perm.domid).unwrap_or(Life::NEVER) })
+        Ok(Entry { perm, life: life(perm.domid).unwrap_or(Life::NEVER) })
     };
     let entries = texts.iter().map(entry).collect::<Result<Vec<_>, Errno>>()?;
     let owner = entries.first().ok_or(Errno::EINVAL)?;

@@ -2,22 +2,29 @@
 
 use std::sync::Arc;
 
+use xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_WATCHDEPTH;
+
 use crate::out::Out;
 use crate::path::{Name, home};
 use crate::quota::Limit;
 use crate::store::{Call, Store};
 use crate::watch::Watch;
-use crate::wire::{Errno, args, number};
+use crate::wire::{Errno, number, whole_args};
 
-/// `path\0token\0`, and with the feature WATCHDEPTH `depth\0`. The reply comes first, then one event.
+/// `path\0token\0`, and with the feature WATCHDEPTH `depth\0`; what may follow is reserved. The reply comes first, then
+/// one event.
 pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let list = args(call.payload)?;
+    let list = whole_args(call.payload);
     let (arg, token, depth) = match list[..] {
         [arg, token] => (arg, token, None),
-        [arg, token, depth] => (arg, token, Some(number(depth)?)),
+        [arg, token, depth, ..] => (arg, token, Some(number(depth)?)),
         _ => return Err(Errno::EINVAL),
     };
     let name = store.name(call, arg)?;
+    let deep = depth.is_some() || matches!(&name, Name::Special(name) if name.contains('/'));
+    if deep && !store.domains.has_feature(call.caller.domid, XENSTORE_SERVER_FEATURE_WATCHDEPTH) {
+        return Err(Errno::EINVAL);
+    }
     // The domid is all that is below a special event.
     if matches!(name, Name::Special(_)) && depth.is_some_and(|depth| depth != 1) {
         return Err(Errno::EINVAL);
@@ -49,8 +56,8 @@ pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
 }
 
 pub(super) fn unwatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
-    let list = args(call.payload)?;
-    let [arg, token] = list[..] else { return Err(Errno::EINVAL) };
+    let list = whole_args(call.payload);
+    let [arg, token, ..] = list[..] else { return Err(Errno::EINVAL) };
     let name = store.name(call, arg)?;
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
     let number = state.watches.remove(&(name.as_str().into(), token.into())).ok_or(Errno::ENOENT)?;

@@ -175,6 +175,7 @@ fn r4_features_are_offered_and_never_taken_back() {
     host.introduce(5, 1, 2, guest.fds()).unwrap();
     assert_eq!(guest.word(FEATURES), 0x10f);
     // Fewer for a domain of which that was said before.
+    host.mkdir("/local/domain/7").unwrap();
     host.request(MsgType::SET_FEATURE, "7", &[b"7\x006\0"], &[]).unwrap();
     let fewer = Guest::new();
     host.introduce(7, 1, 2, fewer.fds()).unwrap();

@@ -16,7 +16,8 @@ fn d1_introduce() {
          0 is_domain_introduced 5 => F
          0 introduce 5 1 1
          0 is_domain_introduced 5 => T
-         0 is_domain_introduced 0 => T",
+         0 is_domain_introduced 0 => T
+         0 is_domain_introduced 32752 => T",
     );
     let mut player = Player::new();
     player.has_ring = false;
@@ -95,6 +96,35 @@ fn d5_get_domain_path() {
     );
 }
 
+/// Without the features a domain is as with an older store.
+#[test]
+fn r6_what_was_withheld_is_not_there() {
+    play(
+        "0 mkdir /local/domain/5
+         0 set_feature 5 0
+         0 introduce 5 1 1
+         5 watch /a t 0 => EINVAL
+         5 watch /a t junk => EINVAL
+         5 watch @releaseDomain t 1 => EINVAL
+         5 watch @releaseDomain/6 t => EINVAL
+         5 watch @releaseDomain t => OK ! 5 @releaseDomain t
+         6 watch /a t 0 => OK ! 6 /a t
+         6 watch @releaseDomain/6 t => OK ! 6 @releaseDomain/6 t
+         0 mkdir /d
+         0 set_perms /d b0
+         5 write /d/five 1
+         6 write /d/six 1
+         5 set_perms /d/five n5 r32757
+         6 set_perms /d/six n6 r32757
+         6 read /d/five => EACCES
+         5 read /d/six => 1
+         6 get_perms /d/five => EACCES
+         0 get_perms /d/five => n5|r32757
+         0 set_perms /d/five n5 r32757
+         6 read /d/five => 1",
+    );
+}
+
 #[test]
 fn r6_features() {
     let mut player = Player::new();
@@ -103,8 +133,10 @@ fn r6_features() {
     play(
         "5 get_feature '' => 15
          0 get_feature '' => 15
+         0 set_feature 6 3 => ENOENT
+         0 mkdir /local/domain/6
          0 set_feature 6 3
-         0 introduce 6 1 1
+         0 introduce 6 -1 1 reserved
          0 get_feature 6 => 3
          6 get_feature '' => 3
          0 set_feature 6 1 => EBUSY
@@ -112,6 +144,8 @@ fn r6_features() {
          0 set_feature 7 x => EINVAL
          0 set_feature 7 => EINVAL
          0 get_feature 99 => ENOENT
+         0 set_feature 99 3 => ENOENT
+         0 set_quota 99 nodes 3 => ENOENT
          0 release 6
          0 introduce 6 1 1
          0 get_feature 6 => 15",

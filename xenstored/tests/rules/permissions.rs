@@ -49,6 +49,25 @@ fn a2_set_perms() {
 }
 
 #[test]
+fn a2_special_names_have_owners_and_tell_of_changes() {
+    play(
+        "0 watch @releaseDomain t => OK ! 0 @releaseDomain t
+         5 watch @releaseDomain five => OK ! 5 @releaseDomain five
+         0 set_perms @releaseDomain n0 => OK ! 0 @releaseDomain t
+         0 set_perms @releaseDomain n5 => OK ! 0 @releaseDomain t ! 5 @releaseDomain five
+         6 set_perms @releaseDomain n6 => EACCES
+         5 set_perms @releaseDomain n6 => EPERM
+         5 set_perms @releaseDomain n5 r6 => OK ! 0 @releaseDomain t ! 5 @releaseDomain five
+         6 get_perms @releaseDomain => n5|r6
+         7 get_perms @releaseDomain => EACCES
+         7 get_perms @foo => EACCES
+         7 set_perms @foo n7 => EACCES
+         0 get_perms @foo => ENOENT
+         0 set_perms @foo n0 => ENOENT",
+    );
+}
+
+#[test]
 fn a3_rights_die_with_their_domain() {
     play(
         "0 write /early 1
@@ -89,15 +108,15 @@ fn a3_a_toolstack_may_prepare_a_domain_before_it_is_introduced() {
 fn a4_an_entry_for_every_domain() {
     play(
         "0 write /n 1
-         0 set_perms /n n0 r32756
+         0 set_perms /n n0 r32757
          5 read /n => 1
          9 read /n => 1
          9 write /n 2 => EACCES
-         0 set_perms /n n0 n9 b32756
+         0 set_perms /n n0 n9 b32757
          9 read /n => EACCES
          5 write /n 2
-         0 get_perms /n => n0|n9|b32756
-         0 set_perms /n n32756 => ENOENT",
+         0 get_perms /n => n0|n9|b32757
+         0 set_perms /n n32757 => ENOENT",
     );
 }
 

@@ -7,8 +7,16 @@ fn q1_every_limit_and_its_error() {
     play(
         "0 mkdir /d
          0 set_perms /d b0
-         5 write /d/v {v*2015}
-         5 write /d/v {v*2016} => ENOSPC
+         5 write /d/v {v*2024}
+         5 write /d/v {v*2025} => ENOSPC
+         5 set_perms /d/v n5 r6 => ENOSPC
+         5 write /d/p 1
+         5 set_perms /d/p n5 r6 r7
+         5 write /d/p {v*2009} => ENOSPC
+         5 write /d/p {v*2008}
+         5 write /d/c/abc 1
+         5 write /d/c {v*2021} => ENOSPC
+         5 write /d/c {v*2020}
          0 write /d/v {v*4000}
          0 set_quota watches 2
          5 watch /d 1 => OK ! 5 /d 1

@@ -141,7 +141,8 @@ fn v8_special_events() {
     assert_eq!(player.shut_down(6), shut_down);
     assert_eq!(player.shut_down(6), "", "told already");
     assert_eq!(player.step("0 resume 6"), "OK");
-    assert_eq!(player.step("0 set_perms @releaseDomain n0 r6"), "OK");
+    let told = "OK ! 0 @releaseDomain out ! 6 @releaseDomain six";
+    assert_eq!(player.step("0 set_perms @releaseDomain n0 r6"), told);
     assert_eq!(player.shut_down(6), "0 @releaseDomain out ! 6 @releaseDomain six");
     assert_eq!(player.step("0 introduce 7 1 1"), "OK ! 0 @introduceDomain in");
     assert_eq!(player.step("0 release 7"), "OK ! 0 @releaseDomain out ! 6 @releaseDomain six");
@@ -174,7 +175,7 @@ fn v9_depth() {
          5 watch @releaseDomain/6 five => OK ! 5 @releaseDomain/6 five
          5 watch @releaseDomain/7 five => OK ! 5 @releaseDomain/7 five
          0 get_perms @releaseDomain/6 => ENOENT
-         0 set_perms @releaseDomain/6 n0 r5
+         0 set_perms @releaseDomain/6 n0 r5 => OK ! 0 @releaseDomain/6 six ! 5 @releaseDomain/6 five
          0 get_perms @releaseDomain/6 => n0|r5
          0 set_perms @releaseDomain/99 n0 => ENOENT
          0 set_perms @releaseDomain/x n0 => ENOENT

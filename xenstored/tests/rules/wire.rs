@@ -133,6 +133,27 @@ fn w6_arguments_end_with_nul() {
 }
 
 #[test]
+fn w6_what_follows_the_arguments_is_reserved() {
+    let mut player = Player::new();
+    player.step("5 get_feature ''");
+    player.step("6 get_feature ''");
+    for (kind, payload) in [
+        (MsgType::WATCH, &b"/w\0t\0part"[..]),
+        (MsgType::UNWATCH, b"/w\0t\0x\0"),
+        (MsgType::WATCH, b"/w\0t\x001\0x\0part"),
+        (MsgType::UNWATCH, b"/w\0t\0part"),
+        (MsgType::SET_TARGET, b"5\x006\x007\0"),
+        (MsgType::INTRODUCE, b"7\0-1\x001\0x\0"),
+        (MsgType::WRITE, b"/w\x001"),
+        (MsgType::SET_PERMS, b"/w\0n0\0r5\0r6"),
+    ] {
+        let reply = player.request("0", kind, 0, payload);
+        assert_eq!(reply.split(" ! ").next(), Some("OK"), "{kind:?} {payload:?}");
+    }
+    assert_eq!(player.step("0 get_perms /w"), "n0|r5");
+}
+
+#[test]
 fn w7_a_reply_that_does_not_fit_is_e2big() {
     let mut player = Player::new();
     for n in 0..100 {

@@ -28,7 +28,7 @@ fn xsa_115_guests_learn_nothing_they_may_not_read() {
          0 rm /shut
          0 introduce 6 1 1
          5 is_domain_introduced 6 => EACCES
-         0 set_perms @introduceDomain n0 r5
+         0 set_perms @introduceDomain n0 r5 => OK ! 5 @introduceDomain t
          0 introduce 7 1 1 => OK ! 5 @introduceDomain t
          5 write /shut/y 1 => EACCES
          0 control check => OK",
