@@ -261,14 +261,19 @@ impl Effects for Fx<'_> {
         self.attr(vcpu, VcpuAttr::Runstate(gpa));
     }
 
-    fn set_runstate_update_flag(&mut self, on: bool) {
-        logged("runstate update flag", self.guest.accel.runstate_update_flag(on));
+    fn set_runstate_update_flag(&mut self, on: bool) -> bool {
+        let done = self.guest.accel.runstate_update_flag(on);
+        let can = done.is_ok();
+        logged("runstate update flag", done);
+        can
     }
 
     fn runstate(&mut self, vcpu: VcpuId) -> Runstate {
         let own = self.own.filter(|&(_, me)| me == vcpu);
         let told = own.and_then(|(fd, _)| self.guest.accel.runstate(fd));
-        told.unwrap_or_else(|| self.guest.runstate_from_thread(vcpu))
+        told.unwrap_or_else(|| {
+            self.guest.runstate_from_thread(vcpu, self.own.is_some_and(|(_, me)| me == vcpu))
+        })
     }
 
     fn set_timer_port(&mut self, vcpu: VcpuId, port: Option<Port>) {

@@ -139,6 +139,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long it is until a system time; none at all until a negative one, as Xen's are signed.
+pub fn until(at: u64, now: u64) -> Duration {
+    let negative = i64::try_from(at).is_err();
+    Duration::from_nanos(if negative { 0 } else { at.saturating_sub(now) })
+}
+
 impl Guest {
     /// The clocks as the guest sees them.
     pub fn now(&self) -> Now {
@@ -275,7 +281,7 @@ impl Guest {
     /// How long it is until this system time of a vCPU; `own` on its own thread.
     pub fn time_until(&self, at: u64, vcpu: u32, own: Option<&VcpuFd>) -> Duration {
         let now = own.map_or_else(|| self.now().system_ns, |fd| self.system_ns(fd, vcpu));
-        Duration::from_nanos(at.saturating_sub(now))
+        until(at, now)
     }
 
     /// A vCPU's registers; zeros where there are none.
@@ -511,5 +517,18 @@ impl Vm for Guest {
         }
         // The next domain may want the memory before this process is gone.
         self.memory.discard_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_have_passed_or_are_negative_are_due_at_once() {
+        let ns = Duration::from_nanos;
+        assert_eq!([until(7, 5), until(5, 5), until(3, 5)], [ns(2), ns(0), ns(0)]);
+        assert_eq!(until(i64::MAX.unsigned_abs(), 7), ns(i64::MAX.unsigned_abs() - 7));
+        assert_eq!([until(1 << 63, 5), until(u64::MAX, 5)], [ns(0); 2]);
     }
 }

@@ -58,7 +58,7 @@ open_enum! {
 
 /// In `state_entry_time` of the guest's copy: being written now.
 pub const XEN_RUNSTATE_UPDATE: u64 = 1 << 63;
-/// Flag of `SetSingleshotTimer`: -ETIME if the time has passed.
+/// Flag of `SetSingleshotTimer`: -ETIME if the time has passed, by the header; Xen has ignored it since 4.18.
 pub const VCPU_SSHOTTMR_FUTURE: u32 = 1;
 /// Mode of `VcpuHvmContext`: `VcpuHvmX86_32` follows.
 pub const VCPU_HVM_MODE_32B: u32 = 0;

@@ -222,11 +222,19 @@ impl Domain {
         self.config.max_pages = frames;
     }
 
-    /// The machine tells that a vCPU runs (INIT/SIPI by LAPIC) or has stopped.
-    pub fn note_vcpu_online(&mut self, vcpu: VcpuId, online: bool) {
-        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
-            vcpu.online = online;
+    /// The machine tells that a vCPU runs (INIT/SIPI by LAPIC) or has stopped, at system time `now`. One that is about
+    /// to be halted is down already, or up again, whatever it looks like.
+    pub fn note_vcpu_online(&mut self, vcpu: VcpuId, online: bool, now: u64) {
+        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize).filter(|vcpu| !vcpu.halting) {
+            vcpu.turn(online, now);
             vcpu.initialised |= online;
+        }
+    }
+
+    /// The machine has halted a vCPU ([`Effects::vcpu_down`](crate::effect::Effects::vcpu_down)): if it runs after this, it was started.
+    pub fn note_vcpu_halted(&mut self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
+            vcpu.halting = false;
         }
     }
 

@@ -72,6 +72,20 @@ pub struct Runstate {
     pub time: [u64; 4],
 }
 
+impl Runstate {
+    /// The same of a vCPU that went down at system time `since`: the machine has taken it for blocked from then on.
+    #[must_use]
+    pub fn offline(mut self, since: u64, now: u64) -> Runstate {
+        let [.., blocked, offline] = &mut self.time;
+        let down = now.saturating_sub(since).min(*blocked);
+        *blocked -= down;
+        *offline = offline.saturating_add(down);
+        self.state = 3;
+        self.entry_time = since;
+        self
+    }
+}
+
 /// A segment register: base, limit in the descriptor's units, and rights as struct vcpu_hvm_x86_32 has them (type 0-3,
 /// s 4, dpl 5-6, p 7, avl 8, l 9, db 10, g 11).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,9 +159,9 @@ pub trait Effects {
     fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool;
     /// vcpu_runstate_info.
     fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);
-    /// VMASST_TYPE_runstate_update_flag.
-    fn set_runstate_update_flag(&mut self, on: bool);
-    /// The times of a vCPU.
+    /// VMASST_TYPE_runstate_update_flag; false when the machine cannot (the guest gets -EINVAL).
+    fn set_runstate_update_flag(&mut self, on: bool) -> bool;
+    /// The times of a vCPU; running or blocked, as it is for the core to say which are down.
     fn runstate(&mut self, vcpu: VcpuId) -> Runstate;
 
     /// The port that VIRQ_TIMER raises on this vCPU.

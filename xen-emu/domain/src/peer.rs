@@ -87,11 +87,27 @@ pub enum Told {
     Nobody,
 }
 
+/// A port of ours that is held for the answer to a question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// The question's number: after a reset another one may hold the port.
+    pub question: u32,
+    pub local: Port,
+}
+
+/// A port of another domain's that one of ours is to be bound to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerBind {
+    pub remote: Domid,
+    pub far: Port,
+    pub held: Held,
+}
+
 /// What a vCPU's hypercall is about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum About {
-    /// EVTCHNOP_bind_interdomain; `local` is held for it.
-    Bind { remote: Domid, far: Port, local: Port },
+    /// EVTCHNOP_bind_interdomain.
+    Bind(PeerBind),
     /// GNTTABOP_map_grant_ref.
     Map(MapGrantRef),
     /// GNTTABOP_unmap_grant_ref, which is done here already.
@@ -176,22 +192,23 @@ impl Domain {
             (Some(mine), Some(told)) => return Some((mine, told)),
             (_, told) => told.iter().for_each(|told| undo(told, cx)),
         }
-        if let About::Bind { local, .. } = about {
-            self.let_go_of(local);
+        if let About::Bind(bind) = about {
+            self.let_go_of(bind.held);
         }
         None
     }
 
     /// Frees a port that was held for a binding that comes to nothing.
-    pub(crate) fn let_go_of(&mut self, local: Port) {
-        if self.is_held(local) {
-            self.ports.free(local);
+    pub(crate) fn let_go_of(&mut self, held: Held) {
+        if self.is_held(held) {
+            self.ports.free(held.local);
         }
     }
 
     /// Whether a port is still held for a binding: an EVTCHNOP_reset may have closed it.
-    pub(crate) fn is_held(&self, port: Port) -> bool {
-        port != 0 && self.ports.known(port).is_some_and(|channel| channel.kind == Kind::Reserved)
+    pub(crate) fn is_held(&self, held: Held) -> bool {
+        let channel = self.ports.known(held.local);
+        channel.is_some_and(|channel| channel.kind == Kind::Held(held.question))
     }
 
     /// Whether our port `ours` may be bound by the domain `remote`: to be asked before anything is made for it.

@@ -198,6 +198,8 @@ pub struct Recorder {
     pub effects: Vec<Effect>,
     /// Whether it handles 2-level ports by itself (and then really does not).
     pub accelerated: bool,
+    /// Whether it cannot tell of an update of the runstate under way.
+    pub no_update_flag: bool,
     /// Whether the host has run out of memory.
     pub out_of_memory: bool,
     /// What other domains answer, in order; when there is no more, nobody is there.
@@ -247,8 +249,9 @@ impl Effects for Recorder {
     fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) {
         self.note(Effect::Runstate(vcpu, gpa));
     }
-    fn set_runstate_update_flag(&mut self, on: bool) {
+    fn set_runstate_update_flag(&mut self, on: bool) -> bool {
         self.note(Effect::RunstateUpdateFlag(on));
+        !self.no_update_flag
     }
     fn runstate(&mut self, vcpu: VcpuId) -> Runstate {
         Runstate { state: 0, entry_time: 100 + u64::from(vcpu), time: [1, 2, 3, 4] }

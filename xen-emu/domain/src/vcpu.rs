@@ -30,6 +30,10 @@ pub(crate) enum Waiting {
 pub(crate) struct Vcpu {
     /// Not down in the sense of VCPUOP_is_up.
     pub online: bool,
+    /// VCPUOP_down has been made on it, and its thread has not halted it yet.
+    pub halting: bool,
+    /// System time at which it went up or down, nanoseconds.
+    pub since: u64,
     /// Has register values: by VCPUOP_initialise, by INIT/SIPI, or as the boot vCPU.
     pub initialised: bool,
     /// What VCPUOP_initialise has set, until it runs.
@@ -57,6 +61,8 @@ impl Vcpu {
     pub(crate) fn new(boot: bool) -> Vcpu {
         Vcpu {
             online: boot,
+            halting: false,
+            since: 0,
             initialised: boot,
             start: None,
             looked: false,
@@ -68,6 +74,15 @@ impl Vcpu {
             waiting: Waiting::No,
             asked: None,
         }
+    }
+
+    /// Is up or down from `now` on: true if it was not so before.
+    pub(crate) fn turn(&mut self, online: bool, now: u64) -> bool {
+        let changed = std::mem::replace(&mut self.online, online) != online;
+        if changed {
+            self.since = now;
+        }
+        changed
     }
 
     /// The port bound to a VIRQ.

@@ -252,7 +252,7 @@ pub trait XenAccel: Send + Sync {
     }
     /// How to tell a vCPU with this vector of its own (0 = none) that it has an upcall.
     fn interrupt(&self, own: u8) -> Interrupt;
-    /// VMASST_TYPE_runstate_update_flag.
+    /// VMASST_TYPE_runstate_update_flag; an error where there is none.
     fn runstate_update_flag(&self, on: bool) -> io::Result<()>;
     /// Whether a secondary vcpu_time_info can be kept.
     fn has_time_info(&self, _vcpu: VcpuId, _memory: &Memory) -> bool {

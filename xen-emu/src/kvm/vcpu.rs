@@ -11,7 +11,7 @@ use super::xen_portable::MSR_EFER;
 use super::{VcpuAttr, ioctl, regs, xen_portable};
 use crate::core_dump::Registers;
 use crate::fx::{self, Fx};
-use crate::guest::{Guest, Still, lock};
+use crate::guest::{Guest, Still, lock, until};
 use crate::timers::Timer;
 use crate::vm::VmEvent;
 use kvm_bindings::{
@@ -39,6 +39,9 @@ use xen_domain::mem::{Fault, Gpa, Translate};
 use xen_emu_api::control::VcpuStatus;
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// RUNSTATE_running, RUNSTATE_blocked.
+const RUNNING: i32 = 0;
+const BLOCKED: i32 = 2;
 /// How long a vCPU that polls with interrupts off sleeps at most.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -191,12 +194,15 @@ impl Thread {
 
 impl Guest {
     /// The times of a vCPU as its thread's scheduler statistics tell them: an approximation for callers that
-    /// are not the vCPU itself.
-    pub fn runstate_from_thread(&self, vcpu: u32) -> Runstate {
+    /// are not the vCPU itself, and for `own` where KVM does not tell: it runs. When the state began is not known.
+    pub fn runstate_from_thread(&self, vcpu: u32, own: bool) -> Runstate {
         let now = self.now().system_ns;
         let threads = lock(&self.threads);
-        let running = threads.iter().find(|t| t.id == vcpu).map_or(0, Thread::time_ns).min(now);
-        Runstate { state: 0, entry_time: now, time: [running, 0, now - running, 0] }
+        let status = threads.iter().find(|t| t.id == vcpu).map(Thread::status);
+        let (runs, time_ns) = status.map_or((false, 0), |status| (status.running, status.time_ns));
+        let running = time_ns.min(now);
+        let state = if own || runs { RUNNING } else { BLOCKED };
+        Runstate { state, entry_time: now, time: [running, 0, now - running, 0] }
     }
 }
 
@@ -369,9 +375,10 @@ impl Vcpu {
             std::thread::yield_now();
         }
         let mut online;
+        let mut fresh = true;
         let result = loop {
             let outcome;
-            (outcome, online) = self.dispatch(&call);
+            (outcome, online) = self.dispatch(&call, std::mem::take(&mut fresh));
             match outcome {
                 Outcome::Done(value) => break value,
                 Outcome::Again(next) => {
@@ -387,7 +394,9 @@ impl Vcpu {
                     }
                 }
                 Outcome::Block(until) => {
-                    self.block(until.deadline);
+                    if self.block(until.deadline) == Flow::Stop {
+                        return Flow::Stop;
+                    }
                     break 0;
                 }
                 Outcome::Exit(reason) => {
@@ -417,11 +426,12 @@ impl Vcpu {
         }
     }
 
-    /// What the core says, and whether the vCPU is still up.
-    fn dispatch(&self, call: &Call) -> (Outcome, bool) {
+    /// What the core says, and whether the vCPU is still up. `fresh` from the guest it was, unless another vCPU has taken it
+    /// down just now.
+    fn dispatch(&self, call: &Call, fresh: bool) -> (Outcome, bool) {
         self.with_domain(|domain, cx| {
-            if !domain.vcpu_online(self.id) {
-                domain.note_vcpu_online(self.id, true);
+            if fresh && !domain.vcpu_online(self.id) {
+                domain.note_vcpu_online(self.id, true, (cx.now)().system_ns);
             }
             let outcome = domain.hypercall(call, cx);
             (outcome, domain.vcpu_online(self.id))
@@ -461,20 +471,43 @@ impl Vcpu {
     /// SCHEDOP_block, and SCHEDOP_poll where the kernel does not handle it: the vCPU halts until an interrupt comes or
     /// mail wakes it, which the core posts for the event and the timers for the deadline. Mail that came before it
     /// halts is still read before it enters the guest. With interrupts off only mail can wake it, which it sleeps for
-    /// here; now and then the guest looks for itself.
-    fn block(&self, deadline: Option<u64>) {
+    /// here: until the event or the deadline comes, or the vCPU is wanted for something else; without a deadline the guest
+    /// looks for itself now and then.
+    fn block(&self, deadline: Option<u64>) -> Flow {
         let now = self.guest.system_ns(&self.fd, self.id);
-        let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
+        let left = deadline.map(|deadline| until(deadline, now));
         let deaf = self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0);
         // The timeout of an earlier poll must not end this one.
         self.guest.timers.set(Timer::Poll(self.id), left.filter(|_| !deaf));
         if deaf {
-            return self.guest.mailboxes.sleep(self.index(), left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
+            return self.sleep_deaf(deadline);
         }
         let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
         if let Err(e) = self.fd.set_mp_state(halted) {
             crate::log::limited!(warn, "vCPU {}: cannot halt: {e}", self.id);
         }
+        Flow::Run
+    }
+
+    fn sleep_deaf(&self, deadline: Option<u64>) -> Flow {
+        loop {
+            let now = self.guest.system_ns(&self.fd, self.id);
+            let left = deadline.map_or(LOOK_AGAIN, |deadline| until(deadline, now));
+            self.guest.mailboxes.sleep(self.index(), left.min(LOOK_AGAIN));
+            if self.guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
+                return Flow::Stop;
+            }
+            let over = deadline.is_none() || left.is_zero() || !lock(&self.guest.domain).waits(self.id);
+            if over || self.called_away() {
+                return Flow::Run;
+            }
+        }
+    }
+
+    /// It has an NMI to take, or is halted or has an INIT: that is for the guest, or KVM, to see.
+    fn called_away(&self) -> bool {
+        let nmi = self.fd.get_vcpu_events().is_ok_and(|e| e.nmi.pending != 0 || e.nmi.injected != 0);
+        nmi || self.fd.get_mp_state().is_ok_and(|state| state.mp_state != KVM_MP_STATE_RUNNABLE)
     }
 }
 
@@ -508,6 +541,7 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
             if let Err(e) = fd.set_mp_state(down) {
                 crate::log::limited!(warn, "vCPU {id}: cannot be taken down: {e}");
             }
+            lock(&guest.domain).note_vcpu_halted(id);
         }
         Mail::Look => {
             let (Ok(mp), Ok(regs)) = (fd.get_mp_state(), fd.get_regs()) else { return };
@@ -519,7 +553,7 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
             let mut domain = lock(&guest.domain);
             // One that waits in a hypercall may have interrupts off.
             let online = online || domain.waits(id);
-            domain.note_vcpu_online(id, online);
+            domain.note_vcpu_online(id, online, guest.now().system_ns);
         }
     }
 }

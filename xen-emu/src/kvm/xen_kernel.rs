@@ -314,7 +314,7 @@ impl XenAccel for XenKernel {
 
     fn runstate_update_flag(&self, on: bool) -> io::Result<()> {
         if !self.has(KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG) {
-            return Ok(());
+            return if on { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) };
         }
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG);
         attr.u.runstate_update_flag = on.into();

@@ -66,7 +66,12 @@ impl Domain {
                 let vcpu = self.ports.known(other).map_or(0, |other| other.vcpu);
                 Offload::Loopback { port: other, vcpu }
             }
-            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Virq(_) | Kind::Pirq(_) => return,
+            Kind::Free
+            | Kind::Reserved
+            | Kind::Held(_)
+            | Kind::Unbound { .. }
+            | Kind::Virq(_)
+            | Kind::Pirq(_) => return,
         };
         let offloaded = cx.fx.offload(port, how);
         self.ports.edit(port, |channel| channel.offloaded = offloaded);

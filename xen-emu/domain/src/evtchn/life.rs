@@ -56,7 +56,12 @@ impl Domain {
                 self.ports.peers.remove(&far.backend);
                 cx.fx.leave_peer(far.backend);
             }
-            Kind::Free | Kind::Reserved | Kind::Unbound { .. } | Kind::Pirq(_) | Kind::Ipi => {}
+            Kind::Free
+            | Kind::Reserved
+            | Kind::Held(_)
+            | Kind::Unbound { .. }
+            | Kind::Pirq(_)
+            | Kind::Ipi => {}
         }
         let at = self.place(channel.vcpu);
         // Where the guest has no such word there is nothing to clear.

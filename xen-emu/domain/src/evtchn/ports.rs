@@ -18,8 +18,10 @@ use crate::peer::FarPort;
 pub(crate) enum Kind {
     /// Not allocated.
     Free,
-    /// Port 0, which no guest ever gets, and ports held until another domain has answered.
+    /// Port 0, which no guest ever gets.
     Reserved,
+    /// Held until another domain has answered the question of this number.
+    Held(u32),
     /// Waits for `remote` to bind to it.
     Unbound {
         /// The domain that may.
@@ -173,7 +175,7 @@ impl Ports {
     pub(crate) fn in_use(&self) -> impl Iterator<Item = (Port, Channel)> + '_ {
         (0..)
             .zip(self.channels.iter().copied())
-            .filter(|(_, c)| !matches!(c.kind, Kind::Free | Kind::Reserved))
+            .filter(|(_, c)| !matches!(c.kind, Kind::Free | Kind::Reserved | Kind::Held(_)))
     }
 
     /// dom0's port number of a backend.
@@ -205,7 +207,7 @@ impl std::fmt::Display for KindText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Kind::Free => f.write_str("free"),
-            Kind::Reserved => f.write_str("reserved"),
+            Kind::Reserved | Kind::Held(_) => f.write_str("reserved"),
             Kind::Unbound { remote } => write!(f, "unbound for domain {remote}"),
             Kind::Backend(backend) => write!(f, "interdomain with {backend:?}"),
             Kind::Peer(far) => write!(f, "interdomain with port {} of domain {}", far.port, far.domid),

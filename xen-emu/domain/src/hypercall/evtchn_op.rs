@@ -12,7 +12,7 @@ use crate::domain::Domain;
 use crate::effect::Port;
 use crate::evtchn::{Kind, Switch};
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler, Outcome};
-use crate::peer::{About, Ask, FarPort, Told};
+use crate::peer::{About, Ask, FarPort, Held, PeerBind, Told};
 
 /// PIRQs that a domain can name: those of a small host and 32 more, as Xen's `nr_pirqs`.
 const NR_PIRQS: u32 = 24 + 32;
@@ -46,11 +46,11 @@ fn alloc_unbound(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn bind_interdomain(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mine = |about| match about {
-        About::Bind { remote, far, local } => Some((remote, far, local)),
+        About::Bind(bind) => Some(bind),
         _ => None,
     };
-    if let Some((ends, told)) = domain.told(call.vcpu, mine, cx) {
-        return bound_to_peer(domain, call, ends, &told, cx);
+    if let Some((bind, told)) = domain.told(call.vcpu, mine, cx) {
+        return bound_to_peer(domain, call, bind, &told, cx);
     }
     let mut bind: BindInterdomain = cx.get(call.arg(1))?;
     let far = bind.remote_port.0;
@@ -67,25 +67,28 @@ fn bind_interdomain(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer
 
 /// The far end is another domain's, whose process has to agree; the port is held until it has.
 fn bind_peer(domain: &mut Domain, call: &Call, remote: Domid, far: Port, cx: &mut Cx<'_>) -> Answer {
-    let local = domain.ports.allocate(Kind::Reserved, 0, domain.width, cx.mem)?;
-    let about = About::Bind { remote, far, local };
+    let question = domain.questions;
+    let local = domain.ports.allocate(Kind::Held(question), 0, domain.width, cx.mem)?;
+    let held = Held { question, local };
+    let about = About::Bind(PeerBind { remote, far, held });
     let asked = domain.ask(call.vcpu, remote, Ask::Bind { local, remote: far }, about, cx);
-    asked.inspect_err(|_| domain.let_go_of(local)).map(|()| Outcome::Ask(*call))
+    asked.inspect_err(|_| domain.let_go_of(held)).map(|()| Outcome::Ask(*call))
 }
 
 /// It has agreed, or not. As with loopback, one event is made up.
 fn bound_to_peer(
     domain: &mut Domain,
     call: &Call,
-    (remote, far, local): (Domid, Port, Port),
+    PeerBind { remote, far, held }: PeerBind,
     told: &Told,
     cx: &mut Cx<'_>,
 ) -> Answer {
     let Told::Bound(backend) = *told else {
-        domain.let_go_of(local);
+        domain.let_go_of(held);
         return Err(told.errno());
     };
-    if !domain.is_held(local) {
+    let local = held.local;
+    if !domain.is_held(held) {
         cx.fx.leave_peer(backend);
         return Err(Errno::EINVAL);
     }
@@ -154,7 +157,7 @@ fn bind_ipi(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 fn close(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Close { port } = cx.get(call.arg(1))?;
     match domain.ports.get(port.0, domain.width)?.kind {
-        Kind::Free | Kind::Reserved => Err(Errno::EINVAL),
+        Kind::Free | Kind::Reserved | Kind::Held(_) => Err(Errno::EINVAL),
         _ => {
             domain.close_port(port.0, cx);
             DONE
@@ -170,7 +173,9 @@ fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         Kind::Ipi => domain.set_pending(port.0, cx),
         // Nobody there to hear it.
         Kind::Unbound { .. } => {}
-        Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Pirq(_) => return Err(Errno::EINVAL),
+        Kind::Free | Kind::Reserved | Kind::Held(_) | Kind::Virq(_) | Kind::Pirq(_) => {
+            return Err(Errno::EINVAL);
+        }
     }
     DONE
 }
@@ -186,7 +191,7 @@ fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     permitted?;
     let own = domain.domid().0.into();
     (status.status, status.u, status.u_port) = match channel.kind {
-        Kind::Free | Kind::Reserved => (EvtchnStat::CLOSED, status.u, status.u_port),
+        Kind::Free | Kind::Reserved | Kind::Held(_) => (EvtchnStat::CLOSED, status.u, status.u_port),
         Kind::Unbound { remote } => (EvtchnStat::UNBOUND, remote.0.into(), status.u_port),
         Kind::Loopback(port) => (EvtchnStat::INTERDOMAIN, own, AbiPort(port)),
         Kind::Peer(far) => (EvtchnStat::INTERDOMAIN, far.domid.0.into(), AbiPort(far.port)),
@@ -209,7 +214,7 @@ fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     match domain.ports.get(port.0, domain.width)?.kind {
         Kind::Unbound { .. } | Kind::Backend(_) | Kind::Peer(_) | Kind::Loopback(_) | Kind::Pirq(_) => {}
         Kind::Virq(virq) if !virq.is_per_vcpu() => {}
-        Kind::Free | Kind::Reserved | Kind::Virq(_) | Kind::Ipi => return Err(Errno::EINVAL),
+        Kind::Free | Kind::Reserved | Kind::Held(_) | Kind::Virq(_) | Kind::Ipi => return Err(Errno::EINVAL),
     }
     domain.move_port(port.0, vcpu, cx);
     DONE
@@ -234,7 +239,10 @@ fn reset(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn set_priority(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let SetPriority { port, priority } = cx.get(call.arg(1))?;
-    domain.ports.get(port.0, domain.width)?;
+    let kind = domain.ports.get(port.0, domain.width)?.kind;
+    if domain.ports.abi.fifo().is_some() && matches!(kind, Kind::Free | Kind::Reserved | Kind::Held(_)) {
+        return Err(Errno::EACCES);
+    }
     domain.ports.abi.set_priority(port.0, priority)?;
     DONE
 }

@@ -8,7 +8,7 @@ use xen_abi::vcpu::{RegisterArea, RegisterVcpuInfo, RunstateInfo, RunstateInfoCo
 
 use crate::domain::Domain;
 use crate::effect::VcpuId;
-use crate::hypercall::vcpu_op::subject;
+use crate::hypercall::vcpu_op::{look_first, subject};
 use crate::hypercall::{Answer, Call, Cx, DONE, Width};
 use crate::mem::{Fault, Gfn, Gpa};
 use crate::physmap::GFN_LIMIT;
@@ -16,14 +16,23 @@ use crate::physmap::GFN_LIMIT;
 /// Registers vcpu_info, once, by oneself or for a vCPU that is down; the old one's contents and pending events move.
 pub(super) fn vcpu_info(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
+    if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
+        return Ok(again);
+    }
     let area: RegisterVcpuInfo = cx.get(call.arg(2))?;
-    let last = (xen_abi::xen::PAGE_SIZE - VCPU_INFO_SIZE) as u64;
+    let page = xen_abi::xen::PAGE_SIZE as u64;
     let offset = u64::from(area.offset);
-    if offset > last || !offset.is_multiple_of(domain.width.bytes() as u64) {
-        return Err(Errno::ENXIO);
+    if offset >= page {
+        return Err(Errno::EINVAL);
     }
     let vcpu = domain.vcpu(id)?;
-    if vcpu.info.is_some() || (id != call.vcpu && vcpu.online) {
+    if vcpu.info.is_some() {
+        return Err(Errno::EBUSY);
+    }
+    if offset > page - VCPU_INFO_SIZE as u64 || !offset.is_multiple_of(domain.width.bytes() as u64) {
+        return Err(Errno::ENXIO);
+    }
+    if id != call.vcpu && vcpu.online {
         return Err(Errno::EINVAL);
     }
     if area.mfn >= GFN_LIMIT || !domain.owns(Gfn(area.mfn)) {

@@ -4,8 +4,8 @@ use xen_abi::errno::Errno;
 use xen_abi::sched;
 use xen_abi::shared_info::LEGACY_MAX_VCPUS;
 use xen_abi::vcpu::{
-    Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, SetSingleshotTimerCompat,
-    VCPU_SSHOTTMR_FUTURE, VcpuHvmContext, VcpuOp,
+    Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, SetSingleshotTimerCompat, VcpuHvmContext,
+    VcpuOp,
 };
 
 use crate::domain::Domain;
@@ -34,7 +34,7 @@ pub(super) const OPS: &[(u32, Handler)] = &[
 
 /// Periods below a millisecond are refused, and so are those beyond Xen's STIME_DELTA_MAX.
 const MIN_PERIOD: u64 = 1_000_000;
-const MAX_PERIOD: u64 = (i64::MAX >> 2).unsigned_abs();
+const MAX_PERIOD: u64 = u64::MAX >> 2;
 
 /// The vCPU that the call is about.
 ///
@@ -46,6 +46,9 @@ pub(super) fn subject(domain: &Domain, call: &Call) -> Result<VcpuId, Errno> {
 
 fn initialise(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
+    if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
+        return Ok(again);
+    }
     let vcpu = domain.vcpu(id)?;
     if vcpu.info.is_none() && id >= LEGACY_MAX_VCPUS {
         return Err(Errno::EINVAL);
@@ -63,11 +66,15 @@ fn initialise(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
+    if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
+        return Ok(again);
+    }
+    let now = (cx.now)().system_ns;
     let vcpu = domain.vcpu_mut(id)?;
     if !vcpu.initialised {
         return Err(Errno::EINVAL);
     }
-    if !std::mem::replace(&mut vcpu.online, true) {
+    if vcpu.turn(true, now) {
         cx.fx.vcpu_up(id, vcpu.start.take().as_deref());
     }
     DONE
@@ -75,7 +82,7 @@ fn up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 /// Has the machine look at `vcpus` first, as an AP comes up by INIT and SIPI without a word to us: the call is made
 /// again when it has.
-fn look_first(
+pub(super) fn look_first(
     domain: &mut Domain,
     call: &Call,
     cx: &mut Cx<'_>,
@@ -102,7 +109,10 @@ fn down(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
         let code = *domain.shutdown_code.get_or_insert(sched::ShutdownReason::POWEROFF.0);
         return Ok(Outcome::Exit(ShutdownReason(code)));
     }
-    if std::mem::replace(&mut domain.vcpu_mut(id)?.online, false) {
+    let now = (cx.now)().system_ns;
+    let vcpu = domain.vcpu_mut(id)?;
+    if vcpu.turn(false, now) {
+        vcpu.halting = true;
         cx.fx.vcpu_down(id);
     }
     DONE
@@ -118,7 +128,14 @@ fn is_up(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn get_runstate_info(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = subject(domain, call)?;
-    let now = cx.fx.runstate(id);
+    if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
+        return Ok(again);
+    }
+    let mut now = cx.fx.runstate(id);
+    let vcpu = domain.vcpu(id)?;
+    if !vcpu.online {
+        now = now.offline(vcpu.since, (cx.now)().system_ns);
+    }
     let info = RunstateInfo {
         state: Runstate(now.state.cast_unsigned()),
         pad: 0,
@@ -156,12 +173,10 @@ fn own(domain: &Domain, call: &Call) -> Result<VcpuId, Errno> {
     }
 }
 
+/// Xen has ignored VCPU_SSHOTTMR_FUTURE since 4.18: a past time is due at once.
 fn set_singleshot_timer(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = own(domain, call)?;
     let set = cx.get_twin::<SetSingleshotTimer, SetSingleshotTimerCompat>(call.width, call.arg(2))?;
-    if set.flags & VCPU_SSHOTTMR_FUTURE != 0 && set.timeout_abs_ns < (cx.now)().system_ns {
-        return Err(Errno::ETIME);
-    }
     cx.fx.set_singleshot(id, Some(set.timeout_abs_ns));
     DONE
 }

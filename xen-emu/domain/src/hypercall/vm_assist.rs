@@ -16,6 +16,5 @@ fn assist(_: &mut Domain, call: &Call, cx: &mut Cx<'_>, on: bool) -> Answer {
     if call.arg32(1) != VmAssistType::RUNSTATE_UPDATE_FLAG.0 {
         return Err(Errno::EINVAL);
     }
-    cx.fx.set_runstate_update_flag(on);
-    DONE
+    if cx.fx.set_runstate_update_flag(on) { DONE } else { Err(Errno::EINVAL) }
 }

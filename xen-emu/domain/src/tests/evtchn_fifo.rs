@@ -87,6 +87,8 @@ fn the_switch_has_xens_errors() {
     assert_eq!(b.init_control(1, BLOCKS, 0), Err(Errno::EINVAL), "once only");
     assert_eq!(b.init_control(0, BLOCKS, 0), Ok(17));
     assert_eq!(b.expand_array(0xfeff0), Err(Errno::EINVAL));
+    assert_eq!([0, 1].map(|port| b.set_priority(port, 15)), [Err(Errno::EACCES); 2], "of no channel");
+    assert_eq!(b.bind_ipi(0), Ok(1));
     assert_eq!((b.set_priority(1, 15), b.set_priority(1, 16)), (Ok(0), Err(Errno::EINVAL)));
     assert_eq!(b.set_priority(1 << 17, 0), Err(Errno::EINVAL));
     let full = (0..200).map_while(|_| b.expand_array(ARRAY).ok()).count();

@@ -113,6 +113,28 @@ fn nothing_touches_a_port_while_the_other_domain_thinks_but_a_reset() {
 }
 
 #[test]
+fn a_port_that_a_reset_has_freed_is_held_for_the_next_binding_alone() {
+    let mut b = Bench::new(Width::Bits64);
+    let (remote_port, local_port) = (xen_abi::xen::Port(3), xen_abi::xen::Port(0));
+    let bind = xen_abi::event_channel::BindInterdomain { remote_dom: OTHER, pad: 0, remote_port, local_port };
+    b.put(Bench::ARG, &bind);
+    let args = [EvtchnOp::BIND_INTERDOMAIN.0.into(), Bench::ARG, 0, 0, 0, 0];
+    let call = |vcpu| Call { vcpu, nr: EVTCHN, args, width: Width::Bits64, cpl: 0 };
+    let Outcome::Ask(first) = b.raw(call(1)) else { panic!("not asked") };
+    b.tell(Told::Bound(CHANNEL));
+    b.op(EVTCHN, EvtchnOp::RESET.0, &Reset { dom: Domid::SELF }).0.unwrap();
+    b.put(Bench::ARG, &bind);
+    let Outcome::Ask(second) = b.raw(call(2)) else { panic!("not asked") };
+    b.effects();
+    assert_eq!((result(b.raw(first)), b.effects()), (Err(Errno::EINVAL), vec![Effect::LeavePeer(CHANNEL)]));
+    assert_eq!(b.bind_ipi(0), Ok(2), "the port is still held");
+    let other = Backend::Device(6);
+    b.tell(Told::Bound(other));
+    assert_eq!(result(b.raw(second)), Ok(0));
+    assert_eq!(b.status(1), Ok((EvtchnStat::INTERDOMAIN, 9, 3, 0)));
+}
+
+#[test]
 fn a_far_end_that_closes_before_the_guest_hears_of_the_binding_fails_it() {
     let mut b = Bench::new(Width::Bits64);
     let (remote_port, local_port) = (xen_abi::xen::Port(3), xen_abi::xen::Port(0));

@@ -52,7 +52,7 @@ fn after_a_soft_reset_a_domain_is_as_a_new_one() {
     assert_eq!(b.op(HVM, HvmOp::SET_PARAM.0, &via).0, Ok(0));
     assert_eq!(b.op(SCHED, SchedOp::WATCHDOG.0, &SchedWatchdog { id: 0, timeout: 30 }).0, Ok(1));
     assert_eq!(b.op(GNTTAB, GnttabOp::SET_VERSION.0, &SetVersion { version: 2 }).1.version, 2);
-    b.domain.note_vcpu_online(1, true);
+    b.domain.note_vcpu_online(1, true, 0);
     let over = SchedShutdown { reason: ShutdownReason::SOFT_RESET };
     b.put(Bench::ARG, &over);
     assert!(

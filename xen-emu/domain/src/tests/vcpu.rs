@@ -8,12 +8,12 @@ use xen_abi::vcpu::{
     RegisterVcpuInfo, RunstateInfo, RunstateInfoCompat, SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE,
     VcpuHvmContext, VcpuHvmX86_64, VcpuOp,
 };
-use xen_abi::xen::{Domid, Port};
+use xen_abi::xen::{Domid, Port, VmAssistType};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::{BOTH, EVTCHN, HVM, SCHED, VCPU};
 use crate::effect::{CallbackVia, ShutdownReason};
-use crate::hypercall::{Outcome, Until, Width};
+use crate::hypercall::{Call, Outcome, Until, Width};
 use crate::mem::{Gpa, GuestMem, SpecialPage};
 use crate::testing::{Bench, Effect, result};
 
@@ -45,8 +45,11 @@ fn vcpu_info_is_registered_once_and_keeps_what_was_pending() {
         assert_eq!(b.effects(), [Effect::VcpuInfo(1, Some(new)), Effect::Upcall(1)]);
         let selector = b.get::<u8>(new.0 + layout.vcpu_pending_sel as u64);
         assert_eq!((b.get::<u8>(new.0), selector), (1, 1));
-        assert_eq!(b.register_info(1, 20, 0), Err(Errno::EINVAL), "once only");
-        b.domain.note_vcpu_online(2, true);
+        for offset in [0, 2] {
+            assert_eq!(b.register_info(1, 20, offset), Err(Errno::EBUSY), "once only");
+        }
+        assert_eq!(b.register_info(2, 20, 4096), Err(Errno::EINVAL), "beyond the page");
+        b.domain.note_vcpu_online(2, true, 0);
         assert_eq!(b.register_info(2, 20, 0), Err(Errno::EINVAL), "another one that runs");
         // Events go to the new place from now on.
         b.ram.write(new, &[0; 64]).unwrap();
@@ -118,8 +121,75 @@ fn runstate_is_told_in_both_layouts() {
                 (info.state_entry_time.get(), info.time.map(|time| time.get()))
             }
         };
-        assert_eq!((entry, time), (102, [1, 2, 3, 4]));
+        // It never ran: blocked until it is known to be down, from the beginning on.
+        assert_eq!((entry, time), (0, [1, 2, 0, 7]));
     }
+}
+
+#[test]
+fn runstate_tells_since_when_a_vcpu_is_down() {
+    let mut b = Bench::new(Width::Bits64);
+    b.domain.note_vcpu_online(1, true, 0);
+    let told = |b: &mut Bench| {
+        assert_eq!(b.vcpu_op(VcpuOp::GET_RUNSTATE_INFO, 1, &0u64), Ok(0));
+        let info: RunstateInfo = b.get(Bench::ARG);
+        (info.state.0, info.state_entry_time, info.time)
+    };
+    assert_eq!(told(&mut b), (0, 101, [1, 2, 3, 4]));
+    let went = b.now.system_ns;
+    assert_eq!(b.vcpu_op(VcpuOp::DOWN, 1, &0u64), Ok(0));
+    b.now.system_ns += 2;
+    assert_eq!(told(&mut b), (3, went, [1, 2, 1, 6]));
+}
+
+/// The first part of a call, in which the machine is to look at the vCPU, and the second.
+fn with_a_look(b: &mut Bench, op: VcpuOp, online: bool) -> Outcome {
+    let call = Call { vcpu: 0, nr: VCPU, args: [0; 6], width: b.width, cpl: 0 };
+    let first = b.raw(call.with_args([op.0.into(), 1, Bench::ARG]));
+    let Outcome::Again(rest) = first else { panic!("{op}: {first:?}") };
+    b.domain.note_vcpu_online(1, online, 0);
+    b.raw(rest)
+}
+
+#[test]
+fn a_vcpu_that_came_up_without_a_word_is_known_to_run() {
+    use VcpuOp as Op;
+    let mut b = Bench::new(Width::Bits64);
+    b.put(Bench::ARG, &VcpuHvmContext { mode: 1, pad: 0, cpu_regs: [0; 120] });
+    assert_eq!(result(with_a_look(&mut b, Op::INITIALISE, true)), Err(Errno::EEXIST));
+    b.domain.note_vcpu_online(1, false, 0);
+    assert_eq!(result(with_a_look(&mut b, Op::UP, true)), Ok(0));
+    assert_eq!(b.effects(), [], "its registers are its own");
+    b.put(Bench::ARG, &RegisterVcpuInfo { mfn: 20, offset: 0, rsvd: 0 });
+    b.domain.note_vcpu_online(1, false, 0);
+    assert_eq!(result(with_a_look(&mut b, Op::REGISTER_VCPU_INFO, true)), Err(Errno::EINVAL));
+}
+
+#[test]
+fn a_vcpu_that_is_taken_down_in_a_hypercall_stays_down() {
+    use VcpuOp as Op;
+    let mut b = Bench::new(Width::Bits64);
+    b.domain.note_vcpu_online(1, true, 0);
+    assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
+    b.domain.note_vcpu_online(1, true, 0);
+    assert!(!b.domain.vcpu_online(1), "it has not heard of it");
+    assert_eq!(b.vcpu_op(Op::UP, 1, &0u64), Ok(0));
+    b.domain.note_vcpu_online(1, false, 0);
+    assert!(b.domain.vcpu_online(1), "nor of this");
+    assert_eq!(b.effects(), [Effect::VcpuDown(1), Effect::VcpuUp(1, None)]);
+    assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
+    b.domain.note_vcpu_halted(1);
+    b.domain.note_vcpu_online(1, true, 0);
+    assert!(b.domain.vcpu_online(1), "by INIT and SIPI");
+}
+
+#[test]
+fn an_assist_that_the_machine_has_not_is_invalid() {
+    let mut b = Bench::new(Width::Bits64);
+    let flag = [0, VmAssistType::RUNSTATE_UPDATE_FLAG.0.into()];
+    assert_eq!(result(b.call(21, flag)), Ok(0));
+    b.fx.no_update_flag = true;
+    assert_eq!(result(b.call(21, flag)), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -128,13 +198,12 @@ fn timers_follow_xens_rules() {
     for width in BOTH {
         let mut b = Bench::new(width);
         let past = SetSingleshotTimer { timeout_abs_ns: 4, flags: VCPU_SSHOTTMR_FUTURE, pad: 0 };
-        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 0, &past), Err(Errno::ETIME));
         assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 1, &past), Err(Errno::EINVAL), "one's own only");
-        let now = SetSingleshotTimer { flags: 0, ..past };
-        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 0, &now), Ok(0), "a past one is due at once");
+        assert_eq!(b.vcpu_op(Op::SET_SINGLESHOT_TIMER, 0, &past), Ok(0), "a past one is due at once");
         assert_eq!(b.vcpu_op(Op::STOP_SINGLESHOT_TIMER, 0, &0u64), Ok(0));
         assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &999_999u64), Err(Errno::EINVAL));
-        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &u64::MAX), Err(Errno::EINVAL));
+        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &(1u64 << 62)), Err(Errno::EINVAL));
+        assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &((1u64 << 62) - 1)), Ok(0));
         assert_eq!(b.vcpu_op(Op::SET_PERIODIC_TIMER, 1, &1_000_000u64), Ok(0));
         assert_eq!(b.vcpu_op(Op::STOP_PERIODIC_TIMER, 1, &0u64), Ok(0));
         let set_timer = match width {
@@ -147,6 +216,7 @@ fn timers_follow_xens_rules() {
             [
                 Effect::Singleshot(0, Some(4)),
                 Effect::Singleshot(0, None),
+                Effect::Periodic(1, Some((1 << 62) - 1)),
                 Effect::Periodic(1, Some(1_000_000)),
                 Effect::Periodic(1, None),
                 Effect::Singleshot(0, Some(0x1_0000_0002)),
@@ -182,7 +252,7 @@ fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
     assert_eq!((b.vcpu_op(Op::UP, 0, &0u64), b.vcpu_op(Op::UP, 0, &0u64)), (Ok(0), Ok(0)));
     assert_eq!(b.effects(), [Effect::VcpuUp(0, None)], "it goes on where it was");
     assert_eq!(b.vcpu_op(Op::DOWN, 0, &0u64), Ok(0));
-    b.domain.note_vcpu_online(3, true);
+    b.domain.note_vcpu_online(3, true, 0);
     assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
     let last = b.call(VCPU, [Op::DOWN.0.into(), 3, 0]);
     assert_eq!((last, b.domain.shutdown_code()), (Outcome::Exit(ShutdownReason(0)), Some(0)));
