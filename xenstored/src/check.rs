@@ -15,10 +15,13 @@ impl Store {
         while self.tidy(1024) {}
         let mut nodes: BTreeMap<DomId, (usize, usize)> = BTreeMap::new();
         let mut tops: BTreeMap<DomId, BTreeSet<Path>> = BTreeMap::new();
+        let mut host = 0;
         let mut rest = vec![(Path::root(), self.tree.root(), 0)];
         while let Some((path, node, above)) = rest.pop() {
             let owner = node.perms.owner();
-            if owner != 0 {
+            if owner == 0 {
+                host += 1;
+            } else {
                 let (count, bytes) = nodes.entry(owner).or_default();
                 *count += 1;
                 *bytes += node.bytes();
@@ -27,6 +30,9 @@ impl Store {
                 }
             }
             rest.extend(node.children().map(|child| (path.join(child.name()), child, owner)));
+        }
+        if host != self.accounts.nodes(0) {
+            return Err(format!("nodes of the host: {host}, account: {}", self.accounts.nodes(0)));
         }
         if nodes != self.accounts.all() {
             return Err(format!("nodes owned: {nodes:?}, accounts: {:?}", self.accounts.all()));

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use xen_abi::io::xs_wire::XENSTORE_ABS_PATH_MAX;
+
 use crate::DomId;
 use crate::domain::DOMID_FIRST_RESERVED;
 use crate::dormant::Dormant;
@@ -13,6 +15,10 @@ use crate::quota::Limit;
 use crate::store::{ConnId, Store};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
+use crate::wire::number;
+
+/// The name under which the soft limit is kept.
+const SOFT_MEMORY: &str = "quota-soft-memory";
 
 impl Store {
     /// Writes limits, domains and nodes: what outlives all connections.
@@ -27,7 +33,7 @@ impl Store {
 
     /// Limits, and the domains that exist.
     pub(crate) fn dump_settings(&self, mut put: impl FnMut(&Record<'_>)) {
-        put(&self.limits_record());
+        self.dump_limits(&mut put);
         self.domains.all().for_each(|domid| put(&self.domain_record(domid)));
     }
 
@@ -50,8 +56,17 @@ impl Store {
         Some(domains.chain(limits).collect())
     }
 
-    pub(crate) fn limits_record(&self) -> Record<'static> {
-        Record::GlobalQuota(self.quotas(None))
+    /// The limits of all domains; Xen's records have no soft ones.
+    pub(crate) fn dump_limits(&self, mut put: impl FnMut(&Record<'_>)) {
+        put(&Record::GlobalQuota(self.quotas(None)));
+        let soft = self.usage.soft_memory.to_string();
+        put(&Record::Setting { name: SOFT_MEMORY.as_bytes(), value: soft.as_bytes() });
+    }
+
+    /// Sets the bytes from which on a domain is warned of; 0 for never.
+    pub fn set_soft_memory(&mut self, bytes: u32) {
+        self.usage.soft_memory = bytes;
+        self.quota.changes.note(None);
     }
 
     /// No domain is there any more: the host was booted anew.
@@ -107,19 +122,14 @@ impl Store {
         self.domains.features(domid)
     }
 
-    /// What the stream has no records for: the soft limit, and who has to wait how long, by names and numbers.
+    /// What the stream has no records for: who has to wait how long, by names and numbers.
     pub(crate) fn own_settings(&self) -> Vec<(String, u64)> {
-        let soft = ("quota-soft-memory".to_owned(), self.usage.soft_memory.into());
-        self.pace.saved().chain([soft]).collect()
+        self.pace.saved().collect()
     }
 
     /// Takes one of [`Store::own_settings`] over.
     pub(crate) fn resume_setting(&mut self, name: &str, value: u64) {
-        if name == "quota-soft-memory" {
-            self.usage.soft_memory = u32::try_from(value).unwrap_or(u32::MAX);
-        } else {
-            self.pace.resume(name, value);
-        }
+        self.pace.resume(name, value);
     }
 
     pub(crate) fn domain_record(&self, domid: DomId) -> Record<'static> {
@@ -173,6 +183,16 @@ pub(crate) fn record<'a>(
     Record::Node { conn: 0, tx: 0, access: 0, perms, path: path.as_bytes(), value }
 }
 
+/// C xenstored lets domain 0 have longer paths than the protocol: what is there cannot come along.
+fn too_long(path: &[u8]) -> bool {
+    let long = path.len() > XENSTORE_ABS_PATH_MAX;
+    if long {
+        let begin = String::from_utf8_lossy(path.get(..64).unwrap_or_default());
+        tracing::warn!("{begin}...: a path of {} bytes is left out", path.len());
+    }
+    long
+}
+
 /// Builds a store out of records.
 #[derive(Debug)]
 pub(crate) struct Import {
@@ -211,6 +231,7 @@ impl Import {
                 self.store.domains.get_mut(domid)?.shutdown = true;
                 Some(())
             }
+            Record::Watch { path, .. } if too_long(path) => Some(()),
             Record::Watch { conn, path, token, depth } => {
                 let watch = Dormant { path: (*path).into(), token: (*token).into(), depth: *depth };
                 self.store.rewatch(self.conn(*conn)?, &watch)
@@ -233,6 +254,10 @@ impl Import {
             Record::Node { perms, path, value, .. } => self.node(perms, path, value),
             Record::GlobalQuota(quotas) => {
                 self.limits(None, quotas);
+                Some(())
+            }
+            Record::Setting { name, value } if *name == SOFT_MEMORY.as_bytes() => {
+                self.store.usage.soft_memory = number(value).ok()?;
                 Some(())
             }
             Record::Domain { domid, features, quotas } => {
@@ -296,6 +321,9 @@ impl Import {
     }
 
     fn node(&mut self, perms: &[NodePerm], path: &[u8], value: &[u8]) -> Option<()> {
+        if too_long(path) {
+            return Some(());
+        }
         let perms = self.perms(perms)?;
         let path = match Name::parse(path, 0, None).ok()? {
             Name::Node(path) => path,

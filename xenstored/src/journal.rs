@@ -38,7 +38,9 @@ impl Journal {
 
     /// Of one domain, or the limits of all.
     fn catch_up_with(&mut self, domid: Option<DomId>, store: &Store) {
-        let Some(domid) = domid else { return append(&mut self.records, &store.limits_record()) };
+        let Some(domid) = domid else {
+            return store.dump_limits(|record| append(&mut self.records, record));
+        };
         let life = store.domains.life(domid).filter(|_| domid != 0);
         if self.lives.get(&domid).is_some_and(|before| Some(*before) != life) {
             append(&mut self.records, &Record::DomainGone { domid });

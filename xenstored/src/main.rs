@@ -1,5 +1,6 @@
 //! The store daemon.
 
+mod limits;
 mod sigbus;
 #[cfg(target_env = "gnu")]
 mod trim;
@@ -20,11 +21,16 @@ use xenstored::server::{ACCEPTED, Begin, Setup, Socket, State, Trace, run, state
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
 #[derive(Parser)]
-#[command(name = "xenstored", version)]
+#[command(name = "xenstored", version, disable_help_flag = true)]
 struct Args {
+    /// Print help
+    #[arg(short = 'h', short_alias = 'H', long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     /// Stay in the foreground; it always does
     #[arg(short = 'N', long, alias = "nofork")]
     no_fork: bool,
+    #[command(flatten)]
+    limits: limits::Limits,
     /// Folder of the socket
     #[arg(long, env = "XENSTORED_RUNDIR", default_value = "/run/xenstored", value_name = "DIR")]
     rundir: PathBuf,
@@ -89,7 +95,11 @@ fn main() -> Result<()> {
     let path = args.socket.clone().unwrap_or_else(|| args.rundir.join("socket"));
     let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
     let resumed = state.is_some();
-    let (disk, begin) = begin(&args, state)?;
+    let (disk, mut begin) = begin(&args, state)?;
+    if let Begin::Store(store) = &mut begin {
+        args.limits.set(store);
+        args.limits.warn();
+    }
     let setup = Setup { socket, trace: trace(&args)?, disk, counters: !args.no_counters, trim: TRIM };
     let pid_file = args.pid_file.as_deref();
     if let Some(file) = pid_file {

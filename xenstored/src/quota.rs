@@ -16,7 +16,7 @@ macro_rules! limits {
         pub enum Limit { $(#[doc = $about] $name,)* }
 
         impl Limit {
-            /// All of them, in order.
+            /// All of them, in the order in which C xenstored shows them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// The name in GET_QUOTA, SET_QUOTA and `xenstore control quota`.
@@ -40,14 +40,14 @@ macro_rules! limits {
 
 limits! {
     Nodes "nodes" 1000 "Nodes that a domain owns",
-    NodeSize "node-size" 2048 "Bytes of one node: permissions, names of children, value",
     Watches "watches" 128 "Watches of a domain",
+    Outstanding "outstanding" 20 "Replies that a domain has not read",
+    Memory "memory" 2_621_440 "Bytes kept for a domain: nodes, watches, transactions, unread messages",
     Transactions "transactions" 10 "Open transactions of a domain",
     TransactionNodes "transaction-nodes" 1024 "Nodes accessed in one transaction",
     NodePermissions "node-permissions" 5 "Entries in a node's permissions",
     PathMax "path-max" 2048 "Bytes of a path, relative to a domain's home",
-    Outstanding "outstanding" 20 "Replies that a domain has not read",
-    Memory "memory" 2_621_440 "Bytes kept for a domain: nodes, watches, transactions, unread messages",
+    NodeSize "node-size" 2048 "Bytes of one node: permissions, names of children, value",
 }
 
 impl Limit {
@@ -128,33 +128,48 @@ struct Account {
     tops: HashMap<u64, Path>,
 }
 
-/// The nodes of every unprivileged owner.
-#[derive(Debug, Default)]
-pub struct Accounts(IdMap<DomId, Account>);
+/// The nodes of every owner.
+#[derive(Debug)]
+pub struct Accounts {
+    owners: IdMap<DomId, Account>,
+    /// How many are the host's, which is not limited.
+    host: usize,
+}
+
+impl Accounts {
+    /// For a tree that has so many nodes, all of them the host's.
+    #[must_use]
+    pub fn new(host: usize) -> Self {
+        Self { owners: IdMap::default(), host }
+    }
+}
 
 impl Accounts {
     /// How many nodes a domain owns.
     #[must_use]
     pub fn nodes(&self, owner: DomId) -> usize {
-        self.0.get(&owner).map_or(0, |account| account.nodes)
+        if owner == 0 {
+            return self.host;
+        }
+        self.owners.get(&owner).map_or(0, |account| account.nodes)
     }
 
     /// How many nodes a domain owns, and their bytes.
     pub(crate) fn of(&self, owner: DomId) -> (usize, usize) {
-        self.0.get(&owner).map_or((0, 0), |account| (account.nodes, account.bytes))
+        (self.nodes(owner), self.bytes(owner))
     }
 
     /// Bytes of the nodes a domain owns.
     #[must_use]
     pub fn bytes(&self, owner: DomId) -> usize {
-        self.0.get(&owner).map_or(0, |account| account.bytes)
+        self.owners.get(&owner).map_or(0, |account| account.bytes)
     }
 
     /// Paths of the topmost nodes of a domain, in order of creation.
     #[must_use]
     pub fn tops(&self, owner: DomId) -> Vec<Path> {
         let mut tops: Vec<_> =
-            self.0.get(&owner).map(|account| account.tops.iter().collect()).unwrap_or_default();
+            self.owners.get(&owner).map(|account| account.tops.iter().collect()).unwrap_or_default();
         tops.sort_by_key(|(id, _)| **id);
         tops.into_iter().map(|(_, path)| path.clone()).collect()
     }
@@ -168,8 +183,10 @@ impl Accounts {
         nodes: usize,
         bytes: usize,
     ) {
-        if owner != 0 {
-            let account = self.0.entry(owner).or_default();
+        if owner == 0 {
+            self.host += nodes;
+        } else {
+            let account = self.owners.entry(owner).or_default();
             account.nodes += nodes;
             account.bytes += bytes;
             if owner != above {
@@ -181,7 +198,7 @@ impl Accounts {
     /// A node of `owner` grew by so many bytes, or shrank.
     pub fn resize(&mut self, owner: DomId, grown: isize) {
         if owner != 0
-            && let Some(account) = self.0.get_mut(&owner)
+            && let Some(account) = self.owners.get_mut(&owner)
         {
             account.bytes = account.bytes.saturating_add_signed(grown);
         }
@@ -189,12 +206,14 @@ impl Accounts {
 
     /// A node went from `owner`.
     pub fn discharge(&mut self, owner: DomId, id: u64, bytes: usize) {
-        if let Some(account) = self.0.get_mut(&owner) {
+        if owner == 0 {
+            self.host = self.host.saturating_sub(1);
+        } else if let Some(account) = self.owners.get_mut(&owner) {
             account.nodes = account.nodes.saturating_sub(1);
             account.bytes = account.bytes.saturating_sub(bytes);
             account.tops.remove(&id);
             if account.nodes == 0 {
-                self.0.remove(&owner);
+                self.owners.remove(&owner);
             }
         }
     }
@@ -206,7 +225,7 @@ impl Accounts {
         self.charge(new, above, (node.id, path), 1, node.bytes());
         for child in node.children() {
             let owner = child.perms.owner();
-            let Some(account) = self.0.get_mut(&owner) else { continue };
+            let Some(account) = self.owners.get_mut(&owner) else { continue };
             if owner == new {
                 account.tops.remove(&child.id);
             } else if owner == old {
@@ -215,9 +234,9 @@ impl Accounts {
         }
     }
 
-    /// Nodes and bytes, sorted by owner.
+    /// Nodes and bytes, sorted by owner; without the host.
     #[must_use]
     pub fn all(&self) -> BTreeMap<DomId, (usize, usize)> {
-        self.0.iter().map(|(&owner, account)| (owner, (account.nodes, account.bytes))).collect()
+        self.owners.iter().map(|(&owner, account)| (owner, (account.nodes, account.bytes))).collect()
     }
 }

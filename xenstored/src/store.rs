@@ -21,6 +21,8 @@ use crate::usage::Usage;
 use crate::watch::{Change, Watches};
 use crate::wire::{Errno, Header, MsgType};
 
+/// Nodes that every store has: `/`, `/tool`, `/tool/xenstored`.
+const FIRST_NODES: usize = 3;
 /// Bytes that a watch takes, besides its name and token.
 const WATCH: usize = 192;
 
@@ -118,7 +120,7 @@ impl Store {
         let special = special.map(|name| (name.to_owned(), Perms::private()));
         Self {
             tree,
-            accounts: Accounts::default(),
+            accounts: Accounts::new(FIRST_NODES),
             watches: Watches::default(),
             domains: Domains::default(),
             quota: Quota::default(),
@@ -317,6 +319,11 @@ impl Store {
     #[must_use]
     pub fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Sets a limit for all domains.
+    pub fn set_limit(&mut self, limit: Limit, value: u32) {
+        self.quota.set(None, limit, value);
     }
 
     /// The limit that holds for a caller; privileged ones have none.

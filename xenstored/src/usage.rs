@@ -7,12 +7,8 @@ use crate::ids::IdMap;
 use crate::quota::Limit;
 use crate::store::{Conn, ConnId, Store};
 
-/// What is counted, in the order it is shown.
-pub(crate) const COUNTED: [Limit; 5] =
-    [Limit::Nodes, Limit::Watches, Limit::Transactions, Limit::Outstanding, Limit::Memory];
-
-/// One number for each of [`COUNTED`].
-pub(crate) type Amounts = [usize; COUNTED.len()];
+/// One number for each of [`Limit::ALL`]. A domain has no amount of what is limited for a node or a transaction: 0.
+pub(crate) type Amounts = [usize; Limit::ALL.len()];
 
 /// What a domain's messages take at the moment, as its server knows it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,8 +56,8 @@ impl Usage {
 
     pub(crate) fn text(&self) -> String {
         let mut text = String::from("Max. seen accounting values:\n");
-        for (limit, most) in COUNTED.iter().zip(self.most_of_all) {
-            let _ = writeln!(text, "{:<16}: {most:8}", limit.name());
+        for (limit, most) in Limit::ALL.iter().zip(self.most_of_all) {
+            let _ = writeln!(text, "{:<17}: {most:8}", limit.name());
         }
         text
     }
@@ -87,7 +83,7 @@ impl Store {
     fn amounts(&self, domid: DomId, conn: Option<&Conn>, unread: Unread) -> Amounts {
         let (nodes, bytes) = self.accounts.of(domid);
         let (watches, transactions, kept) = conn.map_or((0, 0, 0), Conn::amounts);
-        [nodes, watches, transactions, unread.replies, unread.bytes + bytes + kept]
+        [nodes, watches, unread.replies, unread.bytes + bytes + kept, transactions, 0, 0, 0, 0]
     }
 
     /// The server says what the messages of a domain take, after it gave the domain a turn. `true` if that is above the
@@ -102,7 +98,7 @@ impl Store {
         for ((own, all), now) in own.most.iter_mut().zip(&mut usage.most_of_all).zip(now) {
             (*own, *all) = ((*own).max(now), (*all).max(now));
         }
-        let [.., bytes] = now;
+        let [_, _, _, bytes, ..] = now;
         let limit = usize::try_from(usage.soft_memory).unwrap_or(usize::MAX);
         let above = limit > 0 && bytes > limit;
         let before = std::mem::replace(&mut own.warned, above);

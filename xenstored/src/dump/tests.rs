@@ -28,6 +28,28 @@ fn through_records(store: &Store, conns: &[(ConnId, ConnSpec)]) -> (Store, Vec<C
     (import.finish(), conns)
 }
 
+/// C xenstored has longer paths for domain 0.
+#[test]
+fn what_is_too_long_for_a_path_is_left_out() {
+    let long = format!("/{}", "x".repeat(3072));
+    let below = format!("{long}/below");
+    let mut import = Import::new();
+    let perms = || vec![NodePerm { letter: b'n', stale: false, domid: 0 }];
+    let spec = ConnSpec::Socket { fd: 3 };
+    import.take(&Record::Conn { id: 1, spec, input: b"", output: b"", partial: 0 }).unwrap();
+    for path in [&*long, &below, "/short"] {
+        let path = path.as_bytes();
+        import.take(&Record::Watch { conn: 1, path, token: b"t", depth: None }).unwrap();
+        import
+            .take(&Record::Node { conn: 0, tx: 0, access: 0, perms: perms(), path, value: b"v" })
+            .unwrap_or_else(|| panic!("{} bytes", path.len()));
+    }
+    let mut store = import.finish();
+    let host = store.connect();
+    assert_eq!(ask(&mut store, host, MsgType::DIRECTORY, 0, b"/\0"), ["tool\0short\0"]);
+    assert_eq!((store.watches.count(), store.check()), (1, Ok(())));
+}
+
 #[test]
 fn a_store_survives_as_records() {
     let mut store = Store::new();

@@ -13,7 +13,7 @@ use fields::Fields;
 
 const IDENT: &[u8; 8] = b"xenstore";
 /// The version that is written.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 const END: u32 = 0;
 
 /// Why a stream is no state.

@@ -6,7 +6,6 @@ use crate::DomId;
 use crate::out::Out;
 use crate::quota::{Limit, Quota};
 use crate::store::{Call, Store};
-use crate::usage::COUNTED;
 use crate::wire::{Errno, args, number};
 
 type Command = fn(&mut Store, &[&[u8]]) -> Result<String, Errno>;
@@ -15,14 +14,18 @@ type Command = fn(&mut Store, &[&[u8]]) -> Result<String, Errno>;
 const COMMANDS: &[(&str, &str, Option<Command>)] = &[
     ("check", "", Some(check)),
     ("log", "[on|off|+<switch>|-<switch>]", None),
-    ("quota", "[set <name> <val>|<domid>|max [-r]]", Some(quota)),
-    ("quota-soft", "[set <name> <val>]", Some(quota_soft)),
-    ("help", "", Some(help)),
-    // These are the arguments of `xenstore control`, which sends them in steps: -f, -c, -s or -a.
-    ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] <file>\n    Default timeout is 60 seconds.", None),
+    // These are the arguments of `xenstore control`, which sends them in steps: -f, -c, -v, -s or -a.
+    (
+        "live-update",
+        "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>\n    Default timeout is 60 seconds.",
+        None,
+    ),
     ("logfile", "<file>", None),
     ("memreport", "[<file>]", None),
     ("print", "<string>", Some(print)),
+    ("quota", "[set <name> <val>|<domid>|max [-r]]", Some(quota)),
+    ("quota-soft", "[set <name> <val>]", Some(quota_soft)),
+    ("help", "", Some(help)),
 ];
 
 pub(super) fn control(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
@@ -82,24 +85,32 @@ fn of_domain(store: &Store, domid: DomId) -> String {
     let now = store.used(domid);
     let most = store.usage.most(domid);
     let mut text = format!("Domain {domid}:\n");
-    for ((limit, now), most) in COUNTED.iter().zip(now).zip(most) {
-        let _ = writeln!(text, "{:<16}: {now:8} (max: {:8})", limit.name(), most.max(now));
+    for ((limit, now), most) in Limit::ALL.iter().zip(now).zip(most) {
+        let _ = writeln!(text, "{:<17}: {now:8} (max {:8})", limit.name(), most.max(now));
     }
     text
 }
 
+/// The line before limits.
+const SETTINGS: &str = "Quota settings:\n";
+
 fn limits(quota: &Quota) -> String {
     let line =
         |&limit: &Limit| format!("{:<17}: {:8} {}\n", limit.name(), quota.value(None, limit), limit.about());
-    Limit::ALL.iter().map(line).collect()
+    Limit::ALL.iter().map(line).fold(SETTINGS.into(), |text: String, line| text + &line)
 }
 
 /// A domain above a soft quota is only warned of in the log.
 fn quota_soft(store: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
     match args {
-        [] => Ok(format!("{:<17}: {:8} {}\n", "memory", store.usage.soft_memory, Limit::Memory.about())),
+        [] => Ok(format!(
+            "{SETTINGS}{:<17}: {:8} {}\n",
+            "memory",
+            store.usage.soft_memory,
+            Limit::Memory.about()
+        )),
         [b"set", b"memory", value] => {
-            store.usage.soft_memory = number(value)?;
+            store.set_soft_memory(number(value)?);
             Ok("OK".into())
         }
         _ => Err(Errno::EINVAL),

@@ -50,6 +50,8 @@ fn what_was_committed_is_there_again() {
     ask(&mut store, host, MsgType::SET_QUOTA, 0, b"5\0nodes\x0017\0");
     ask(&mut store, host, MsgType::SET_PERMS, 0, b"@releaseDomain\0n0\0r5\0");
     disk.commit(&mut store);
+    ask(&mut store, host, MsgType::CONTROL, 0, b"quota-soft\0set\0memory\x005000\0");
+    disk.commit(&mut store);
     // The second life of 7, to which /a says nothing; a node that comes again as another.
     ask(&mut store, host, MsgType::RELEASE, 0, b"7\0");
     ask(&mut store, host, MsgType::INTRODUCE, 0, b"7\x001\x002\0");
@@ -64,6 +66,7 @@ fn what_was_committed_is_there_again() {
     assert_eq!(content(&again), want);
     assert_eq!(again.check(), Ok(()));
     assert!(Disk::open(folder.path(), POLICY).is_err(), "one daemon per folder");
+    assert_eq!(again.usage.soft_memory, 5000);
     // Nobody is introduced, and whoever comes finds what is theirs.
     assert!(!again.domains.is_introduced(5) && again.domains.life(5).is_some());
     let host = again.connect();

@@ -88,7 +88,7 @@ impl Trace {
     /// The switches as `xenstore control log` shows them.
     pub(super) fn settings(&self) -> String {
         let line = |(name, bit): &(&str, u8)| {
-            format!("- {name:<12}: {}\n", if self.switches & bit == 0 { "off" } else { "on" })
+            format!("{name:<8}: {}\n", if self.switches & bit == 0 { "off" } else { "on" })
         };
         SWITCHES.iter().map(line).fold("Log switch settings:\n".into(), |text, line| text + &line)
     }
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(trace.set_switch(b"+acc"), Ok(()));
         assert_eq!(trace.set_switch(b"-io"), Ok(()));
         let text = trace.settings();
-        assert!(text.contains("- io          : off\n") && text.contains("- acc         : on\n"), "{text}");
+        assert!(text.contains("io      : off\n") && text.contains("acc     : on\n"), "{text}");
         for bad in [&b""[..], b"io", b"+", b"+x", b"*io"] {
             assert_eq!(trace.set_switch(bad), Err(Errno::EINVAL), "{bad:?}");
         }

@@ -22,6 +22,7 @@ use super::Server;
 use super::control::{Answer, path};
 use super::fds::set_inherited;
 use super::poll::Token;
+use crate::migration::VERSION;
 use crate::store::ConnId;
 use crate::wire::{Errno, Header, MsgType, number};
 
@@ -78,11 +79,12 @@ impl Drop for Trial {
 }
 
 impl Server {
-    /// `-f FILE`, `-c ARGUMENTS`, `-s [-t SECONDS] [-F]`, `-a`.
+    /// `-f FILE`, `-c ARGUMENTS`, `-v VERSION`, `-s [-t SECONDS] [-F]`, `-a`.
     pub(super) fn live_update(&mut self, conn: ConnId, header: &Header, args: &[&[u8]]) -> Answer {
         let text = match args {
             [b"-f", file] => self.update_binary(conn, path(file)?),
             [b"-c", line] => self.update_args(conn, line),
+            [b"-v", version] => self.update_version(conn, number(version)?),
             [b"-a"] => self.update_abort(),
             [b"-s", options @ ..] => {
                 let (timeout, force) = start_options(options)?;
@@ -120,6 +122,17 @@ impl Server {
                 "OK"
             }
             None => "Not in live-update session.",
+        }
+    }
+
+    /// The version of the stream that the new binary reads: there is only one that is written.
+    fn update_version(&self, conn: ConnId, version: u32) -> &'static str {
+        if !self.update.as_ref().is_some_and(|update| update.conn == conn && update.started.is_none()) {
+            "Not in live-update session."
+        } else if version != VERSION {
+            "Only version 2 of the stream is written."
+        } else {
+            "OK"
         }
     }
 
@@ -334,6 +347,7 @@ fn start_options(mut options: &[&[u8]]) -> Result<(Duration, bool), Errno> {
                 timeout = Duration::from_secs(number::<u32>(seconds)?.into());
                 rest
             }
+            [b"-v", b"2", rest @ ..] => rest,
             _ => return Err(Errno::EINVAL),
         };
     }

@@ -10,6 +10,7 @@ mod service;
 mod torture;
 mod update;
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -203,6 +204,11 @@ fn introduce_refuses_what_is_no_ring() {
     refused(&mut host, xenstored::client::RingFds { page: fds.kick, ..fds });
     refused(&mut host, xenstored::client::RingFds { kick: fds.page, ..fds });
     refused(&mut host, xenstored::client::RingFds { notify: fds.page, ..fds });
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let (datagram, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    for lifeline in [file.as_fd(), datagram.as_fd(), fds.kick] {
+        refused(&mut host, xenstored::client::RingFds { lifeline: Some(lifeline), ..fds });
+    }
     let bare = host.request(xenstored::wire::MsgType::INTRODUCE, "5", &[b"5\x001\x002\0"], &[]);
     assert_eq!(bare.unwrap_err().errno(), Some(Errno::EINVAL));
     assert_eq!(host.introduce(0, 1, 2, fds).unwrap_err().errno(), Some(Errno::EINVAL));

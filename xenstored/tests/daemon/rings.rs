@@ -202,7 +202,7 @@ fn r5_a_reconnection_begins_anew() {
     assert_eq!(guest.request(WATCH, b"x\0t\0").0, WATCH, "the watch was gone");
     assert_eq!(guest.event(), b"x\0t\0");
     let report = host.control(&["quota", "5"]).unwrap();
-    assert!(report.contains("transactions    :        0"), "{report}");
+    assert!(report.contains("transactions     :        0"), "{report}");
     assert_eq!(host.read("/local/domain/5/x").unwrap(), b"1", "nodes stay");
 }
 

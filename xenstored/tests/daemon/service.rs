@@ -33,21 +33,22 @@ fn control_says_what_c_xenstored_says() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
     let help = host.control(&["help"]).unwrap();
-    for name in
-        ["check", "log", "quota", "quota-soft", "help", "live-update", "logfile", "memreport", "print"]
-    {
-        assert!(help.lines().any(|line| line.split(' ').next() == Some(name)), "{help}");
-    }
+    let names = help.lines().map(|line| line.split(' ').next().unwrap()).filter(|name| !name.is_empty());
+    let known =
+        ["check", "log", "live-update", "logfile", "memreport", "print", "quota", "quota-soft", "help"];
+    assert_eq!(names.collect::<Vec<_>>(), known);
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
     assert_eq!(host.control(&["print", "a line"]).unwrap(), "OK");
     let settings = host.control(&["log"]).unwrap();
-    assert!(settings.starts_with("Log switch settings:\n- obj         : on\n"), "{settings}");
+    assert!(settings.starts_with("Log switch settings:\nobj     : on\n"), "{settings}");
     assert_eq!(host.control(&["log", "+acc"]).unwrap(), "OK");
-    assert!(host.control(&["log"]).unwrap().contains("- acc         : on\n"));
-    assert!(host.control(&["quota"]).unwrap().contains("nodes            :     1000 "));
+    assert!(host.control(&["log"]).unwrap().contains("acc     : on\n"));
+    assert!(host.control(&["quota"]).unwrap().starts_with("Quota settings:\nnodes            :     1000 "));
     assert_eq!(host.control(&["quota", "set", "nodes", "17"]).unwrap(), "OK");
     assert!(host.control(&["quota"]).unwrap().contains("nodes            :       17 "));
-    assert!(host.control(&["quota-soft"]).unwrap().starts_with("memory           :  2097152 "));
+    assert!(
+        host.control(&["quota-soft"]).unwrap().starts_with("Quota settings:\nmemory           :  2097152 ")
+    );
     assert_eq!(host.control(&["quota-soft", "set", "memory", "5"]).unwrap(), "OK");
     assert!(host.control(&["quota-soft"]).unwrap().contains(":        5 "));
     for wrong in [
@@ -74,6 +75,47 @@ fn control_says_what_c_xenstored_says() {
 }
 
 #[test]
+fn limits_are_set_by_c_xenstoreds_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = |options: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", folder.path());
+        command.args(["--log", "warn", "--ready-fd", "1"]).args(options);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    for wrong in
+        [&["-Q", "nope=1"][..], &["-Q", "nodes"], &["-q", "nodes=1"], &["-w", "memory=1"], &["-E", "x"]]
+    {
+        assert_eq!(command(wrong).output().unwrap().status.code(), Some(2), "{wrong:?}");
+    }
+    assert!(command(&["-H"]).output().unwrap().status.success());
+    let options = "-E 11 -S 12 -W 13 -t 14 -A 15 -M 16 -Q transaction-nodes=17 --quota outstanding=18 \
+                   -Q memory=19 -q memory=20 -w watch-event=30 -K";
+    let mut daemon = command(&options.split_whitespace().collect::<Vec<_>>()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut host = xenstored::client::Client::connect(folder.path().join("socket")).unwrap();
+    let values = |text: String| -> Vec<(String, u32)> {
+        let words = |line: &str| {
+            let (name, rest) = line.split_once(':').unwrap();
+            (name.trim().to_owned(), rest.split_whitespace().next().unwrap().parse().unwrap())
+        };
+        text.lines().skip(1).map(words).collect()
+    };
+    let names =
+        "nodes watches outstanding memory transactions transaction-nodes node-permissions path-max node-size";
+    let want = names.split(' ').map(str::to_owned).zip([11, 13, 18, 19, 14, 17, 15, 16, 12]);
+    assert_eq!(values(host.control(&["quota"]).unwrap()), want.collect::<Vec<_>>());
+    assert_eq!(values(host.control(&["quota-soft"]).unwrap()), [("memory".to_owned(), 20)]);
+    daemon.kill().unwrap();
+    let mut log = String::new();
+    daemon.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("without effect").count(), 2, "{log}");
+    daemon.wait().unwrap();
+}
+
+#[test]
 fn what_domains_used_at_most_is_remembered() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
@@ -88,10 +130,16 @@ fn what_domains_used_at_most_is_remembered() {
     let line = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     let text = host.control(&["quota", "5"]).unwrap();
     assert!(text.starts_with("Domain 5:\n"), "{text}");
-    assert_eq!(line(&text, "nodes"), "nodes           :        3 (max:        4)");
-    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes           :        4");
-    assert_eq!(line(&host.control(&["quota", "max", "-r"]).unwrap(), "nodes"), "nodes           :        4");
-    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes           :        0");
+    assert_eq!(text.lines().count(), 10, "{text}");
+    host.write("/of/the/host", "").unwrap();
+    let own = host.control(&["quota", "0"]).unwrap();
+    // /, /tool, /tool/xenstored, /local, /local/domain, and those three at least.
+    let nodes = own.lines().nth(1).unwrap().split_whitespace().nth(2).unwrap().parse::<usize>().unwrap();
+    assert!(nodes >= 8, "{own}");
+    assert_eq!(line(&text, "nodes"), "nodes            :        3 (max        4)");
+    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes            :        4");
+    assert_eq!(line(&host.control(&["quota", "max", "-r"]).unwrap(), "nodes"), "nodes            :        4");
+    assert_eq!(line(&host.control(&["quota", "max"]).unwrap(), "nodes"), "nodes            :        0");
 }
 
 #[test]

@@ -160,6 +160,14 @@ fn a_binary_that_fails_leaves_the_old_one_serving() {
         assert_eq!(host.control(&["live-update", "-f", path.to_str().unwrap()]).unwrap(), why);
     };
     refused(&mut host, Path::new("/nope"), "File not accessible.");
+    assert_eq!(host.control(&["live-update", "-v", "2"]).unwrap(), "Not in live-update session.");
+    assert_eq!(host.control(&["live-update", "-f", BINARY]).unwrap(), "OK");
+    assert_eq!(host.control(&["live-update", "-v", "2"]).unwrap(), "OK");
+    assert_eq!(
+        host.control(&["live-update", "-v", "1"]).unwrap(),
+        "Only version 2 of the stream is written."
+    );
+    assert_eq!(host.control(&["live-update", "-a"]).unwrap(), "OK");
     refused(&mut host, &script("text", "hello", 0o644), "File not executable.");
     refused(&mut host, folder.path(), "File not executable.");
     for (path, part) in [

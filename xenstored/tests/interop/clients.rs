@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::{Daemon, installed};
+use crate::{Daemon, installed, say_skip, skip};
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -22,7 +22,7 @@ fn python(script: &str, import: &str, package: &str) {
         return;
     }
     if !Command::new(PYTHON).args(["-c", import]).output().unwrap().status.success() {
-        println!("SKIP: {script} cannot `{import}`: apt-get install {package}");
+        skip(&format!("{script} cannot `{import}`: apt-get install {package}"));
         return;
     }
     let daemon = Daemon::start();
@@ -53,7 +53,7 @@ fn xenstore_rs() {
         cargo
     };
     if !cargo("fetch").output().unwrap().status.success() {
-        println!("SKIP: the crates of {} cannot be fetched", package.display());
+        say_skip(&format!("the crates of {} cannot be fetched", package.display()));
         return;
     }
     let daemon = Daemon::start();

@@ -138,7 +138,9 @@ fn xenstore_control_as_xens() {
     match xens() {
         Some(xens) => play(&xens),
         None => {
-            println!("SKIP: no /usr/lib/xen-*/bin/xenstore-control that runs: apt-get install xen-utils-4.17")
+            eprintln!(
+                "SKIP: no /usr/lib/xen-*/bin/xenstore-control that runs: apt-get install xen-utils-4.17"
+            )
         }
     }
 }

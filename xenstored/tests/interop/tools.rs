@@ -125,7 +125,7 @@ fn comparable() -> bool {
     let usage = Command::new(tool).args(["read", "-h"]).output().unwrap();
     let known = String::from_utf8_lossy(&usage.stderr).contains("[-s]");
     if !known {
-        println!("SKIP: {DEBIANS} is not of Xen 4.17");
+        crate::say_skip(&format!("{DEBIANS} is not of Xen 4.17"));
     }
     known
 }

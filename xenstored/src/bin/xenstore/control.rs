@@ -63,18 +63,20 @@ fn number(errno: Errno) -> i32 {
 struct Update<'a> {
     binary: &'a str,
     command_line: Option<&'a str>,
+    version: Option<&'a str>,
     timeout: &'a str,
     force: bool,
 }
 
 /// The last of several files counts, and `-f` may stand before it.
 fn parse<'a>(args: &[&'a str]) -> Result<Update<'a>, &'static str> {
-    let mut update = Update { binary: "", command_line: None, timeout: TIMEOUT, force: false };
+    let mut update = Update { binary: "", command_line: None, version: None, timeout: TIMEOUT, force: false };
     let mut rest = args.iter().copied();
     while let Some(arg) = rest.next() {
         match arg {
             "-c" => update.command_line = Some(rest.next().ok_or("Missing command line value")?),
             "-t" => update.timeout = rest.next().ok_or("Missing timeout value")?,
+            "-v" => update.version = Some(rest.next().ok_or("Missing version value")?),
             "-F" => update.force = true,
             file => update.binary = file,
         }
@@ -90,6 +92,10 @@ fn live_update(client: &mut Client, args: &[&str]) -> Result<(), Failure> {
     if let Some(line) = update.command_line {
         step(client, &["-c", line])
             .map_err(|why| failed(REFUSED, format!("Setting update binary failed:\n{why}")))?;
+    }
+    if let Some(version) = update.version {
+        step(client, &["-v", version])
+            .map_err(|why| failed(REFUSED, format!("Setting stream version failed:\n{why}")))?;
     }
     let seconds = leading_number(update.timeout).clamp(0, 1 << 31);
     let timeout = seconds.to_string();
@@ -130,10 +136,11 @@ mod tests {
 
     #[test]
     fn a_live_updates_arguments() {
-        let plain = Update { binary: "/b", command_line: None, timeout: "60", force: false };
+        let plain = Update { binary: "/b", command_line: None, version: None, timeout: "60", force: false };
         assert_eq!(parse(&["/b"]), Ok(plain));
-        let all = Update { binary: "/c", command_line: Some("x y"), timeout: "7", force: true };
-        assert_eq!(parse(&["-f", "/b", "-c", "x y", "-F", "-t", "7", "/c"]), Ok(all));
+        let all =
+            Update { binary: "/c", command_line: Some("x y"), version: Some("2"), timeout: "7", force: true };
+        assert_eq!(parse(&["-f", "/b", "-c", "x y", "-v", "2", "-F", "-t", "7", "/c"]), Ok(all));
         for (args, line) in [
             (&["-F"][..], "Missing binary specification"),
             (&["/b", "-t"], "Missing timeout value"),

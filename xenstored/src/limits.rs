@@ -1,0 +1,100 @@
+//! Options about limits, as C xenstored has them.
+
+use std::str::FromStr;
+
+use clap::Args;
+use xenstored::quota::Limit;
+use xenstored::store::Store;
+
+/// What guests are limited to from the start. A live update carries over what was set since.
+#[derive(Args)]
+pub struct Limits {
+    /// Limit the nodes of a domain
+    #[arg(short = 'E', long, value_name = "N")]
+    entry_nb: Option<u32>,
+    /// Limit the bytes of a node
+    #[arg(short = 'S', long, value_name = "N")]
+    entry_size: Option<u32>,
+    /// Limit the watches of a domain
+    #[arg(short = 'W', long, value_name = "N")]
+    watch_nb: Option<u32>,
+    /// Limit the open transactions of a domain
+    #[arg(short = 't', long, value_name = "N")]
+    transaction: Option<u32>,
+    /// Limit the permissions of a node
+    #[arg(short = 'A', long, value_name = "N")]
+    perm_nb: Option<u32>,
+    /// Limit the bytes of a path
+    #[arg(short = 'M', long, value_name = "N")]
+    path_max: Option<u32>,
+    /// Set any limit by its name in `xenstore control quota`; may be given more than once
+    #[arg(short = 'Q', long, value_name = "WHAT=N", value_parser = quota)]
+    quota: Vec<(Limit, u32)>,
+    /// Warn in the log of a domain that uses more; WHAT is memory
+    #[arg(short = 'q', long, value_name = "WHAT=N", value_parser = soft)]
+    quota_soft: Option<u32>,
+    /// Without effect: events are never given up for their age; WHAT is watch-event
+    #[arg(short = 'w', long, value_name = "WHAT=SECONDS", value_parser = timeout)]
+    timeout: Option<u32>,
+    /// Without effect: the nodes of a domain go with it
+    #[arg(short = 'K', long)]
+    keep_orphans: bool,
+}
+
+impl Limits {
+    /// Sets them, those with a name of their own last.
+    pub fn set(&self, store: &mut Store) {
+        let short = [
+            (Limit::Nodes, self.entry_nb),
+            (Limit::NodeSize, self.entry_size),
+            (Limit::Watches, self.watch_nb),
+            (Limit::Transactions, self.transaction),
+            (Limit::NodePermissions, self.perm_nb),
+            (Limit::PathMax, self.path_max),
+        ];
+        let short = short.into_iter().filter_map(|(limit, value)| Some((limit, value?)));
+        short.chain(self.quota.iter().copied()).for_each(|(limit, value)| store.set_limit(limit, value));
+        if let Some(bytes) = self.quota_soft {
+            store.set_soft_memory(bytes);
+        }
+    }
+
+    /// Says which options have no effect.
+    pub fn warn(&self) {
+        for (given, option) in [(self.timeout.is_some(), "--timeout"), (self.keep_orphans, "--keep-orphans")]
+        {
+            if given {
+                tracing::warn!("{option} is without effect");
+            }
+        }
+    }
+}
+
+fn pair(text: &str) -> Result<(&str, u32), String> {
+    let (what, value) = text.split_once('=').ok_or("not WHAT=N")?;
+    Ok((what, u32::from_str(value).map_err(|_| format!("{value}: not a number"))?))
+}
+
+/// C xenstored's help has another name for one of them.
+fn quota(text: &str) -> Result<(Limit, u32), String> {
+    let (what, value) = pair(text)?;
+    let name = if what == "path-length" { Limit::PathMax.name() } else { what };
+    let limit = Limit::from_name(name.as_bytes());
+    let names = || Limit::ALL.iter().map(|limit| limit.name()).collect::<Vec<_>>().join(", ");
+    Ok((limit.ok_or_else(|| format!("{what}: not one of {}", names()))?, value))
+}
+
+fn soft(text: &str) -> Result<u32, String> {
+    only("memory", text)
+}
+
+fn timeout(text: &str) -> Result<u32, String> {
+    only("watch-event", text)
+}
+
+fn only(known: &str, text: &str) -> Result<u32, String> {
+    match pair(text)? {
+        (what, value) if what == known => Ok(value),
+        (what, _) => Err(format!("{what}: not {known}")),
+    }
+}
