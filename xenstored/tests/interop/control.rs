@@ -137,11 +137,9 @@ fn xenstore_control_as_xens() {
     play(&ours);
     match xens() {
         Some(xens) => play(&xens),
-        None => {
-            eprintln!(
-                "SKIP: no /usr/lib/xen-*/bin/xenstore-control that runs: apt-get install xen-utils-4.17"
-            )
-        }
+        None => crate::say_skip(
+            "no /usr/lib/xen-*/bin/xenstore-control that runs: apt-get install xen-utils-4.17",
+        ),
     }
 }
 
