@@ -14,7 +14,7 @@ back=/local/domain/0/backend
 # What the guest does with whatever comes: nothing of it waits for anything else.
 must 30 'cat >/tmp/load <<"END"
 disk() { while :; do [ -b /dev/xvdb ] && dd if=/dev/zero of=/dev/xvdb bs=64k oflag=direct conv=nocreat 2>/dev/null; sleep 0.1; done; }
-card() { while :; do ip link set eth0 up && ip addr add 192.168.77.60/24 dev eth0 && ping -q -i 0.02 -s 1400 192.168.77.1; sleep 0.1; done; }
+card() { while :; do ip link set eth0 up && ip addr add 192.168.77.60/24 dev eth0 && ping -q -c 50 -i 0.02 -s 1400 192.168.77.1; sleep 0.1; done; }
 line() { while :; do { cat /dev/hvc1 & while echo "this is a line for the other end" >/dev/hvc1; do sleep 0.02; done; kill $!; } 2>/dev/null; sleep 0.1; done; }
 disk & card & line & wait
 END
