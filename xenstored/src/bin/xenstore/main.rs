@@ -9,6 +9,7 @@ mod modes;
 mod options;
 mod text;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,11 +31,13 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
-    let called = args.next().unwrap_or_default();
+    let mut args = std::env::args_os();
+    let called = args.next().unwrap_or_default().to_string_lossy().into_owned();
     let program = Path::new(&called).file_name().map_or("xenstore".into(), |name| name.to_string_lossy());
     let mut output = String::new();
-    let result = run(&called, &program, args.collect(), &mut output);
+    let args: Result<Vec<String>, _> =
+        args.map(|arg| arg.into_string().map_err(|arg| no_text(&arg))).collect();
+    let result = args.and_then(|args| run(&called, &program, args, &mut output));
     let written = std::io::stdout().write_all(output.as_bytes());
     match result {
         Ok(()) if written.is_ok() => return ExitCode::SUCCESS,
@@ -46,6 +49,11 @@ fn main() -> ExitCode {
         _ => {}
     }
     ExitCode::FAILURE
+}
+
+/// Rather than a value that is another one.
+fn no_text(arg: &OsStr) -> Failure {
+    Failure::Message(format!("{arg:?} is not UTF-8: a byte of a value can be written as \\xNN"))
 }
 
 /// `called` is the tool as it was called, `program` its name alone.
