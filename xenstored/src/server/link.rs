@@ -171,14 +171,13 @@ impl Link {
         Ok(())
     }
 
-    /// Tells a domain of what was done to its ring, once for all of it. `true` if there was something to tell.
-    pub(super) fn signal(&mut self) -> bool {
-        let Carrier::Ring(domain) = &self.carrier else { return false };
-        let told = std::mem::take(&mut self.notify);
-        if told {
+    /// Tells a domain of what was done to its ring, once for all of it.
+    pub(super) fn signal(&mut self) {
+        if let Carrier::Ring(domain) = &self.carrier
+            && std::mem::take(&mut self.notify)
+        {
             domain.notify.signal();
         }
-        told
     }
 }
 

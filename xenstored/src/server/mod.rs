@@ -7,7 +7,6 @@
 mod control;
 mod counters;
 mod fds;
-mod linger;
 mod link;
 mod listener;
 mod log;
@@ -30,7 +29,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use counters::Counters;
 use fds::RingSet;
-use linger::Linger;
 use link::{Carrier, Link};
 pub use listener::Socket;
 use listener::{Pause, descriptor_limit};
@@ -78,7 +76,6 @@ pub(crate) struct Server {
     queue: VecDeque<ConnId>,
     /// Connections that got messages and were not flushed since.
     written: Vec<ConnId>,
-    linger: Linger,
     poller: Poller,
     socket: Socket,
     signals: SignalFd,
@@ -155,7 +152,6 @@ impl Server {
             store.keep_journal();
         }
         let own = store.connect();
-        let several_cpus = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         Ok(Self {
             store,
             out: Out::default(),
@@ -163,7 +159,6 @@ impl Server {
             rings: 0,
             queue: VecDeque::new(),
             written: Vec::new(),
-            linger: Linger::new(several_cpus.then(Instant::now)),
             poller,
             socket,
             signals,
@@ -193,7 +188,7 @@ impl Server {
     fn run(&mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         while !self.stopping {
-            self.wait(&mut ready)?;
+            self.poller.wait(self.patience(), &mut ready)?;
             for (token, hung_up) in ready.drain(..) {
                 self.note(token, hung_up);
             }
@@ -205,25 +200,6 @@ impl Server {
             self.resume_listening();
         }
         Ok(())
-    }
-
-    /// Waits until there is something to do.
-    fn wait(&mut self, ready: &mut Vec<(Token, bool)>) -> io::Result<()> {
-        let patience = self.patience();
-        if patience != Some(Duration::ZERO) {
-            while self.linger.tries() {
-                let before = Instant::now();
-                std::thread::yield_now();
-                if !self.linger.goes_on(before, Instant::now()) {
-                    break;
-                }
-                self.poller.wait(Some(Duration::ZERO), ready)?;
-                if !ready.is_empty() {
-                    return Ok(());
-                }
-            }
-        }
-        self.poller.wait(patience, ready)
     }
 
     /// How long nothing has to be done if nothing happens.
@@ -254,10 +230,7 @@ impl Server {
             Token::Listener => self.accept(),
             Token::Signal => self.signalled(),
             Token::Client(conn) => self.ready(conn, hung_up),
-            Token::Kick(conn) => {
-                self.linger.asked(Instant::now());
-                self.enqueue(conn);
-            }
+            Token::Kick(conn) => self.enqueue(conn),
             Token::Lifeline(conn) => self.hear(conn),
             Token::Trial => self.trial_speaks(),
         }

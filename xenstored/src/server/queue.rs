@@ -263,8 +263,8 @@ impl Server {
         let mut written = std::mem::take(&mut self.written);
         for conn in written.drain(..) {
             let flushed = self.flush(conn);
-            if self.links.get_mut(&conn).is_some_and(Link::signal) {
-                self.linger.answered(Instant::now());
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.signal();
             }
             if let Err(broken) = flushed {
                 self.broken(conn, &broken);
