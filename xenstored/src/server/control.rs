@@ -38,10 +38,10 @@ impl Server {
 
     /// Replies with a text, as much of it as a message holds.
     pub(super) fn answer(&mut self, conn: ConnId, header: &Header, text: &str) {
-        let text = match text.get(..PAYLOAD_MAX - 1) {
-            Some(most) => most.rsplit_once('\n').map_or(most, |(lines, _)| lines),
-            None => text,
-        };
+        let room = PAYLOAD_MAX - 1;
+        let most = (0..=room).rev().find_map(|end| text.get(..end)).unwrap_or_default();
+        let text =
+            if text.len() <= room { text } else { most.rsplit_once('\n').map_or(most, |(lines, _)| lines) };
         self.reply(conn, header, header.kind, text);
     }
 

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use nix::errno::Errno as Sys;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode as FileMode, umask};
 
 use super::Server;
@@ -26,28 +28,33 @@ const LISTEN_FDS_START: RawFd = 3;
 /// Descriptors that clients cannot take: for domains, logs and a live update.
 const RESERVE: u64 = 64;
 
-/// A listening socket of mode 0600 that nobody else serves. The file goes when this is dropped.
+/// A listening socket of mode 0600 that nobody else serves. The files go when this is dropped.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     /// The path and its lock; none for a socket that somebody else made, who then cares for both.
-    own: Option<(PathBuf, Flock<File>)>,
+    own: Option<(PathBuf, Lock)>,
+}
+
+/// The locked file beside a socket. It goes when this is dropped.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    file: Flock<File>,
 }
 
 impl Socket {
     /// Takes the lock beside `path`, replaces a socket that a dead daemon left there, and listens.
     ///
     /// # Errors
-    /// `AddrInUse` if a daemon serves it; what creating the folder, the lock or the socket says.
+    /// `AddrInUse` if a daemon serves it, another's without a lock too; `AlreadyExists` if there is no socket but something
+    /// else; what creating the folder, the lock or the socket says.
     pub fn bind(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
         }
-        let lock = lock(open_lock(path)?)?;
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let lock = Lock::beside(path)?;
+        remove_dead(path)?;
         let before = umask(FileMode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
         umask(before);
@@ -81,13 +88,17 @@ impl Socket {
         }
         let listener = UnixListener::from(fd);
         listener.set_nonblocking(true)?;
-        let own = own.map(|(path, file)| io::Result::Ok((path, lock(File::from(file))?))).transpose()?;
+        let locked = |(path, file): (PathBuf, OwnedFd)| {
+            let lock = Lock { path: lock_path(&path), file: lock(File::from(file))? };
+            io::Result::Ok((path, lock))
+        };
+        let own = own.map(locked).transpose()?;
         Ok(Self { listener, own })
     }
 
     /// Path and lock, if they are this daemon's.
     pub(super) fn own(&self) -> Option<(&Path, BorrowedFd<'_>)> {
-        self.own.as_ref().map(|(path, lock)| (&**path, lock.as_fd()))
+        self.own.as_ref().map(|(path, lock)| (&**path, lock.file.as_fd()))
     }
 }
 
@@ -105,10 +116,59 @@ impl Drop for Socket {
     }
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
-    let mut name = OsString::from(path);
+impl Lock {
+    fn beside(socket: &Path) -> io::Result<Self> {
+        let path = lock_path(socket);
+        loop {
+            let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            let file = lock(file)?;
+            // A daemon that ended in between has taken this file away.
+            let inode = file.metadata()?.ino();
+            if fs::metadata(&path).is_ok_and(|there| there.ino() == inode) {
+                return Ok(Self { path, file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = OsString::from(socket);
     name.push(".lock");
-    OpenOptions::new().create(true).truncate(false).write(true).open(&name)
+    name.into()
+}
+
+/// Takes a socket away at which nobody listens any more.
+fn remove_dead(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
+        }
+        Ok(_) if somebody_listens(path)? => {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon serves it"));
+        }
+        _ => {}
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Never waits for somebody who does not accept.
+fn somebody_listens(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Sys::ECONNREFUSED | Sys::ENOENT) => Ok(false),
+        Ok(()) | Err(Sys::EAGAIN) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn lock(file: File) -> io::Result<Flock<File>> {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Said by a binary that understood the state it was tried on.
 pub const ACCEPTED: &str = "xenstored: state accepted\n";
-/// Bytes of a trial's output that are looked at.
+/// Bytes of a trial's output that are kept, the last ones.
 const OUTPUT: usize = 4096;
 
 /// The option by which a new binary is told that there is a state.
@@ -241,11 +241,15 @@ impl Server {
         let (binary, args) = self.command_line();
         let mut command = Command::new(binary);
         command.args(args).arg(format!("{STATE_OPTION}=0")).arg(TRIAL_OPTION);
-        let mut child = command.stdin(state).stdout(Stdio::piped()).env_remove("NOTIFY_SOCKET").spawn()?;
-        let output = child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("no output"))?;
+        let (output, said) = io::pipe()?;
         rustix::io::ioctl_fionbio(&output, true)?;
-        self.poller.add(&output, Token::Trial)?;
-        let trial = Trial { child, output, text: Vec::new(), deadline: Instant::now() + TRIAL_TIMEOUT };
+        command.stdin(state).stdout(said.try_clone()?).stderr(said).env_remove("NOTIFY_SOCKET");
+        let child = command.spawn()?;
+        // Else the end of what it says would not come: this has the other end too.
+        drop(command);
+        let deadline = Instant::now() + TRIAL_TIMEOUT;
+        let trial = Trial { child, output: output.into(), text: Vec::new(), deadline };
+        self.poller.add(&trial.output, Token::Trial)?;
         if let Some(started) = self.update.as_mut().and_then(|update| update.started.as_mut()) {
             started.trial = Some(trial);
         }
@@ -260,8 +264,8 @@ impl Server {
         match nix::unistd::read(&trial.output, &mut chunk) {
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return,
             Ok(count @ 1..) => {
-                let room = OUTPUT.saturating_sub(trial.text.len());
-                trial.text.extend_from_slice(chunk.get(..count.min(room)).unwrap_or_default());
+                trial.text.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                trial.text.drain(..trial.text.len().saturating_sub(OUTPUT));
                 return;
             }
             Ok(0) | Err(_) => {}
@@ -270,9 +274,10 @@ impl Server {
         // It closed its output as its last act, or is killed by now.
         let ended = started.trial.take().map(|mut trial| (trial.end(), std::mem::take(&mut trial.text)));
         let Some((status, text)) = ended else { return };
-        if status.is_none_or(|status| !status.success()) || text != ACCEPTED.as_bytes() {
+        if status.is_none_or(|status| !status.success()) || !text.ends_with(ACCEPTED.as_bytes()) {
             let status = status.map_or_else(|| "it does not end".into(), |status| status.to_string());
-            self.update_failed(&format!("the binary does not accept the state: {status}"));
+            let said = String::from_utf8_lossy(&text);
+            self.update_failed(format!("the binary does not accept the state: {status}\n{said}").trim_end());
         }
     }
 

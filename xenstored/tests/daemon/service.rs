@@ -201,6 +201,48 @@ fn a_log_that_cannot_be_written_stops_nobody() {
 }
 
 #[test]
+fn a_refused_start_leaves_nothing_and_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("file"), "precious").unwrap();
+    let _foreign = UnixListener::bind(at("foreign")).unwrap();
+    drop(UnixListener::bind(at("dead")).unwrap());
+    let listing = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing();
+    let long = "x".repeat(120);
+    for (socket, options, why) in [
+        ("file", &[][..], "there is something that is no socket"),
+        ("foreign", &[], "another daemon serves it"),
+        (&long, &[], "cannot serve"),
+        ("new", &["--state-dir", at("file").to_str().unwrap()], "state folder"),
+        ("new", &["--pid-file", "/nope/nope"], "cannot write pid file"),
+    ] {
+        let mut command = Command::new(BINARY);
+        command.env_remove("XENSTORED_RUNDIR").env("XENSTORED_PATH", at(socket)).args(options);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && text.contains(why), "{socket}: {text}");
+        assert_eq!(listing(), before, "{socket}");
+    }
+    assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "precious");
+    UnixStream::connect(at("foreign")).unwrap();
+    let mut daemon = Command::new(BINARY);
+    daemon.args(["--ready-fd", "1", "--socket"]).arg(at("dead")).stdout(Stdio::piped());
+    let mut daemon = daemon.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!((&*line, at("dead.lock").exists()), ("ready\n", true));
+    kill(Pid::from_raw(daemon.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert!(!at("dead").exists() && !at("dead.lock").exists());
+}
+
+#[test]
 fn sighup_opens_the_trace_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (file, moved) = (folder.path().join("trace"), folder.path().join("trace.1"));

@@ -179,7 +179,7 @@ fn a_binary_that_fails_leaves_the_old_one_serving() {
         (script("old", &format!("#!/bin/sh\nexec {BINARY} --unknown \"$@\"\n"), 0o755), "exit status: 2"),
         (
             script("other-state", &format!("#!/bin/sh\nexec {BINARY} \"$@\" < /dev/null\n"), 0o755),
-            "exit status: 1",
+            "exit status: 1\nError: live update",
         ),
     ] {
         let text = update(&mut host, path.to_str().unwrap(), &[]);
@@ -191,9 +191,13 @@ fn a_binary_that_fails_leaves_the_old_one_serving() {
     assert_eq!(host.control(&["live-update", "-f", BINARY]).unwrap(), "OK");
     assert_eq!(host.control(&["live-update", "-f", BINARY]).unwrap(), "live-update session already active.");
     assert_eq!(host.control(&["live-update", "-c", "--bad --args"]).unwrap(), "OK");
-    assert!(host.control(&["live-update", "-s"]).unwrap().contains("exit status: 2"));
+    let text = host.control(&["live-update", "-s"]).unwrap();
+    assert!(text.contains("exit status: 2\nerror: unexpected argument '--bad' found"), "{text}");
+    let wordy = script("wordy", "#!/bin/sh\nyes 'why nöt' | head -n 1000\nexit 3\n", 0o755);
+    let text = update(&mut host, wordy.to_str().unwrap(), &[]);
+    assert!(text.contains("exit status: 3\n") && text.ends_with("why nöt") && text.len() > 4000, "{text}");
     assert_eq!(host.control(&["live-update", "-s"]).unwrap(), "Not in live-update session.");
-    for bad in [&["live-update"][..], &["live-update", "-x"], &["live-update", "-s", "-t"]] {
+    for bad in [&["live-update"][..], &["live-update", "-x"], &["live-update", "-s", "-t", "x"]] {
         assert_eq!(host.control(bad).unwrap_err().errno(), Some(Errno::EINVAL));
     }
     assert_eq!(std::fs::read_to_string(daemon.pid_file()).unwrap().trim(), daemon.pid().to_string());

@@ -118,37 +118,29 @@ fn w6_arguments_end_with_nul() {
             assert_eq!(player.request("0", kind, 0, payload), "EINVAL", "{kind:?} {payload:?}");
         }
     }
-    for (kind, payload) in [
-        (MsgType::WRITE, &b"/a"[..]),
-        (MsgType::WRITE, b""),
-        (MsgType::SET_PERMS, b"/a\0n0"),
-        (MsgType::SET_PERMS, b"/a\0"),
-        (MsgType::WATCH, b"/a\0t"),
-        (MsgType::WATCH, b"/a\0"),
-        (MsgType::UNWATCH, b"/a\0t"),
-        (MsgType::DIRECTORY_PART, b"/a\x000"),
-    ] {
-        assert_eq!(player.request("0", kind, 0, payload), "EINVAL", "{kind:?} {payload:?}");
-    }
-}
-
-#[test]
-fn w6_what_follows_the_arguments_is_reserved() {
-    let mut player = Player::new();
     player.step("5 get_feature ''");
     player.step("6 get_feature ''");
-    for (kind, payload) in [
-        (MsgType::WATCH, &b"/w\0t\0part"[..]),
-        (MsgType::UNWATCH, b"/w\0t\0x\0"),
-        (MsgType::WATCH, b"/w\0t\x001\0x\0part"),
-        (MsgType::UNWATCH, b"/w\0t\0part"),
-        (MsgType::SET_TARGET, b"5\x006\x007\0"),
-        (MsgType::INTRODUCE, b"7\0-1\x001\0x\0"),
-        (MsgType::WRITE, b"/w\x001"),
-        (MsgType::SET_PERMS, b"/w\0n0\0r5\0r6"),
+    // What follows the last argument is refused, taken for the value, or reserved.
+    for (kind, payload, wanted) in [
+        (MsgType::WRITE, &b"/a"[..], "EINVAL"),
+        (MsgType::WRITE, b"", "EINVAL"),
+        (MsgType::WRITE, b"/w\x001", "OK"),
+        (MsgType::SET_PERMS, b"/a\0n0", "EINVAL"),
+        (MsgType::SET_PERMS, b"/a\0", "EINVAL"),
+        (MsgType::SET_PERMS, b"/w\0n0\0r5\0r6", "OK"),
+        (MsgType::WATCH, b"/a\0t", "EINVAL"),
+        (MsgType::WATCH, b"/a\0", "EINVAL"),
+        (MsgType::WATCH, b"/w\0t\0part", "OK"),
+        (MsgType::UNWATCH, b"/a\0t", "EINVAL"),
+        (MsgType::UNWATCH, b"/w\0t\0x\0", "OK"),
+        (MsgType::WATCH, b"/w\0t\x001\0x\0part", "OK"),
+        (MsgType::UNWATCH, b"/w\0t\0part", "OK"),
+        (MsgType::DIRECTORY_PART, b"/a\x000", "EINVAL"),
+        (MsgType::SET_TARGET, b"5\x006\x007\0", "OK"),
+        (MsgType::INTRODUCE, b"7\0-1\x001\0x\0", "OK"),
     ] {
         let reply = player.request("0", kind, 0, payload);
-        assert_eq!(reply.split(" ! ").next(), Some("OK"), "{kind:?} {payload:?}");
+        assert_eq!(reply.split(" ! ").next(), Some(wanted), "{kind:?} {payload:?}");
     }
     assert_eq!(player.step("0 get_perms /w"), "n0|r5");
 }

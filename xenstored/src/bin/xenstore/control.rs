@@ -8,7 +8,7 @@ use xenstored::client::{Client, Error};
 use xenstored::wire::Errno;
 
 use crate::Failure;
-use crate::options::{Options, leading_number};
+use crate::options::Options;
 use crate::text::chain;
 
 /// Exit status: the call makes no sense.
@@ -16,7 +16,7 @@ pub const MISUSED: u8 = 2;
 /// Exit status: the daemon refused.
 const REFUSED: u8 = 3;
 /// Seconds a live update may wait for open transactions unless told.
-const TIMEOUT: &str = "60";
+const TIMEOUT: u32 = 60;
 
 /// Sends the command and prints the answer.
 pub fn control(client: &mut Client, options: &Options, output: &mut String) -> Result<(), Failure> {
@@ -64,29 +64,33 @@ struct Update<'a> {
     binary: &'a str,
     command_line: Option<&'a str>,
     version: Option<&'a str>,
-    timeout: &'a str,
+    timeout: u32,
     force: bool,
 }
 
 /// The last of several files counts, and `-f` may stand before it.
-fn parse<'a>(args: &[&'a str]) -> Result<Update<'a>, &'static str> {
+fn parse<'a>(args: &[&'a str]) -> Result<Update<'a>, String> {
     let mut update = Update { binary: "", command_line: None, version: None, timeout: TIMEOUT, force: false };
     let mut rest = args.iter().copied();
     while let Some(arg) = rest.next() {
         match arg {
             "-c" => update.command_line = Some(rest.next().ok_or("Missing command line value")?),
-            "-t" => update.timeout = rest.next().ok_or("Missing timeout value")?,
+            "-t" => update.timeout = seconds(rest.next().ok_or("Missing timeout value")?)?,
             "-v" => update.version = Some(rest.next().ok_or("Missing version value")?),
             "-F" => update.force = true,
             file => update.binary = file,
         }
     }
-    if update.binary.is_empty() { Err("Missing binary specification") } else { Ok(update) }
+    if update.binary.is_empty() { Err("Missing binary specification".into()) } else { Ok(update) }
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("Invalid timeout value '{text}': not a number of seconds"))
 }
 
 /// Hands over binary and command line, then starts the update again and again while the daemon is busy.
 fn live_update(client: &mut Client, args: &[&str]) -> Result<(), Failure> {
-    let update = parse(args).map_err(|line| failed(MISUSED, line.into()))?;
+    let update = parse(args).map_err(|line| failed(MISUSED, line))?;
     step(client, &["-f", update.binary])
         .map_err(|why| failed(REFUSED, format!("Setting update binary failed:\n{why}")))?;
     if let Some(line) = update.command_line {
@@ -97,10 +101,9 @@ fn live_update(client: &mut Client, args: &[&str]) -> Result<(), Failure> {
         step(client, &["-v", version])
             .map_err(|why| failed(REFUSED, format!("Setting stream version failed:\n{why}")))?;
     }
-    let seconds = leading_number(update.timeout).clamp(0, 1 << 31);
-    let timeout = seconds.to_string();
+    let timeout = update.timeout.to_string();
     let start: &[&str] = if update.force { &["-s", "-t", &timeout, "-F"] } else { &["-s", "-t", &timeout] };
-    let deadline = Instant::now() + Duration::from_secs(seconds.unsigned_abs());
+    let deadline = Instant::now() + Duration::from_secs(update.timeout.into());
     let mut outcome = Err("BUSY".to_owned());
     while outcome.as_ref().is_err_and(|why| why == "BUSY") && Instant::now() < deadline {
         outcome = step(client, start);
@@ -136,17 +139,19 @@ mod tests {
 
     #[test]
     fn a_live_updates_arguments() {
-        let plain = Update { binary: "/b", command_line: None, version: None, timeout: "60", force: false };
+        let plain = Update { binary: "/b", command_line: None, version: None, timeout: 60, force: false };
         assert_eq!(parse(&["/b"]), Ok(plain));
         let all =
-            Update { binary: "/c", command_line: Some("x y"), version: Some("2"), timeout: "7", force: true };
+            Update { binary: "/c", command_line: Some("x y"), version: Some("2"), timeout: 7, force: true };
         assert_eq!(parse(&["-f", "/b", "-c", "x y", "-v", "2", "-F", "-t", "7", "/c"]), Ok(all));
         for (args, line) in [
             (&["-F"][..], "Missing binary specification"),
             (&["/b", "-t"], "Missing timeout value"),
             (&["-c"], "Missing command line value"),
+            (&["/b", "-t", "x"], "Invalid timeout value 'x': not a number of seconds"),
+            (&["/b", "-t", "-1"], "Invalid timeout value '-1': not a number of seconds"),
         ] {
-            assert_eq!(parse(args), Err(line));
+            assert_eq!(parse(args), Err(line.into()));
         }
     }
 }
