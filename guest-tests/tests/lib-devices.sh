@@ -110,13 +110,13 @@ in_guest() {
 must() { in_guest "$1" "$2" || { cat said; fail "in the guest: $2: status $status"; }; }
 # said_as FILE: it said that one line, though the kernel may have put one of its own beside it.
 said_as() { grep -q -x -F -f "$1" said || { cat "$1" said; return 1; }; }
-# quiet_shell: one that says nothing of its own, on a console where the guest's kernel says no more than warnings: it would say it in the
-# middle of what programs say.
+# quiet_shell: one that says nothing of its own, on a console where the guest's kernel says no more than that it dies: it would say it in
+# the middle of what programs say. `dmesg` has the rest.
 quiet_shell() {
     say 'exec env PS1= ENV= PAGER=cat DEBIAN_FRONTEND=noninteractive /bin/sh'
     sleep 1
     say 'stty -echo'
-    must 60 'dmesg -n 5'
+    must 60 'dmesg -n 1'
 }
 # login: as root, through getty.
 login() {
