@@ -310,7 +310,7 @@ fn vcpus(
             [one] => one.clone(),
             each => each.get(usize::try_from(vcpu)?).cloned().unwrap_or_default(),
         };
-        let thread = Thread::start(guest, vcpu, fd, affinity)?;
+        let thread = Thread::start(guest, vcpu, config.max_vcpus, fd, affinity)?;
         crate::guest::lock(&guest.threads).push(thread);
     }
     Ok(())

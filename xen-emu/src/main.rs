@@ -19,6 +19,7 @@ mod machine;
 mod memory;
 mod peers;
 mod reactor;
+mod sched;
 mod socket;
 mod store_again;
 mod supervise;

@@ -1,6 +1,6 @@
-//! The system calls of disks that nobody wraps safely: vectored transfers between an image and volatile memory, what
-//! block devices answer to ioctls, and how their threads are scheduled.
-#![expect(unsafe_code, reason = "iovecs into guest memory, ioctls, statx and sched_setscheduler")]
+//! The system calls of disks that nobody wraps safely: vectored transfers between an image and volatile memory, and what
+//! block devices answer to ioctls.
+#![expect(unsafe_code, reason = "iovecs into guest memory, ioctls and statx")]
 
 use crate::backend::device::GuestRam;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -269,41 +269,10 @@ pub fn direct_alignment(file: &File) -> Option<(u32, u32)> {
     told.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }
 
-/// Whether this thread, when it is woken, waits for its turn (`SCHED_BATCH`), or takes the CPU from who has it. Threads
-/// that it starts are as it is at that moment.
-///
-/// # Errors
-/// The host forbids it.
-pub fn patient(is: bool) -> io::Result<()> {
-    let policy = if is { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
-    let priority: libc::c_int = 0;
-    // SAFETY: the calling thread (0), and the priority, the only member of the kernel's `sched_param`. By its number, as
-    // musl has no such function for a single thread.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Seek};
-
-    #[test]
-    fn patience_is_one_threads_own_and_ends() {
-        // The field behind the name that says the policy.
-        let policy = || {
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().to_owned()
-        };
-        let thread = std::thread::spawn(move || {
-            patient(true).unwrap();
-            let patient_one = policy();
-            patient(false).unwrap();
-            [patient_one, policy()]
-        });
-        assert_eq!(thread.join().unwrap(), ["3", "0"]);
-        assert_eq!(policy(), "0");
-    }
 
     #[test]
     fn transfers_go_on_where_they_stopped_and_copies_keep_the_order() {

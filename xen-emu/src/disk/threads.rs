@@ -2,7 +2,7 @@
 
 use super::Disk;
 use super::engine::{Done, Engine, Gather, Io};
-use super::sys::patient;
+use crate::sched::patient;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;

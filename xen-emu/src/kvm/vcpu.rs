@@ -12,6 +12,7 @@ use super::{VcpuAttr, ioctl, regs, xen_portable};
 use crate::core_dump::Registers;
 use crate::fx::{self, Fx};
 use crate::guest::{Guest, Still, lock, until};
+use crate::sched;
 use crate::timers::Timer;
 use crate::vm::VmEvent;
 use kvm_bindings::{
@@ -19,8 +20,7 @@ use kvm_bindings::{
     kvm_mp_state, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::{Pid, gettid};
+use nix::unistd::gettid;
 use std::cell::Cell;
 use std::fmt::Write;
 use std::io;
@@ -130,14 +130,20 @@ pub fn install_kick() -> io::Result<()> {
 }
 
 impl Thread {
-    /// Start the thread of vCPU `id`. It is parked until the domain is unpaused.
-    pub fn start(guest: &Arc<Guest>, id: u32, fd: VcpuFd, affinity: Vec<usize>) -> io::Result<Thread> {
+    /// Start the thread of vCPU `id`, one `among` so many. It is parked until the domain is unpaused.
+    pub fn start(
+        guest: &Arc<Guest>,
+        id: u32,
+        among: u32,
+        fd: VcpuFd,
+        affinity: Vec<usize>,
+    ) -> io::Result<Thread> {
         let tid = Arc::new(AtomicI32::new(0));
         let (guest, cpus, told) = (guest.clone(), affinity.clone(), tid.clone());
         let handle =
             std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
                 told.store(gettid().as_raw(), Ordering::Release);
-                pin(id, &cpus);
+                sched::vcpu(id, &cpus, among);
                 Vcpu { guest, fd, id }.run();
             })?;
         Ok(Thread { id, tid, handle: Some(handle), affinity })
@@ -203,18 +209,6 @@ impl Guest {
         let running = time_ns.min(now);
         let state = if own || runs { RUNNING } else { BLOCKED };
         Runstate { state, entry_time: now, time: [running, 0, now - running, 0] }
-    }
-}
-
-/// Bind the calling thread to these host CPUs; none = leave it.
-fn pin(id: u32, cpus: &[usize]) {
-    if cpus.is_empty() {
-        return;
-    }
-    let mut set = CpuSet::new();
-    let result = cpus.iter().try_for_each(|&cpu| set.set(cpu));
-    if let Err(e) = result.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
-        tracing::warn!("vCPU {id} is not bound to host CPUs {cpus:?}: {e}");
     }
 }
 
