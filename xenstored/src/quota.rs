@@ -234,6 +234,11 @@ impl Accounts {
         }
     }
 
+    /// Gives back the room that many owners had.
+    pub fn shrink(&mut self) {
+        self.owners.shrink_to_fit();
+    }
+
     /// Nodes and bytes, sorted by owner; without the host.
     #[must_use]
     pub fn all(&self) -> BTreeMap<DomId, (usize, usize)> {

@@ -321,6 +321,12 @@ impl Store {
         self.forgotten
     }
 
+    /// Gives back the room that tables had for many who are gone. Takes as long as those who are there are many.
+    pub fn shrink(&mut self) {
+        self.conns.shrink_to_fit();
+        self.accounts.shrink();
+    }
+
     /// Sets a limit for all domains.
     pub fn set_limit(&mut self, limit: Limit, value: u32) {
         self.quota.set(None, limit, value);

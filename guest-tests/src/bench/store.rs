@@ -43,7 +43,7 @@ pub fn run(cache: &Cache, rounds: u32, seconds: u32) -> Result<u8> {
     let mut load = binaries::cargo("bench");
     load.args(["-p", "xenstored", "--bench", "peers", "--"]);
     load.arg("--rounds").arg(rounds.to_string()).arg("--seconds").arg(seconds.to_string());
-    load.arg("--json").arg(out.join("store.json"));
+    load.arg("--floor").arg("--json").arg(out.join("store.json"));
     load.arg(format!("xlr={}/socket", own.display()));
     load.arg(format!("c-4.20={0}/socket,{0}", peer.display()));
     let status = load.status().context("cannot run cargo bench")?;

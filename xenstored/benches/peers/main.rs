@@ -5,11 +5,14 @@
 //! reply to the last one. Daemons take turns with every load and round; a figure is the median of the rounds. The
 //! daemon's own CPU time per operation is the figure to compare: throughput is the whole machine's.
 //!
+//! With `--floor` there is one more, which does nothing but answer: what is left to save, and no more.
+//!
 //! The stores must be empty, and are left so. With a folder behind a comma the daemon runs on the stand-in for Xen's
 //! libraries (`guest-tests/bench/xenshim.c`), and guests are introduced its way.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is a clear end of a measurement")]
 
 mod conn;
+mod floor;
 mod guest;
 mod load;
 mod peer;
@@ -22,7 +25,7 @@ use std::time::Duration;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use peer::Peer;
+use peer::{Floor, Peer};
 use table::Table;
 
 #[derive(Parser)]
@@ -45,11 +48,17 @@ struct Args {
     /// Write all figures of all rounds to this file
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Measures beside them what receiving and sending alone takes
+    #[arg(long)]
+    floor: bool,
+    /// Is that daemon, at this socket
+    #[arg(long, hide = true)]
+    be_floor: Option<PathBuf>,
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
     /// The daemons: LABEL=SOCKET or LABEL=SOCKET,SHIMFOLDER
-    #[arg(required = true)]
+    #[arg(required_unless_present = "be_floor")]
     peers: Vec<Peer>,
 }
 
@@ -66,7 +75,12 @@ fn main() {
     let args = Args::parse();
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    if let Some(socket) = args.be_floor {
+        floor::serve(&socket);
+    }
     let mut peers = args.peers;
+    let floor = args.floor.then(Floor::start);
+    peers.extend(floor.as_ref().map(Floor::peer));
     peers.iter_mut().for_each(Peer::find);
     let labels = peers.iter().map(|peer| peer.label.clone()).collect();
     let time = Duration::from_secs_f64(args.seconds);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::str::FromStr;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -16,6 +17,8 @@ pub struct Peer {
     pub socket: PathBuf,
     /// The folder of the stand-in for Xen's libraries.
     pub shim: Option<PathBuf>,
+    /// It only answers, see [`crate::floor`].
+    pub floor: bool,
     pid: i32,
 }
 
@@ -26,7 +29,43 @@ impl FromStr for Peer {
         let (label, place) = text.split_once('=').ok_or("LABEL=SOCKET")?;
         let (socket, shim) =
             place.split_once(',').map_or((place, None), |(socket, shim)| (socket, Some(shim.into())));
-        Ok(Self { label: label.into(), socket: socket.into(), shim, pid: 0 })
+        Ok(Self { label: label.into(), socket: socket.into(), shim, floor: false, pid: 0 })
+    }
+}
+
+/// The daemon of [`crate::floor`], a process of its own that ends with this.
+pub struct Floor {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Floor {
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let child =
+            Command::new(std::env::current_exe().unwrap()).arg("--be-floor").arg(&socket).spawn().unwrap();
+        while UnixStream::connect(&socket).is_err() {
+            std::thread::yield_now();
+        }
+        Self { child, folder }
+    }
+
+    pub fn peer(&self) -> Peer {
+        Peer {
+            label: "floor".into(),
+            socket: self.folder.path().join("socket"),
+            shim: None,
+            floor: true,
+            pid: 0,
+        }
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -28,20 +28,32 @@ const LOADS: [(&str, usize, Script); 8] = [
 const RING_DOMID: u16 = 2000;
 
 impl Run {
-    /// Does something with every peer in turn, and that in every round, unless it is not wanted.
+    /// Does something with every store in turn, and that in every round, unless it is not wanted.
     fn phase(&mut self, name: &str, mut body: impl FnMut(&mut Self, usize)) {
         if !name.contains(&self.only) {
             return;
         }
         for round in 0..self.rounds {
             eprintln!("{name}, round {}", round + 1);
-            (0..self.peers.len()).for_each(|peer| body(self, peer));
+            self.once(&mut body);
         }
     }
 
-    /// Something that has to happen once, for every peer.
+    /// Something that has to happen once, for every store.
     fn once(&mut self, mut body: impl FnMut(&mut Self, usize)) {
-        (0..self.peers.len()).for_each(|peer| body(self, peer));
+        let stores: Vec<usize> = (0..self.peers.len()).filter(|&peer| !self.peers[peer].floor).collect();
+        stores.into_iter().for_each(|peer| body(self, peer));
+    }
+
+    /// A load that needs no more than answers.
+    fn load(&mut self, name: &str, clients: usize, script: Script, homes: u32) {
+        if !name.contains(&self.only) {
+            return;
+        }
+        for round in 0..self.rounds {
+            eprintln!("{name}, round {}", round + 1);
+            (0..self.peers.len()).for_each(|peer| play(self, peer, name, clients, script, homes));
+        }
     }
 
     fn memory(&mut self, peer: usize, name: &str, key: &str) {
@@ -72,11 +84,10 @@ pub fn all(run: &mut Run, most: u32, domains: u16) {
             continue;
         }
         for (name, clients, script) in LOADS {
-            let name = format!("{name} @{size}");
-            run.phase(&name.clone(), |run, peer| play(run, peer, &name, clients, script, homes));
+            run.load(&format!("{name} @{size}"), clients, script, homes);
         }
     }
-    run.phase("read 500c", |run, peer| play(run, peer, "read 500c", 500, Script::Read, before));
+    run.load("read 500c", 500, Script::Read, before);
     run.phase("connect+read x500", connect);
     run.phase("watch fan-out 1", |run, peer| fan_out(run, peer, 1, 500));
     run.phase("watch fan-out 1000", |run, peer| fan_out(run, peer, 1000, 30));

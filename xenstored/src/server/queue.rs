@@ -76,6 +76,8 @@ impl Server {
             self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE);
         } else if self.trim_at.is_some_and(|then| Instant::now() >= then) {
             (self.trim_at, self.trimmed) = (None, self.store.forgotten());
+            self.links.shrink_to_fit();
+            self.store.shrink();
             (self.trim)();
         }
     }
