@@ -44,7 +44,7 @@ pub fn apply(guest: &Guest, fd: &VcpuFd, vcpu: VcpuId, attr: VcpuAttr) {
     };
     match attr {
         VcpuAttr::TimerPort(port) => {
-            guest.timer_port(vcpu, port);
+            guest.set_timer_port(vcpu, port);
             guest.take_timer(vcpu, fd);
             // One that runs here goes on here; KVM has the next.
             if guest.accel.has_timers() && !guest.timers.is_armed(Timer::Singleshot(vcpu)) {

@@ -266,7 +266,7 @@ impl Guest {
     }
 
     /// Where a vCPU's VIRQ_TIMER is bound from now on. On its own thread.
-    pub fn timer_port(&self, vcpu: u32, port: Option<Port>) {
+    pub fn set_timer_port(&self, vcpu: u32, port: Option<Port>) {
         if let Some(known) = usize::try_from(vcpu).ok().and_then(|vcpu| self.timer_ports.get(vcpu)) {
             known.store(port.unwrap_or(0), Ordering::Relaxed);
         }

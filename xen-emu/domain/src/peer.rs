@@ -66,6 +66,8 @@ pub enum Ask {
         /// Bytes, within the page.
         bytes: Vec<u8>,
     },
+    /// Nothing but to be there.
+    Lives,
 }
 
 /// What comes back.
@@ -114,6 +116,8 @@ pub(crate) enum About {
     Unmap,
     /// GNTTABOP_copy.
     Copy(Copy),
+    /// Whether a domain lives whose ports the guest may not use.
+    Lives,
 }
 
 /// A question of a vCPU.

@@ -78,7 +78,12 @@ pub(crate) struct Ports {
     pub(crate) limit: u32,
     /// No free port below this one.
     first_free: Port,
+    /// Ports that have been made: a multiple of [`BUCKET`], which never shrinks.
+    made: u32,
 }
+
+/// Ports are made by so many, as Xen's fit into a page (`EVTCHNS_PER_BUCKET`).
+const BUCKET: u32 = 64;
 
 impl Ports {
     pub(crate) fn new(limit: u32) -> Ports {
@@ -90,6 +95,7 @@ impl Ports {
             abi: Box::new(TwoLevel),
             limit,
             first_free: 1,
+            made: BUCKET,
         }
     }
 
@@ -98,9 +104,10 @@ impl Ports {
         self.limit.min(self.abi.max_ports(width))
     }
 
-    /// The port; -EINVAL for numbers beyond what the ABI or the configuration allow (Xen's `port_is_valid`).
+    /// The port; -EINVAL for numbers beyond the ports made so far (Xen's `port_is_valid`), and beyond what the ABI or the
+    /// configuration allow.
     pub(crate) fn get(&self, port: Port, width: Width) -> Result<Channel, Errno> {
-        if port >= self.max_ports(width) {
+        if port >= self.made.min(self.max_ports(width)) {
             return Err(Errno::EINVAL);
         }
         Ok(self.channels.get(port as usize).copied().unwrap_or(Channel::FREE))
@@ -140,6 +147,7 @@ impl Ports {
         if self.channels.len() <= port as usize {
             self.channels.resize(port as usize + 1, Channel::FREE);
         }
+        self.made = self.made.max(port - port % BUCKET + BUCKET);
         self.edit(port, |channel| *channel = Channel { kind, vcpu, offloaded: false });
         self.abi.init(port);
         Ok(port)

@@ -34,9 +34,29 @@ pub(super) const OPS: &[(u32, Handler)] = &[
     (EvtchnOp::SET_PRIORITY.0, set_priority),
 ];
 
+/// A guest works on its own ports only: -EPERM for those of another domain that lives, of which that one's process is asked.
+///
+/// # Errors
+/// That, or -ESRCH.
+fn only_own(domain: &mut Domain, call: &Call, dom: Domid, cx: &mut Cx<'_>) -> Result<Option<Outcome>, Errno> {
+    let mine = |about| matches!(about, About::Lives).then_some(());
+    if let Some(((), told)) = domain.told(call.vcpu, mine, cx) {
+        return Err(if told == Told::Nobody { Errno::ESRCH } else { Errno::EPERM });
+    }
+    match (domain.target(dom), domain.resolve(dom)) {
+        (Err(Errno::ESRCH), other) if other.is_ordinary() => {
+            domain.ask(call.vcpu, other, Ask::Lives, About::Lives, cx)?;
+            Ok(Some(Outcome::Ask(*call)))
+        }
+        (permitted, _) => permitted.map(|()| None),
+    }
+}
+
 fn alloc_unbound(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut alloc: AllocUnbound = cx.get(call.arg(1))?;
-    domain.target(alloc.dom)?;
+    if let Some(asked) = only_own(domain, call, alloc.dom, cx)? {
+        return Ok(asked);
+    }
     let remote = domain.resolve(alloc.remote_dom);
     let port = domain.ports.allocate(Kind::Unbound { remote }, 0, domain.width, cx.mem)?;
     alloc.port = AbiPort(port);
@@ -182,13 +202,10 @@ fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut status: Status = cx.get(call.arg(1))?;
-    // Xen looks whether the port is valid before it asks for permission, but knows the domain first.
-    let permitted = domain.target(status.dom);
-    if permitted == Err(Errno::ESRCH) {
-        return Err(Errno::ESRCH);
+    if let Some(asked) = only_own(domain, call, status.dom, cx)? {
+        return Ok(asked);
     }
     let channel = domain.ports.get(status.port.0, domain.width)?;
-    permitted?;
     let own = domain.domid().0.into();
     (status.status, status.u, status.u_port) = match channel.kind {
         Kind::Free | Kind::Reserved | Kind::Held(_) => (EvtchnStat::CLOSED, status.u, status.u_port),
@@ -233,7 +250,9 @@ fn unmask(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn reset(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Reset { dom } = cx.get(call.arg(1))?;
-    domain.target(dom)?;
+    if let Some(asked) = only_own(domain, call, dom, cx)? {
+        return Ok(asked);
+    }
     if domain.reset_ports(cx) { DONE } else { Ok(Outcome::Again(*call)) }
 }
 

@@ -173,7 +173,7 @@ fn own(domain: &Domain, call: &Call) -> Result<VcpuId, Errno> {
     }
 }
 
-/// Xen has ignored VCPU_SSHOTTMR_FUTURE since 4.18: a past time is due at once.
+/// Xen ignores VCPU_SSHOTTMR_FUTURE (since its commit 19c6cbd90965 of 2023): a past time is due at once.
 fn set_singleshot_timer(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let id = own(domain, call)?;
     let set = cx.get_twin::<SetSingleshotTimer, SetSingleshotTimerCompat>(call.width, call.arg(2))?;

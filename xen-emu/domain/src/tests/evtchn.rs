@@ -13,6 +13,7 @@ use super::{BOTH, EVTCHN, HVM};
 use crate::effect::{Backend, Offload};
 use crate::hypercall::Width;
 use crate::mem::{GuestMem, SpecialPage};
+use crate::peer::Told;
 use crate::testing::{Bench, Effect};
 
 impl Bench {
@@ -162,13 +163,21 @@ fn errors_are_xens() {
     assert_eq!(b.status(2), Ok((EvtchnStat::VIRQ, 2, 0, 3)));
     assert_eq!((b.bind_vcpu(2, 4), b.bind_vcpu(3, 0)), (Err(E::ENOENT), Err(E::EINVAL)));
     assert_eq!(b.alloc_unbound(Domid(0), Domid(0)), Err(E::EPERM));
-    assert_eq!(b.alloc_unbound(Domid(9), Domid(0)), Err(E::ESRCH));
+    assert_eq!(b.alloc_unbound(Domid(9), Domid(0)), Err(E::ESRCH), "it does not answer");
+    b.fx.answers = [Told::Done].into();
+    assert_eq!(b.alloc_unbound(Domid(9), Domid(0)), Err(E::EPERM), "it lives");
+    assert_eq!(b.alloc_unbound(Domid(0x7ff4), Domid(0)), Err(E::ESRCH));
     assert_eq!(b.interdomain(Domid(9), 1), Err(E::ESRCH));
     assert_eq!((b.interdomain(Domid(0), 1), b.interdomain(Domid::SELF, 1)), (Err(E::EINVAL), Err(E::EINVAL)));
     let fifo = SetPriority { port: Port(1), priority: 3 };
     assert_eq!(b.op(EVTCHN, EvtchnOp::SET_PRIORITY.0, &fifo).0, Err(E::ENOSYS));
     assert_eq!(b.op(EVTCHN, EvtchnOp::INIT_CONTROL.0, &[0u64; 3]).0, Err(E::ENOSYS));
     assert_eq!(b.status(0), Ok((EvtchnStat::CLOSED, 0, 0, 0)));
+    assert_eq!(
+        (b.status(63).map(|s| s.0), b.status(64)),
+        (Ok(EvtchnStat::CLOSED), Err(E::EINVAL)),
+        "as made"
+    );
     let full: Vec<u32> = (0..2000).map_while(|_| b.bind_ipi(0).ok()).collect();
     assert_eq!((full.last(), b.bind_ipi(0)), (Some(&1022), Err(E::ENOSPC)), "max_ports");
     assert_eq!((b.close(500), b.bind_ipi(0)), (Ok(0), Ok(500)));
