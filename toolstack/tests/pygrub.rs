@@ -18,7 +18,11 @@ fn has(tool: &str) -> bool {
 }
 
 fn ask(image: &Path, format: DiskFormat) -> (Answer, Vec<u8>) {
-    let request = Request { image: image.to_owned(), format, wish: Bootloader::default() };
+    ask_for(image, format, Bootloader::default())
+}
+
+fn ask_for(image: &Path, format: DiskFormat, wish: Bootloader) -> (Answer, Vec<u8>) {
+    let request = Request { image: image.to_owned(), format, wish };
     let text = serde_json::to_string(&request).unwrap();
     let output =
         Command::new(env!("CARGO_BIN_EXE_xlr-pygrub")).arg(text).env("RUST_BACKTRACE", "1").output().unwrap();
@@ -133,11 +137,76 @@ fn fat_and_what_is_no_boot_disk() {
     assert_eq!(said(&empty, DiskFormat::Raw), nothing);
     fs::write(&empty, b"XFSB").unwrap();
     assert!(said(&empty, DiskFormat::Raw).contains("XFS, which cannot be read"));
+    for (at, magic, name) in [(512, &b"LABELONE"[..], "LVM"), (0x1_0040, b"_BHRfS_M", "btrfs")] {
+        let mut bytes = vec![0; 100_000];
+        bytes[at..at + magic.len()].copy_from_slice(magic);
+        fs::write(&empty, bytes).unwrap();
+        let nothing = format!("nothing: nothing to boot from (the whole disk: {name}, which cannot be read)");
+        assert_eq!(said(&empty, DiskFormat::Raw), nothing);
+    }
+    fs::write(&empty, b"XFSB").unwrap();
     assert!(said(dir.path(), DiskFormat::Raw).ends_with("neither a file nor a block device"));
     assert!(
         said(&dir.path().join("no"), DiskFormat::Raw).ends_with("No such file or directory (os error 2)")
     );
     assert!(said(&empty, DiskFormat::Qcow2).contains("qcow2"));
+}
+
+/// A qcow2 header with tables of that many entries, which stands on `backing`.
+fn qcow2_header(l1_entries: u32, backing: &str) -> Vec<u8> {
+    let mut image = vec![0; 4 << 16];
+    let name = u32::try_from(backing.len()).unwrap();
+    for (at, value) in [
+        (0, 0x5146_49fb),
+        (4, 3),
+        (12, 512),
+        (16, name),
+        (20, 16),
+        (28, 1 << 20),
+        (36, l1_entries),
+        (44, 3 << 16),
+        (52, 1 << 16),
+        (56, 1),
+        (96, 4),
+        (100, 112),
+    ] {
+        image[at..at + 4].copy_from_slice(&u32::to_be_bytes(value));
+    }
+    image[112..116].copy_from_slice(&0xe279_2acau32.to_be_bytes());
+    image[116..120].copy_from_slice(&5u32.to_be_bytes());
+    image[120..125].copy_from_slice(b"qcow2");
+    image[512..512 + backing.len()].copy_from_slice(backing.as_bytes());
+    image
+}
+
+#[test]
+fn hostile_images_and_menus_get_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    for (header, expected) in [
+        (qcow2_header(1, "image"), "more than 200 images on top of each other, or a loop"),
+        (qcow2_header(u32::MAX, ""), "image: qcow2"),
+    ] {
+        fs::write(&image, header).unwrap();
+        let (answer, bytes) = ask(&image, DiskFormat::Qcow2);
+        let Answer::Failed { why } = &answer else { panic!("{answer:?}") };
+        assert!(why.contains(expected) && bytes.is_empty(), "{why}");
+    }
+    if !has("mke2fs") {
+        return;
+    }
+    let (files, image) = (dir.path().join("files"), dir.path().join("ext"));
+    tree(
+        &files,
+        &(0..9000).map(|n| format!("menuentry '\u{1b}[2J{n}' {{\nlinux /x\n}}\n")).collect::<String>(),
+    );
+    mke2fs(&files, &image, &["-t", "ext4"]);
+    let wish = Bootloader { entry: Some("none".into()), ..Bootloader::default() };
+    let Answer::Failed { why } = ask_for(&image, DiskFormat::Raw, wish).0 else {
+        panic!("an entry that is not there")
+    };
+    assert!(why.len() < 8192 && why.ends_with(" ...") && !why.contains('\u{1b}'), "{why:?}");
+    assert!(why.starts_with("(hd0)/boot/grub/grub.cfg: no entry \"none\": there are ["), "{why}");
 }
 
 #[test]

@@ -53,7 +53,9 @@ pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
         _ => None,
     });
     for disk in disks {
-        match read(&reader(), disk, wish).with_context(|| format!("bootloader: {}", disk.vdev))? {
+        match read(&reader(), disk, wish, config.maxmem_mib.max(config.memory_mib) << 20)
+            .with_context(|| format!("bootloader: {}", disk.vdev))?
+        {
             Ok(boot) => {
                 let cmdline = [&boot.cmdline, &config.cmdline].map(|part| part.trim()).join(" ");
                 return Ok(Boot { cmdline: cmdline.trim().to_owned(), ..boot });
@@ -83,8 +85,13 @@ impl Drop for Reaped {
     }
 }
 
-/// Ask the reader. `Err` within is a disk without anything to boot, and what is on it.
-fn read(program: &Path, disk: &DiskConfig, wish: &Bootloader) -> anyhow::Result<Result<Boot, String>> {
+/// Ask the reader; the guest has `room` bytes for what it loads. `Err` within is a disk without anything to boot, and what is on it.
+fn read(
+    program: &Path,
+    disk: &DiskConfig,
+    wish: &Bootloader,
+    room: u64,
+) -> anyhow::Result<Result<Boot, String>> {
     let Some(image) = disk.target.clone() else { return Ok(Err("no image".to_owned())) };
     let request = Request { image, format: disk.format, wish: wish.clone() };
     let mut command = Command::new(program);
@@ -107,7 +114,7 @@ fn read(program: &Path, disk: &DiskConfig, wish: &Bootloader) -> anyhow::Result<
         Answer::Nothing { why } => return Ok(Err(harmless(&why))),
         Answer::Failed { why } => bail!("{}", harmless(&why)),
     };
-    let boot = take(&mut out, &found, &disk.vdev)?;
+    let boot = take(&mut out, &found, &disk.vdev, room)?;
     let status = child.0.wait()?;
     if !status.success() {
         bail!("the reader of the disk failed after its answer ({status})");
@@ -122,10 +129,11 @@ fn harmless(words: &str) -> String {
     printable(words.as_bytes())
 }
 
-/// The announced bytes into memory.
-fn take(out: &mut impl Read, found: &Found, vdev: &str) -> anyhow::Result<Boot> {
+/// The announced bytes into memory, no more than fit into the guest.
+fn take(out: &mut impl Read, found: &Found, vdev: &str, room: u64) -> anyhow::Result<Boot> {
     let total = found.ramdisks.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size));
     for (what, size, most) in [("kernel", found.kernel.size, MAX_KERNEL), ("ramdisk", total, MAX_RAMDISK)] {
+        let most = most.min(room);
         if size > most {
             bail!("{what} of {size} bytes, at most {most} are accepted");
         }
@@ -184,7 +192,7 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         // Another test's fork may have the script open for writing for an instant.
         loop {
-            match read(&program, &disk("xvda"), &Bootloader::default()) {
+            match read(&program, &disk("xvda"), &Bootloader::default(), 1 << 30) {
                 Err(e) if format!("{e:#}").contains("Text file busy") => {}
                 other => return other,
             }
@@ -219,6 +227,10 @@ mod tests {
             (
                 format!("echo '{}'; exec cat /dev/zero", FOUND.replace("size\":3", "size\":4294967296")),
                 "kernel of 4294967296 bytes, at most 268435456 are accepted",
+            ),
+            (
+                format!("echo '{}'; exec cat /dev/zero", FOUND.replace("size\":2", "size\":1073741824")),
+                "ramdisk of 1073741825 bytes, at most 1073741824 are accepted",
             ),
         ] {
             let error = format!("{:#}", said(&script).unwrap_err());

@@ -6,12 +6,16 @@ use std::cmp::Ordering;
 
 /// Files read of one directory.
 const MOST: usize = 256;
+/// Longest pattern; names of files are no longer.
+const MAX_PATTERN: usize = 255;
 
 /// One entry.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Name of its file without `.conf`.
+    /// Name of its file without `.conf` and the count of tries.
     pub id: String,
+    /// It was tried as often as it may be, and never came up.
+    bad: bool,
     /// What the user sees.
     pub title: String,
     version: String,
@@ -23,7 +27,8 @@ pub struct Entry {
 
 /// Read one file; `None` when it has no kernel of its own (EFI programs).
 fn parse(id: &str, text: &str) -> Option<Entry> {
-    let mut entry = Entry { id: id.to_owned(), ..Entry::default() };
+    let (id, bad) = counted(id);
+    let mut entry = Entry { id: id.to_owned(), bad, ..Entry::default() };
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
         let (key, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let value = value.trim();
@@ -44,6 +49,18 @@ fn parse(id: &str, text: &str) -> Option<Entry> {
     (!entry.linux.is_empty()).then_some(entry)
 }
 
+/// `ID+LEFT` or `ID+LEFT-DONE`, as the automatic assessment of boots has it: the id, and whether no tries are left.
+fn counted(name: &str) -> (&str, bool) {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match name.rsplit_once('+') {
+        Some((id, count)) => {
+            let (left, done) = count.split_once('-').unwrap_or((count, "0"));
+            if number(left) && number(done) { (id, left.bytes().all(|b| b == b'0')) } else { (name, false) }
+        }
+        None => (name, false),
+    }
+}
+
 /// The entries in a directory, the one to be preferred first.
 pub fn entries(volumes: &Volumes, folder: &Place) -> Vec<Entry> {
     let mut entries: Vec<_> = volumes
@@ -57,11 +74,12 @@ pub fn entries(volumes: &Volumes, folder: &Place) -> Vec<Entry> {
             parse(id, &text)
         })
         .collect();
-    // By sort-key where there is one, those come first; the newest version of each first.
+    // Bad ones last. By sort-key where there is one, those come first; the newest version of each first.
     entries.sort_by(|a, b| {
         let without = |entry: &Entry| entry.sort_key.is_empty();
-        without(a)
-            .cmp(&without(b))
+        a.bad
+            .cmp(&b.bad)
+            .then_with(|| without(a).cmp(&without(b)))
             .then_with(|| a.sort_key.cmp(&b.sort_key))
             .then_with(|| compare(&b.version, &a.version))
             .then_with(|| compare(&b.id, &a.id))
@@ -90,6 +108,7 @@ impl Entry {
 /// The default of systemd-boot's loader.conf: the first that the pattern fits, else the first.
 pub fn default<'a>(entries: &'a [Entry], loader_conf: &str) -> Option<&'a Entry> {
     let pattern = loader_conf.lines().find_map(|line| line.trim().strip_prefix("default")).map(str::trim);
+    let pattern = pattern.filter(|pattern| pattern.len() <= MAX_PATTERN);
     let fits = |entry: &&Entry| pattern.is_some_and(|pattern| glob(pattern, &format!("{}.conf", entry.id)));
     let named = |entry: &&Entry| pattern.is_some_and(|pattern| pattern == entry.id);
     entries.iter().find(fits).or_else(|| entries.iter().find(named)).or(entries.first())

@@ -73,11 +73,16 @@ pub fn choose(volumes: &Volumes, wish: &Bootloader) -> anyhow::Result<Option<Cho
     Ok(Some(choice))
 }
 
-/// On the first volume that has it.
+/// On the first volume that has it; what is said to be in `/boot` may have a volume of its own.
 fn anywhere(volumes: &Volumes, path: &str) -> anyhow::Result<Place> {
-    let place = |volume| Place { volume, path: format!("/{}", path.trim_start_matches('/')) };
-    let found = volumes.search(|volume, _| volumes.size(&place(volume)).is_some());
-    found.map(place).with_context(|| format!("no file system of the disk has {path}"))
+    let path = format!("/{}", path.trim_start_matches('/'));
+    let inside = path.strip_prefix("/boot").filter(|rest| rest.starts_with('/'));
+    let there = |path: &str| {
+        let place = |volume| Place { volume, path: path.to_owned() };
+        volumes.search(|volume, _| volumes.size(&place(volume)).is_some()).map(place)
+    };
+    let found = there(&path).or_else(|| inside.and_then(there));
+    found.with_context(|| format!("no file system of the disk has {path}{}", volumes.not_read()))
 }
 
 fn menu(volumes: &Volumes) -> Option<(Place, Reader)> {

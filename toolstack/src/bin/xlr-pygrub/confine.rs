@@ -1,5 +1,5 @@
 //! What the reader gives up before it looks at a single byte of the guest: everything but memory, the image it has open
-//! and its stdout.
+//! and its stdout. Of a qcow2 image the host's part, header and tables, is read before that, within the limits.
 
 use anyhow::Context;
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
@@ -63,12 +63,11 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_ioctl,
 ];
 
-/// Limits, then root, then Landlock as far as this host has it, then seccomp.
+/// Root goes, then Landlock as far as this host has it, then seccomp. [`limits`] have gone before.
 ///
 /// # Errors
 /// One of them is refused.
-pub fn all() -> anyhow::Result<()> {
-    limits().context("resource limits")?;
+pub fn rights() -> anyhow::Result<()> {
     nobody().context("user nobody")?;
     landlock().context("Landlock")?;
     // Last, as the others need system calls.
@@ -85,7 +84,11 @@ pub fn all() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn limits() -> nix::Result<()> {
+/// Memory, time, no other process, and nothing written to any file. Before the image is opened.
+///
+/// # Errors
+/// One of them is refused.
+pub fn limits() -> nix::Result<()> {
     for (what, most) in [
         (Resource::RLIMIT_AS, MEMORY),
         (Resource::RLIMIT_CPU, CPU_SECONDS),

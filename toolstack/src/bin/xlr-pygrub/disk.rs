@@ -1,13 +1,14 @@
 //! The guest's disk as bytes: a raw image, or a qcow2 one through imago. And windows of it, for the file systems.
 
 use anyhow::{Context, bail};
-use imago::{FormatAccess, qcow2::Qcow2};
+use imago::{
+    FormatAccess, FormatDriverBuilder as _, PermissiveImplicitOpenGate, Storage as _, StorageOpenOptions,
+};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use xen_emu_api::device::DiskFormat;
 
 /// Bytes at offsets.
@@ -36,9 +37,10 @@ impl Disk for Raw {
     }
 }
 
-type Backing = Arc<FormatAccess<imago::file::File>>;
+type Bytes = imago::file::File;
+type Qcow2 = imago::qcow2::Qcow2<Bytes>;
 
-struct Mapped(FormatAccess<imago::file::File>);
+struct Mapped(FormatAccess<Bytes>);
 
 impl Disk for Mapped {
     fn size(&self) -> u64 {
@@ -67,32 +69,81 @@ impl Disk for Vec<u8> {
     }
 }
 
+/// Images on top of each other, as xen-emu has it.
+const DEEPEST: usize = 200;
+
+/// A file or block device; a FIFO would keep us waiting.
+fn plain(path: &Path) -> anyhow::Result<File> {
+    let opened = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let file = opened.with_context(|| path.display().to_string())?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        bail!("{}: neither a file nor a block device", path.display());
+    }
+    Ok(file)
+}
+
+/// A qcow2 image and what it stands on, by the rules of xen-emu.
+fn qcow2(path: &Path, depth: usize) -> anyhow::Result<FormatAccess<Bytes>> {
+    let name = path.display();
+    if depth > DEEPEST {
+        bail!("{name}: more than {DEEPEST} images on top of each other, or a loop of them");
+    }
+    plain(path)?;
+    let builder = Qcow2::builder_path(path).write(false).backing(None).data_file(None);
+    let opened = builder.open(PermissiveImplicitOpenGate::default());
+    let mut image = opened.with_context(|| format!("{name}: qcow2"))?;
+    if image.requires_external_data_file() {
+        let data = image.implicit_external_data_file().cloned();
+        let data = beside(path, &data.with_context(|| format!("{name}: its data file has no name"))?);
+        plain(&data)?;
+        let opened = Bytes::open(StorageOpenOptions::new().filename(&data));
+        image.set_data_file(Some(opened.with_context(|| data.display().to_string())?));
+    }
+    if let Some(backing) = image.implicit_backing_file().cloned() {
+        let below = beside(path, &backing);
+        let layer = match image.implicit_backing_format().map(String::as_str) {
+            Some("qcow2") => qcow2(&below, depth + 1)?,
+            Some("raw" | "file") => raw(&below)?,
+            // Who could write to it as a raw disk may have made it look like qcow2.
+            None if !begins_as_qcow2(&below)? => raw(&below)?,
+            None => bail!("{name}: the format of its backing file is not written in it"),
+            Some(other) => bail!("{name}: its backing file has format {other}"),
+        };
+        image.set_backing(Some(layer));
+    }
+    Ok(FormatAccess::new(image))
+}
+
+fn raw(path: &Path) -> anyhow::Result<FormatAccess<Bytes>> {
+    plain(path)?;
+    let builder = imago::raw::Raw::<Bytes>::builder_path(path).write(false);
+    let opened = builder.open(PermissiveImplicitOpenGate::default());
+    Ok(FormatAccess::new(opened.with_context(|| path.display().to_string())?))
+}
+
+fn begins_as_qcow2(path: &Path) -> anyhow::Result<bool> {
+    let mut magic = [0; 4];
+    Ok(plain(path)?.read_exact_at(&mut magic, 0).is_ok() && &magic == b"QFI\xfb")
+}
+
+/// A name in an image's header is relative to the image.
+fn beside(image: &Path, name: &str) -> PathBuf {
+    image.parent().unwrap_or(Path::new("/")).join(name.strip_prefix("file:").unwrap_or(name))
+}
+
 /// Open an image for reading, and all that it stands on.
 ///
 /// # Errors
 /// The host's; neither a file nor a block device; not what `format` says.
 pub fn open(image: &Path, format: DiskFormat) -> anyhow::Result<Shared> {
-    // A FIFO would keep us waiting.
-    let opened = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(image);
-    let mut file = opened.with_context(|| image.display().to_string())?;
-    let kind = file.metadata()?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        bail!("{}: neither a file nor a block device", image.display());
-    }
+    let mut file = plain(image)?;
     Ok(match format {
         DiskFormat::Raw => {
             let size = file.seek(SeekFrom::End(0))?;
             Rc::new(Raw { file, size })
         }
-        DiskFormat::Qcow2 => {
-            let opened =
-                Qcow2::<imago::file::File, Backing>::open_path(image, false).and_then(|mut image| {
-                    image.open_implicit_dependencies()?;
-                    Ok(image)
-                });
-            let opened = opened.with_context(|| format!("{}: qcow2", image.display()))?;
-            Rc::new(Mapped(FormatAccess::new(opened)))
-        }
+        DiskFormat::Qcow2 => Rc::new(Mapped(qcow2(image, 1)?)),
     })
 }
 

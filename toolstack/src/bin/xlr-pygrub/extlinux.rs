@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 
 /// Files within files.
 const MAX_DEPTH: usize = 8;
+/// Files in all.
+const MAX_FILES: usize = 64;
 /// Entries of one menu.
 const MAX_LABELS: usize = 512;
 
@@ -23,6 +25,8 @@ struct Label {
 #[derive(Debug, Default)]
 struct Menu {
     default: Option<String>,
+    timeout: Option<String>,
+    files: usize,
     append: String,
     labels: Vec<Label>,
 }
@@ -65,8 +69,9 @@ fn beside(config: &Place, path: &str) -> Place {
 
 impl Menu {
     fn read(&mut self, volumes: &Volumes, file: &Place, depth: usize) -> anyhow::Result<()> {
-        if depth > MAX_DEPTH {
-            bail!("{}: more than {MAX_DEPTH} files within each other", file.path);
+        self.files += 1;
+        if depth > MAX_DEPTH || self.files > MAX_FILES {
+            bail!("{}: more than {MAX_FILES} files, or {MAX_DEPTH} within each other", file.path);
         }
         for line in volumes.text(file)?.lines().map(str::trim) {
             let (key, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -80,7 +85,11 @@ impl Menu {
             }
             if matches!(key.as_str(), "include" | "menu include") {
                 let path = value.split_whitespace().next().unwrap_or_default();
-                self.read(volumes, &beside(file, path), depth + 1)?;
+                let included = beside(file, path);
+                // One that is not there is no error, such as a theme.
+                if volumes.size(&included).is_some() {
+                    self.read(volumes, &included, depth + 1)?;
+                }
             } else {
                 self.line(&key, value)?;
             }
@@ -97,6 +106,7 @@ impl Menu {
                 self.labels.push(Label { name: value, ..Label::default() });
             }
             ("default", _) => self.default = Some(value),
+            ("ontimeout", _) => self.timeout = Some(value),
             ("menu default", Some(label)) => self.default = Some(label.name.clone()),
             ("menu label", Some(label)) => label.title = Some(value.replace('^', "")),
             ("kernel" | "linux", Some(label)) => label.kernel = Some(value),
@@ -118,9 +128,9 @@ impl Menu {
             let names: Vec<_> = self.labels.iter().map(|label| label.name.as_str()).collect();
             return titled(wanted).with_context(|| format!("no entry {wanted:?}: there are {names:?}"));
         }
-        // DEFAULT may name a menu program or a label with arguments.
-        let default = self.default.as_deref();
-        let label = default.and_then(|name| self.labels.iter().find(|label| label.name == name));
+        // DEFAULT may name a menu program or a label with arguments; nobody is there to choose before the time is over.
+        let names = [&self.timeout, &self.default].into_iter().flatten();
+        let label = names.filter_map(|name| self.labels.iter().find(|label| label.name == *name)).next();
         let has_kernel = |label: &&Label| label.kernel.is_some();
         label.or_else(|| self.labels.iter().find(has_kernel)).context("no entry with a kernel")
     }

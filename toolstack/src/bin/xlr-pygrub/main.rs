@@ -25,24 +25,40 @@ use std::process::ExitCode;
 use volumes::Volumes;
 use xen_emu_api::bootloader::{Answer, Found, MAX_KERNEL, MAX_LINE, MAX_RAMDISK, Piece, Request};
 
+/// Longest reason that is given, characters.
+const MAX_WHY: usize = 4 << 10;
+
 fn main() -> ExitCode {
-    // What the file systems' crates panic with goes to the log of the domain; the caller hears of our end.
+    // Damage that a file system's crate stumbles over is an answer too. Where one was given already, bytes follow that
+    // are too many, and our end says the rest.
+    std::panic::set_hook(Box::new(|panic| failed(&format!("the reader has broken down: {panic}"))));
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let why = one_line(&format!("{error:#}"));
-            let _ = say(&Answer::Failed { why });
+            failed(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The answer that there is none, of bounded length: a menu may have 10,000 titles.
+fn failed(why: &str) {
+    let all = one_line(why);
+    let mut why: String = all.chars().take(MAX_WHY).collect();
+    if why.len() < all.len() {
+        why.push_str(" ...");
+    }
+    let _ = say(&Answer::Failed { why });
 }
 
 fn run() -> anyhow::Result<()> {
     let mut words = std::env::args().skip(1);
     let (Some(request), None) = (words.next(), words.next()) else { bail!("usage: xlr-pygrub REQUEST") };
     let request: Request = serde_json::from_str(&request).context("the request")?;
+    // A qcow2 image says itself how large its tables are and what it stands on.
+    confine::limits().context("resource limits")?;
     let disk = disk::open(&request.image, request.format)?;
-    confine::all().context("cannot confine itself")?;
+    confine::rights().context("cannot confine itself")?;
     let volumes = Volumes::open(&disk);
     let Some(choice) = choice::choose(&volumes, &request.wish)? else {
         return say(&Answer::Nothing { why: one_line(&volumes.describe()) });

@@ -28,13 +28,18 @@ const MOST: u32 = 256;
 /// The sector of an MBR.
 const SECTOR: u64 = 512;
 
+/// What an MBR has for a disk whose table is a GPT.
+const PROTECTIVE: u8 = 0xee;
+
 /// The partitions of a disk; none when it has no table.
 pub fn of(disk: &dyn Disk) -> (Scheme, Vec<Partition>) {
+    // One left over from former times, most often its copy at the end, is none.
+    let protected = rows(disk, 0).is_some_and(|rows| rows.iter().any(|row| row.kind == PROTECTIVE));
     for sector in [512, 4096] {
         let last = (disk.size() / sector).saturating_sub(1);
         // The second is the copy at the end, for a disk whose first table was overwritten.
         for header in [1, last] {
-            let found = gpt(disk, sector, header).unwrap_or_default();
+            let found = if protected { gpt(disk, sector, header) } else { None }.unwrap_or_default();
             if !found.is_empty() {
                 return (Scheme::Gpt, found);
             }
@@ -127,17 +132,20 @@ fn msdos(disk: &dyn Disk) -> Option<Vec<Partition>> {
     Some(found)
 }
 
-/// The logical partitions: each table has one, relative to itself, and the next table, relative to the first.
+/// The logical partitions: each table has one, relative to itself, and the next table, relative to the first. Empty tables
+/// are not counted, as Linux does it.
 fn chain(disk: &dyn Disk, base: u64) -> Vec<Partition> {
-    let mut found = Vec::new();
+    let (mut found, mut number) = (Vec::new(), 5);
     let mut at = Some(base);
-    for number in 5..MOST {
+    for _ in 5..MOST {
         let Some(rows) = at.and_then(|at| rows(disk, at)) else { break };
         let here = at.unwrap_or(base);
-        if let Some(row) = rows.first().filter(|row| row.kind != 0 && row.size != 0) {
+        if let Some(row) = rows.iter().find(|row| row.kind != 0 && row.size != 0 && !row.is_extended()) {
             found.push(Partition { number, start: here.saturating_add(row.start), size: row.size });
+            number += 1;
         }
-        at = rows.get(1).filter(|row| row.is_extended()).map(|row| base.saturating_add(row.start));
+        let next = rows.iter().find(|row| row.is_extended() && row.size != 0);
+        at = next.map(|row| base.saturating_add(row.start));
     }
     found
 }
@@ -172,6 +180,10 @@ mod tests {
             size: size * 512,
         });
         assert_eq!(of(&disk), (Scheme::Msdos, expected.to_vec()));
+        // A table without a partition has no number.
+        row(&mut disk, 20, 0, 0, 0, 0);
+        assert_eq!(of(&disk).1[1], Partition { number: 5, start: 42 * 512, size: 8 * 512 });
+        row(&mut disk, 20, 0, 0x83, 1, 9);
         // A chain that leads back to itself ends.
         row(&mut disk, 40, 1, 0x05, 0, 10);
         assert_eq!(of(&disk).1.len(), MOST as usize - 5 + 1);
@@ -189,6 +201,7 @@ mod tests {
                 let count = if header == 1 { u32::MAX } else { 4 };
                 put(&mut disk, at + 80, &count.to_le_bytes());
                 put(&mut disk, at + 84, &128u32.to_le_bytes());
+                row(&mut disk, 0, 0, PROTECTIVE, 1, 99);
                 let row = table * sector + 128;
                 put(&mut disk, row, &[7; 16]);
                 put(&mut disk, row + 32, &40u64.to_le_bytes());
@@ -196,6 +209,12 @@ mod tests {
                 let sector = sector as u64;
                 let expected = Partition { number: 2, start: 40 * sector, size: 10 * sector };
                 assert_eq!(of(&disk), (Scheme::Gpt, vec![expected]));
+                // The table of somebody who had the disk before.
+                disk[450] = 0x83;
+                assert_eq!(
+                    of(&disk),
+                    (Scheme::Msdos, vec![Partition { number: 1, start: 512, size: 99 * 512 }])
+                );
             }
         }
     }

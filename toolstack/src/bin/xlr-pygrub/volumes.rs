@@ -71,6 +71,11 @@ impl Volumes {
         format!("nothing to boot from ({})", all.join("; "))
     }
 
+    /// What something may be on that is not found; to be put behind a message.
+    pub fn not_read(&self) -> String {
+        self.unread.iter().map(|what| format!("; {what}")).collect()
+    }
+
     /// GRUB's name of a volume.
     pub fn name(&self, volume: usize) -> String {
         let kind = match self.scheme {
@@ -130,7 +135,7 @@ impl Volumes {
         let (path, on) = (&place.path, self.name(place.volume));
         let Some(files) = self.files(place.volume) else { bail!("{path}: no volume {on}") };
         let opened = files.open(path).with_context(|| path.clone())?;
-        opened.with_context(|| format!("{path}: no such file on {on}"))
+        opened.with_context(|| format!("{path}: no such file on {on}{}", self.not_read()))
     }
 
     /// A menu; bytes that are no UTF-8 are replaced.

@@ -15,8 +15,12 @@ const MAX_STEPS: usize = 50_000;
 const MAX_DEPTH: usize = 24;
 /// Bytes of one word.
 const MAX_WORD: usize = 16 << 10;
+/// Bytes of the words of one command.
+const MAX_WORDS: usize = 1 << 20;
 /// Bytes of all that is remembered.
 const MAX_MEMORY: usize = 32 << 20;
+/// What a parsed text takes, for each of its bytes; in the worst case it is some more.
+const PARSED: usize = 16;
 
 /// What GRUB sets before it reads a menu, as far as menus ask for it.
 const GIVEN: &[(&str, &str)] = &[
@@ -275,7 +279,8 @@ impl<'a> Shell<'a> {
 
     /// Put in the variables. Those outside of quotes part words, and are none when empty.
     fn expand(&self, words: &[Word]) -> anyhow::Result<Vec<String>> {
-        let mut out = Vec::new();
+        let mut out: Vec<String> = Vec::new();
+        let mut room = MAX_WORDS;
         for word in words {
             let mut current: Option<String> = None;
             for piece in word {
@@ -286,6 +291,11 @@ impl<'a> Shell<'a> {
                     }
                     Piece::Var { name, quoted: false } => {
                         let value = self.value(name);
+                        // A word of one character takes as much as one of 32.
+                        let Some(left) = room.checked_sub(value.len().saturating_mul(16)) else {
+                            bail!("a command of more than {MAX_WORDS} bytes");
+                        };
+                        room = left;
                         for (index, part) in value.split([' ', '\t', '\n']).enumerate() {
                             if index > 0 {
                                 out.extend(current.take());
@@ -306,11 +316,16 @@ impl<'a> Shell<'a> {
     }
 
     fn simple(&mut self, words: &[String]) -> anyhow::Result<()> {
+        let negations = words.iter().take_while(|word| *word == "!").count();
+        let words = words.get(negations..).unwrap_or_default();
+        self.command(words)?;
+        self.status ^= negations % 2 == 1;
+        Ok(())
+    }
+
+    fn command(&mut self, words: &[String]) -> anyhow::Result<()> {
         let Some((name, arguments)) = words.split_first() else { return Ok(()) };
-        if name == "!" {
-            self.simple(arguments)?;
-            self.status = !self.status;
-        } else if let Some(body) = self.functions.get(name).cloned() {
+        if let Some(body) = self.functions.get(name).cloned() {
             self.call(&body, arguments.to_vec())?;
         } else if let Some(handler) = Self::handler(name) {
             self.status = handler(self, arguments)?;
@@ -378,9 +393,10 @@ impl<'a> Shell<'a> {
             }
         }
         let Ok(text) = self.volumes.text(&self.place(&file)) else { return Ok(false) };
+        self.remember(text.len())?;
         for (name, value) in env::parse(&text) {
-            if names.is_empty() || names.contains(&name) {
-                self.assign(name, value.to_owned())?;
+            if names.is_empty() || names.contains(&name.as_str()) {
+                self.assign(&name, value)?;
             }
         }
         Ok(true)
@@ -389,8 +405,10 @@ impl<'a> Shell<'a> {
     fn source(&mut self, words: &[String]) -> anyhow::Result<bool> {
         let Some(path) = words.first() else { return Ok(false) };
         let Ok(text) = self.volumes.text(&self.place(path)) else { return Ok(false) };
-        self.remember(text.len())?;
-        self.run_text(&text).with_context(|| path.clone())?;
+        self.remember(text.len().saturating_mul(PARSED))?;
+        // As with GRUB, what is broken in another file does not end this one.
+        let Ok(script) = parse(&text) else { return Ok(false) };
+        self.run(&script).with_context(|| path.clone())?;
         Ok(self.status)
     }
 

@@ -61,6 +61,8 @@ proptest! {
         let mut disk = noise;
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         if gpt {
+            disk[446..510].fill(0);
+            disk[450] = 0xee;
             disk[512..520].copy_from_slice(b"EFI PART");
         }
         disk.resize(100_000, 3);

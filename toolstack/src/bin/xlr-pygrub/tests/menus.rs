@@ -129,8 +129,10 @@ fn alpine_with_extlinux_and_old_guests_with_menu_lst() {
 
 #[test]
 fn the_language() {
-    let grub =
-        |text: &str| default(&volumes(&[("x", &[("/boot/grub/grub.cfg", text), ("/there", "")])])).cmdline;
+    let grub = |text: &str| {
+        default(&volumes(&[("x", &[("/boot/grub/grub.cfg", text), ("/there", ""), ("/broken", "if")])]))
+            .cmdline
+    };
     for (text, expected) in [
         ("linux /k a\\ b '$x' \"$x\" ; boot", "a b $x"),
         ("set x='1 2'; linux /k $x \"$x\"a ${x}b # no", "1 2 1 2a 1 2b"),
@@ -145,6 +147,8 @@ fn the_language() {
         ("menuentry x --id=y{linux /k $1 b}", "b"),
         ("menuentry 'a>b' --class c 'par' {\n linux /k $1\n}\nset default='a>>b'", "par"),
         ("set default=7\nmenuentry 1 {\nlinux /k first\n}", "first"),
+        ("if ! ! ! false; then linux /k 1; else linux /k 2; fi", "1"),
+        ("source /broken; linux /k on", "on"),
     ] {
         assert_eq!(grub(text), expected, "{text}");
     }
@@ -157,12 +161,75 @@ fn the_language() {
         ("x=aaaaaaaaaaaaaaaa\nwhile true; do x=$x$x; done", "a word of more than"),
         ("menuentry x {\nchainloader +1\n}", "entry \"x\" loads no Linux kernel"),
         (&"if ".repeat(5000), "within each other"),
+        (&format!("x='{}'\nlinux {}", "a ".repeat(8000), "$x ".repeat(100_000)), "a command of more than"),
+        (&format!("{}false", "! ".repeat(200_000)), "loads no Linux kernel"),
+        ("while true; do source /boot/grub/grub.cfg; done", "within each other"),
+        ("while true; do load_env -f /boot/grub/grub.cfg; x=1; done", "no end after"),
         ("submenu x {\nsubmenu y {\n}\n}", "a submenu without an entry"),
     ] {
         let volumes = volumes(&[("x", &[("/boot/grub/grub.cfg", text)])]);
         let said = format!("{:#}", choose(&volumes, &Bootloader::default()).unwrap_err());
         assert!(said.contains(expected), "{text:.40}: {said}");
     }
+}
+
+#[test]
+fn ubuntu_with_a_boot_partition_and_an_entry_of_a_submenu() {
+    let cfg = include_str!("ubuntu.cfg");
+    let with = |env: &str| {
+        volumes(&[("x", &[]), (UUID, &[("/grub/grub.cfg", cfg), ("/grub/grubenv", env)]), ("y", &[])])
+    };
+    let first = default(&with("# GRUB Environment Block\n########"));
+    assert_eq!(first.title, "Ubuntu");
+    assert_eq!(first.cmdline, "root=UUID=0d0e0a0d-0000-4000-8000-00000000beef ro quiet splash");
+    assert_eq!(paths(&first), (1, "/vmlinuz-6.8.0-45-generic", vec!["/initrd.img-6.8.0-45-generic"]));
+    let root = "0d0e0a0d-0000-4000-8000-00000000beef";
+    let old = format!("gnulinux-advanced-{root}>gnulinux-6.8.0-41-generic-advanced-{root}");
+    for volumes in
+        [with(&format!("saved_entry={old}\n")), with(&format!("recordfail=1\nsaved_entry={old}\n##"))]
+    {
+        let choice = default(&volumes);
+        assert_eq!(choice.title, "Ubuntu, with Linux 6.8.0-41-generic");
+        assert_eq!(paths(&choice).1, "/vmlinuz-6.8.0-41-generic");
+    }
+    for entry in ["1>2", "Advanced options for Ubuntu>Ubuntu, with Linux 6.8.0-41-generic", &old] {
+        let choice = choose(&with(""), &wish(entry)).unwrap().unwrap();
+        assert_eq!(choice.title, "Ubuntu, with Linux 6.8.0-41-generic", "{entry}");
+    }
+    let by_path = Bootloader { kernel: Some("/boot/grub/grubenv".into()), ..Bootloader::default() };
+    let found = choose(&with(""), &by_path).unwrap().unwrap();
+    assert_eq!(paths(&found), (1, "/grub/grubenv", vec![]), "as seen from the running system");
+}
+
+#[test]
+fn what_is_rare_in_menus() {
+    // An environment with what GRUB escapes.
+    let cfg = ("/boot/grub/grub.cfg", "load_env\nlinux /k \"$a\" $b");
+    let env = ("/boot/grub/grubenv", "# GRUB Environment Block\na=x\\\\y\nb=1\\\n2\n####");
+    assert_eq!(default(&volumes(&[("x", &[cfg, env])])).cmdline, "x\\y 1 2");
+    // Entries that are counted, one of them without tries.
+    let entries = [
+        ("/loader/loader.conf", "default new*"),
+        ("/loader/entries/new+0-3.conf", "version 3\nlinux /new\noptions new"),
+        ("/loader/entries/mid+2-1.conf", "version 2\nlinux /mid\noptions mid"),
+        ("/loader/entries/old+x.conf", "version 1\nlinux /old\noptions old"),
+    ];
+    assert_eq!(default(&volumes(&[("x", &entries)])).cmdline, "new", "asked for by name");
+    let counted = volumes(&[("x", &entries[1..])]);
+    assert_eq!(default(&counted).cmdline, "mid");
+    assert_eq!(choose(&counted, &wish("old+x")).unwrap().unwrap().cmdline, "old");
+    // A theme that is missing, and a choice that is made when time is over.
+    let menu = "include themes/none.cfg\ndefault vesamenu.c32\nontimeout b\nlabel a\nkernel /a\nlabel b\nkernel ../b x\n";
+    let choice = default(&volumes(&[("x", &[("/boot/extlinux/extlinux.conf", menu)])]));
+    assert_eq!((choice.cmdline.as_str(), paths(&choice)), ("x", (0, "/boot/extlinux/../b", vec![])));
+    // Own /boot.
+    let alpine = "DEFAULT lts\nLABEL lts\nLINUX vmlinuz-lts\nINITRD initramfs-lts\nAPPEND root=/dev/xvda2\n";
+    let choice = default(&volumes(&[("x", &[("/extlinux.conf", alpine)]), ("y", &[])]));
+    assert_eq!(paths(&choice), (0, "/vmlinuz-lts", vec!["/initramfs-lts"]));
+    // A file that includes itself often.
+    let wild = "include extlinux.conf\n".repeat(1000);
+    let said = choose(&volumes(&[("x", &[("/extlinux.conf", wild.as_str())])]), &Bootloader::default());
+    assert!(format!("{:#}", said.unwrap_err()).contains("within each other"));
 }
 
 #[test]
