@@ -1,11 +1,13 @@
-# kexec.sh IMAGE: a guest's kernel starts another by kexec, and when that one panics on its second CPU its crash kernel begins. Domain, process
-# and memory stay; each new kernel gets its disks, card, console and CPUs as in a new domain.
+# kexec.sh IMAGE ABI: a guest's kernel starts another by kexec, and when that one panics on its second CPU its crash kernel begins. Domain, process
+# and memory stay; each new kernel gets its disks, card, console and CPUs as in a new domain. With ABI fifo the crash kernel is told to do
+# without FIFO event channels, and lives on the 2-level ones of a new domain.
 . /lab/tests/lib-devices.sh
+abi=$2
 take_disk "$1"
 scratch=${disk%/*}/scratch.img
 truncate -s 16M "$scratch"
 lan
-box g 'memory = 768' "vif = [\"bridge=xenbr0,mac=00:16:3e:00:77:01\"]"
+box g 'memory = 768' "event_channels = \"$abi\"" "vif = [\"bridge=xenbr0,mac=00:16:3e:00:77:01\"]"
 id=$(xlr domid g)
 pid=$(pidof xen-emu)
 xlr block-attach g "$scratch,raw,xvdb,rw" || fail "block-attach ended with status $?"
@@ -42,6 +44,11 @@ perl /tmp/load '"$how 'root=/dev/xvda1 ro rootflags=noload fastboot console=hvc0
     want said "^$cpus\$" "not $cpus CPUs"
     [ "$how" = 0 ] || want said '^ELF$' 'the crash kernel has no core'
 }
+# uses ABI...: the kernel of the moment says so.
+uses() {
+    must 30 'dmesg | grep -o "Using .* ABI" | tail -n 1'
+    want said "^Using $1 ABI\$" "not the event channels $1"
+}
 begun() { tail -n +"$((lines + 1))" "$log" | grep -q 'job control turned off'; }
 # serves NAME BEFORE: the disks, the card and the store are there for it, and the disk has what the kernel before has written.
 serves() {
@@ -59,11 +66,18 @@ serves() {
     in_guest 30 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
 }
 
+case $abi in
+fifo) full=FIFO-based without='xen.fifo_events=0' ;;
+*) full=2-level without='' ;;
+esac
+uses $full
 before=$(fds)
 nodes >nodes-before
 next second 0 2 crashkernel=256M
+uses $full
 serves second first
-next third 2 1 nr_cpus=1 reset_devices
+next third 2 1 nr_cpus=1 reset_devices $without
+uses 2-level
 serves third second
 # Devices come and go as ever.
 xlr block-detach g xvdb || fail "block-detach ended with status $?"

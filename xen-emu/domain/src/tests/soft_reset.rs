@@ -83,3 +83,23 @@ fn after_a_soft_reset_a_domain_is_as_a_new_one() {
     b.put(Bench::ARG, &info);
     assert_eq!(result(b.call(VCPU, [VcpuOp::REGISTER_VCPU_INFO.0.into(), 0, Bench::ARG])), Ok(0));
 }
+
+#[test]
+fn after_a_soft_reset_events_are_2_level_and_may_be_fifo_again() {
+    let mut b = Bench::with_fifo();
+    let new = connected(&mut b);
+    for _ in 0..2 {
+        b.start_fifo();
+        b.with(|d, cx| d.raise_backend(Backend::Console, cx));
+        b.effects();
+        b.with(|domain, cx| domain.soft_reset(cx)).unwrap();
+        let effects = b.effects();
+        assert!(effects.contains(&Effect::Fifo(false)), "{effects:?}");
+        assert_eq!(connected(&mut b), new);
+        let ipi = b.bind_ipi(1).unwrap();
+        b.effects();
+        b.send(ipi).unwrap();
+        assert!(b.seen(ipi, 1).0, "pending in the page that 2-level has");
+        b.close(ipi).unwrap();
+    }
+}
