@@ -267,7 +267,7 @@ pub const TESTS: &[Test] = &[
     test("console-flood", "flood.sh", &[], 180),
     test("console-readers", "readers.sh", &[], 90),
     test("block-devices", "block.sh", &["debian-12"], 300),
-    test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 2400),
+    test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 7200),
     test("long-device-modules", "modules.sh", &["debian-12"], 900),
     test("long-device-media", "media.sh", &["debian-12"], 900),
     test("long-device-kexec", "kexec.sh", &["debian-12", "2level"], 900),

@@ -11,7 +11,7 @@ expect 200 'powers it off'
 sleep 1
 say 'exec sh'
 say 'stty -echo; PS1='
-must 60 'dmesg -n 5'
+must 60 'dmesg -n 1'
 id=$(xlr domid g)
 back=/local/domain/0/backend
 state() { [ "$(xenstore read "$back/$1/state")" = "$2" ]; }
