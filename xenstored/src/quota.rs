@@ -134,17 +134,25 @@ pub struct Accounts {
     owners: IdMap<DomId, Account>,
     /// How many are the host's, which is not limited.
     host: usize,
+    /// How many are anybody's.
+    count: usize,
 }
 
 impl Accounts {
     /// For a tree that has so many nodes, all of them the host's.
     #[must_use]
     pub fn new(host: usize) -> Self {
-        Self { owners: IdMap::default(), host }
+        Self { owners: IdMap::default(), host, count: host }
     }
 }
 
 impl Accounts {
+    /// How many nodes there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// How many nodes a domain owns.
     #[must_use]
     pub fn nodes(&self, owner: DomId) -> usize {
@@ -183,6 +191,7 @@ impl Accounts {
         nodes: usize,
         bytes: usize,
     ) {
+        self.count += nodes;
         if owner == 0 {
             self.host += nodes;
         } else {
@@ -206,6 +215,7 @@ impl Accounts {
 
     /// A node went from `owner`.
     pub fn discharge(&mut self, owner: DomId, id: u64, bytes: usize) {
+        self.count = self.count.saturating_sub(1);
         if owner == 0 {
             self.host = self.host.saturating_sub(1);
         } else if let Some(account) = self.owners.get_mut(&owner) {

@@ -315,6 +315,12 @@ impl Store {
         true
     }
 
+    /// How many nodes there are, with removed ones that are not done away with.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.accounts.count()
+    }
+
     /// How many removed nodes [`Store::tidy`] has done away with.
     #[must_use]
     pub fn forgotten(&self) -> u64 {

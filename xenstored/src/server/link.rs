@@ -77,6 +77,8 @@ pub(super) struct Link {
     pub(super) ended: bool,
     /// Its next request has to wait for a live update.
     pub(super) held: bool,
+    /// What is for it waits until what it has removed is done away with.
+    pub(super) settling: bool,
     pub(super) counters: Counters,
 }
 
@@ -97,6 +99,7 @@ impl Link {
             queued: false,
             ended: false,
             held: false,
+            settling: false,
             counters: Counters::default(),
         }
     }

@@ -76,6 +76,8 @@ pub(crate) struct Server {
     queue: VecDeque<ConnId>,
     /// Connections that got messages and were not flushed since.
     written: Vec<ConnId>,
+    /// Clients that have removed something and wait for the reply, and until when at most.
+    settling: Vec<(ConnId, Duration)>,
     poller: Poller,
     socket: Socket,
     signals: SignalFd,
@@ -105,6 +107,8 @@ pub(crate) struct Server {
     /// When freed memory goes back to the system, and how many nodes were forgotten when it last did.
     trim_at: Option<Instant>,
     trimmed: u64,
+    /// The most nodes there were since.
+    most: usize,
     trim: fn(),
     stopping: bool,
     log: LogLimit,
@@ -159,6 +163,7 @@ impl Server {
             rings: 0,
             queue: VecDeque::new(),
             written: Vec::new(),
+            settling: Vec::new(),
             poller,
             socket,
             signals,
@@ -179,6 +184,7 @@ impl Server {
             untidy: false,
             trim_at: None,
             trimmed: 0,
+            most: 0,
             trim,
             stopping: false,
             log: LogLimit::default(),
@@ -274,6 +280,9 @@ impl Server {
         let ring = if header.kind == MsgType::INTRODUCE { self.take_ring(conn) } else { None };
         self.store.handle(conn, header, payload, ring.is_some(), &mut self.out);
         self.deliver(ring);
+        if client && header.kind == MsgType::RM {
+            self.removed(conn);
+        }
     }
 
     /// The state folder has to know of a domain's watches.

@@ -21,6 +21,8 @@ const SOCKET_BACKLOG: usize = 256 * 1024;
 /// much is rarely done with one request.
 const TRIM_AFTER: u64 = 10_000;
 const TRIM_PAUSE: Duration = Duration::from_secs(1);
+/// How long the reply to a removal waits at most until the nodes are done away with.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
 const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
 
@@ -65,20 +67,52 @@ impl Server {
         }
         self.flush_written();
         self.tidy();
+        self.settle();
     }
 
-    /// One slice of left-over work. A while after a lot of it the freed memory goes back to the system.
+    /// One slice of left-over work. A while after a lot of it the freed memory goes back to the system; at once if most
+    /// of all nodes are gone.
     fn tidy(&mut self) {
         let before = self.store.forgotten();
+        self.most = self.most.max(self.store.nodes());
         self.untidy = self.store.tidy(TIDY);
         if self.store.forgotten() > before {
             let much = self.store.forgotten() - self.trimmed >= TRIM_AFTER;
             self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE);
-        } else if self.trim_at.is_some_and(|then| Instant::now() >= then) {
+        }
+        let emptied = !self.untidy && self.store.nodes() < self.most / 2;
+        if self.trim_at.is_some_and(|then| emptied || Instant::now() >= then) {
             (self.trim_at, self.trimmed) = (None, self.store.forgotten());
+            self.most = self.store.nodes();
             self.links.shrink_to_fit();
             self.store.shrink();
             (self.trim)();
+        }
+    }
+
+    /// Who has removed something hears of it when that is done away with: its memory is free then.
+    fn settle(&mut self) {
+        let Some((_, until)) = self.settling.first() else { return };
+        if self.untidy && self.began.elapsed() < *until {
+            return;
+        }
+        for (conn, _) in std::mem::take(&mut self.settling) {
+            let Some(link) = self.links.get_mut(&conn) else { continue };
+            link.settling = false;
+            if link.ended {
+                self.enqueue(conn);
+            }
+            self.mark_written(conn);
+        }
+        self.flush_written();
+    }
+
+    /// A client's removal was handled.
+    pub(super) fn removed(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn)
+            && !std::mem::replace(&mut link.settling, true)
+        {
+            self.settling.push((conn, self.began.elapsed() + SETTLE));
         }
     }
 
@@ -101,7 +135,7 @@ impl Server {
         let more = !congested(&self.store, conn, link) && (link.readable || link.has_message()?);
         if more {
             self.enqueue(conn);
-        } else if link.ended {
+        } else if link.ended && !link.settling {
             // What it asked for is done; replies that it does not read any more are lost with it.
             self.flush(conn)?;
             return Err(Broken::Closed);
@@ -284,6 +318,9 @@ impl Server {
         link.written = false;
         if link.overflowed {
             return Err(Broken::Overflow);
+        }
+        if link.settling {
+            return Ok(());
         }
         let before = link.outbox.len();
         if let Some(disk) = self.disk.as_mut().filter(|_| before > 0 || link.handled > 0) {

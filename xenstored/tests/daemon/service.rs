@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use xenstored::client::Batch;
 use xenstored::wire::{Errno, MsgType};
 
 use crate::LONG;
@@ -167,6 +168,36 @@ fn connections_and_domains_are_counted_in_the_report_and_in_nodes() {
     let file = folder.path().join("report");
     assert_eq!(host.control(&["memreport", file.to_str().unwrap()]).unwrap(), "OK");
     assert!(std::fs::read_to_string(file).unwrap().contains("total requests "));
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+/// Whoever empties the store and looks at once finds its memory given back; who says that nothing more comes is answered.
+#[test]
+fn a_removal_is_answered_when_its_memory_is_free() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
+        line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
+    };
+    let before = resident();
+    let mut batch = Batch::default();
+    (0..20_000).for_each(|n| batch.write(&format!("/big/{}/{n}", n / 100), [b'v'; 400]));
+    host.run(&batch).unwrap();
+    let full = resident();
+    host.rm("/big").unwrap();
+    let after = resident();
+    assert!(after.saturating_sub(before) < (full - before) / 4, "{before} KiB, then {full}, then {after}");
+    host.write("/big", "again").unwrap();
+    let mut other = UnixStream::connect(daemon.socket()).unwrap();
+    let mut request = Vec::new();
+    xenstored::wire::put(&mut request, MsgType::RM, 0, 0, &[b"/big\0"]).unwrap();
+    other.write_all(&[&*request, &*request].concat()).unwrap();
+    other.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut replies = Vec::new();
+    other.read_to_end(&mut replies).unwrap();
+    assert_eq!((replies.len(), &replies[16..19], &replies[35..]), (38, &b"OK\0"[..], &b"OK\0"[..]));
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
 }
 
