@@ -66,6 +66,9 @@ pub struct Queue {
     pub link: Box<dyn Link>,
 }
 
+/// Of the link in what an epoll reports; the guest's channels count from 1.
+const LINK: u64 = 0;
+
 /// What a turn has left to wait for.
 struct Pause {
     again: bool,
@@ -94,8 +97,11 @@ impl Queue {
             epoll.add(fd, EpollEvent::new(flags, token)).map_err(failed)?;
         }
         let mut watched = None;
+        // Whether the link may have a packet: nobody has to ask it when only the guest has woken us.
+        let mut readable = true;
         while !self.cx.shared.stopping() {
-            let pause = self.turn()?;
+            let pause = self.turn(readable)?;
+            readable = true;
             if pause.again {
                 continue;
             }
@@ -103,7 +109,8 @@ impl Queue {
                 watch(&epoll, self.link.fd(), watched, pause.link).map_err(failed)?;
                 watched = Some(pause.link);
             }
-            self.wait(&epoll, pause.until).map_err(failed)?;
+            let told = self.wait(&epoll, pause.until).map_err(failed)?;
+            readable = told || !pause.link.contains(EpollFlags::EPOLLIN);
         }
         Ok(())
     }
@@ -116,8 +123,8 @@ impl Queue {
         channels.into_iter().flatten().map(|channel| channel.kick.as_fd()).chain(inbox).collect()
     }
 
-    /// Waits for the guest, the link, or a time.
-    fn wait(&self, epoll: &Epoll, until: Option<Instant>) -> Result<(), Errno> {
+    /// Waits for the guest, the link, or a time; whether the link has a packet, or is gone.
+    fn wait(&self, epoll: &Epoll, until: Option<Instant>) -> Result<bool, Errno> {
         let timeout = until.map_or(EpollTimeout::NONE, |until| {
             // Rounded up: too early would be a turn for nothing.
             let left = until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -125,14 +132,17 @@ impl Queue {
         });
         let mut events = [EpollEvent::empty(); 8];
         count(&self.cx.shared.counters.wakeups, 1);
-        match epoll.wait(&mut events, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(e) => Err(e),
-        }
+        let known = match epoll.wait(&mut events, timeout) {
+            Ok(known) => known,
+            Err(Errno::EINTR) => 0,
+            Err(e) => return Err(e),
+        };
+        let packet = |event: &EpollEvent| event.data() == LINK && event.events() != EpollFlags::EPOLLOUT;
+        Ok(events.iter().take(known).any(packet))
     }
 
     /// Does what can be done now.
-    fn turn(&mut self) -> Result<Pause, DeviceError> {
+    fn turn(&mut self, readable: bool) -> Result<Pause, DeviceError> {
         let Queue { cx, tx, rx, link, ctrl, tx_channel, rx_channel } = self;
         let mut again = false;
         if let Some(ctrl) = ctrl {
@@ -144,7 +154,7 @@ impl Queue {
         }
         let held = link.flush();
         let (tx_idle, tx_notify) = tx.run(cx, link.as_mut())?;
-        let (rx_idle, rx_notify) = rx.run(cx, link.as_mut())?;
+        let (rx_idle, rx_notify) = rx.run(cx, link.as_mut(), readable)?;
         if tx_notify || (rx_notify && rx_channel.is_none()) {
             notify_guest(cx, tx_channel);
         }
@@ -181,8 +191,8 @@ fn watch(
 ) -> Result<(), Errno> {
     let was = before.is_some_and(|flags| !flags.is_empty());
     match (was, !now.is_empty()) {
-        (false, true) => epoll.add(fd, EpollEvent::new(now, 0)),
-        (true, true) => epoll.modify(fd, &mut EpollEvent::new(now, 0)),
+        (false, true) => epoll.add(fd, EpollEvent::new(now, LINK)),
+        (true, true) => epoll.modify(fd, &mut EpollEvent::new(now, LINK)),
         (true, false) => epoll.delete(fd),
         (false, false) => Ok(()),
     }

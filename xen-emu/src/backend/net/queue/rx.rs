@@ -66,15 +66,16 @@ impl Rx {
         self.page.gref()
     }
 
-    /// Delivers what there is; why it stopped, and whether the guest wants to be notified.
+    /// Delivers what there is; why it stopped, and whether the guest wants to be notified. A link that is not `readable`
+    /// has nothing.
     ///
     /// # Errors
     /// The ring makes no sense any more.
-    pub fn run(&mut self, cx: &Cx, link: &mut dyn Link) -> Result<(Idle, bool), DeviceError> {
+    pub fn run(&mut self, cx: &Cx, link: &mut dyn Link, readable: bool) -> Result<(Idle, bool), DeviceError> {
         cx.shared.refresh(&mut self.steering);
         let mut idle = Idle::Turn;
         for _ in 0..TURN {
-            idle = self.step(cx, link)?;
+            idle = self.step(cx, link, readable)?;
             if idle != Idle::Turn {
                 break;
             }
@@ -93,7 +94,7 @@ impl Rx {
     }
 
     /// One packet further.
-    fn step(&mut self, cx: &Cx, link: &mut dyn Link) -> Result<Idle, DeviceError> {
+    fn step(&mut self, cx: &Cx, link: &mut dyn Link, readable: bool) -> Result<Idle, DeviceError> {
         self.window.fill(cx)?;
         if self.staged.is_none() {
             if self.window.flaw(1).is_some() {
@@ -103,7 +104,7 @@ impl Rx {
             if self.window.len() == 0 {
                 return Ok(Idle::Starved);
             }
-            match self.receive(cx, link)? {
+            match self.receive(cx, link, readable)? {
                 Idle::Turn => {}
                 idle => return Ok(idle),
             }
@@ -121,11 +122,14 @@ impl Rx {
     }
 
     /// Takes a packet from another queue or the link; `Turn` if there was one.
-    fn receive(&mut self, cx: &Cx, link: &mut dyn Link) -> Result<Idle, DeviceError> {
+    fn receive(&mut self, cx: &Cx, link: &mut dyn Link, readable: bool) -> Result<Idle, DeviceError> {
         if let Some((header, packet)) = cx.shared.handed(cx.queue) {
             let size = self.buffer.from(0).map_or(0, |buffer| scatter(&packet, &[buffer]));
             self.stage(cx, header, size, Layout::BUFFER, true);
             return Ok(Idle::Turn);
+        }
+        if !readable {
+            return Ok(Idle::Empty);
         }
         let layout = self.layout(link.longest());
         let page = |chunk| self.window.page(cx, layout.slot(chunk));

@@ -123,6 +123,33 @@ fn long_packets_are_not_copied() {
     rig.disconnect();
 }
 
+/// A packet of the guest alone costs one call beside the wait: nobody asks a link that has said nothing.
+#[test]
+fn a_packet_from_the_guest_is_one_call() {
+    let mut rig = Rig::new(1, true);
+    rig.connect().unwrap();
+    rig.post(0, 5);
+    let counters = rig.vif.counters.clone();
+    // It counts before it waits, and is woken once by the buffers, however they come.
+    let waits = |n| {
+        while counters.wakeups.load(Ordering::Relaxed) < n {
+            std::thread::yield_now();
+        }
+        counters.syscalls.load(Ordering::Relaxed)
+    };
+    let before = waits(2);
+    for i in 0..20 {
+        rig.send(0, &[7; 60], &[(60, 0)], 0, None);
+        assert_eq!((rig.peer_receive(0).1.len(), waits(3 + i)), (60, before + 1 + i));
+        assert_eq!(rig.answers(0), [NetifRsp::OKAY]);
+    }
+    // One that comes is found all the same, and then it is asked for another.
+    rig.peer_send(0, VnetHeader::default(), &[8; 60]);
+    assert_eq!(rig.receive(0).unwrap().data, [8; 60]);
+    assert_eq!(waits(23), before + 22);
+    rig.disconnect();
+}
+
 /// What is asked for in Xen's words arrives in Linux's.
 #[test]
 fn offloads_from_the_guest() {
