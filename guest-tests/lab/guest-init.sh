@@ -149,8 +149,9 @@ cpus)
     poweroff -f
     ;;
 devices)
-    # A shell in the Debian system on xvda, which is not written to.
+    # A shell in the Debian system on xvda, which is not written to. The kernel is not to speak in the middle of what it says.
     report
+    dmesg -n 1
     ip link set lo up
     mkdir -p /debian-root
     for try in $(seq 50); do [ -b /dev/xvda1 ] && break; sleep 0.1; done

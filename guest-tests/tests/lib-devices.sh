@@ -57,7 +57,7 @@ outside() {
         ip link set lo up; ip addr add '$beyond'.1/24 dev in0; ip addr add '$beyond'.254/24 dev in0; ip link set in0 up
         httpd -p '$beyond'.1:80 -h /run/lan/www; exec tools python3 /run/lan/names.py '$beyond'.1' >outside.log 2>&1 &
     world=$!
-    trap 'kill $world 2>/dev/null' EXIT
+    trap 'kill $world $(pgrep_f httpd $beyond.1) 2>/dev/null; ip link del out0' EXIT
     tools ip link add out0 type veth peer name in0 netns $world || fail 'no network outside'
     ip addr add $beyond.2/24 dev out0
     ip link set out0 up
@@ -118,6 +118,8 @@ quiet_shell() {
     say 'stty -echo'
     must 60 'dmesg -n 1'
 }
+# unharmed: the guest's kernel has nothing to complain of. It is asked, since it says little on the console.
+unharmed() { must 60 'if dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU|EXT4-fs error|I/O error"; then false; fi'; }
 # login: as root, through getty.
 login() {
     expect 400 'debian login:'
@@ -126,6 +128,15 @@ login() {
     say xlr
     expect 60 'root@debian:~#'
     quiet_shell
+}
+# detached COMMAND...: it must go, but a guest on a slow machine may take longer than xlr waits for: then it goes when the guest lets go.
+detached() { xlr "$@" 2>err || { cat err; grep -q 'has not let go' err || fail "xlr $* ended with an error"; }; }
+# server PORT COMMAND...: runs it in L1 and waits until something listens there.
+server() {
+    at=$1
+    shift
+    "$@"
+    until_true 60 eval "netstat -lnt | grep -q ':$at '" || fail "nothing in L1 listens at port $at"
 }
 
 # box NAME LINE...: a quick guest for device tests: the lab's init, then a shell in the Debian system on xvda, which is read only.

@@ -33,7 +33,7 @@ start() {
     xlr create "$1.cfg" || fail "xlr create $1.cfg ended with status $?"
     [ -p stdin ] || mkfifo stdin
     xlr console "$1" <>stdin >"$1.log" 2>&1 &
-    until_true 60 grep -q 'guest: up' "$1.log" || { cat "$1.log"; fail "$1 did not reach its init"; }
+    until_true 120 grep -q 'guest: up' "$1.log" || { cat "$1.log"; fail "$1 did not reach its init"; }
 }
 
 # until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after so many seconds.
@@ -50,7 +50,7 @@ until_true() {
 alive() { xlr list "$1" >/dev/null 2>&1; }
 dead() { ! alive "$1"; }
 # gone NAME [SECONDS]: the domain must end.
-gone() { until_true "${2:-30}" dead "$1" || { xlr list; fail "$1 is still there after ${2:-30} s"; }; }
+gone() { until_true "${2:-60}" dead "$1" || { xlr list; fail "$1 is still there after ${2:-60} s"; }; }
 # want FILE PATTERN [WHAT]: the file must have a line like that.
 want() { grep -qE -- "$2" "$1" || { cat "$1"; fail "${3:-no line like \"$2\" in $1}"; }; }
 # The process of a domain. It is the one that names it in its command line.
@@ -65,7 +65,7 @@ no_process() { [ -z "$(pidof xen-emu)" ]; }
 
 # nothing_left DOMID: no process, no node of that domain, no file of it.
 nothing_left() {
-    until_true 10 no_process || { ps; fail "a xen-emu process is left"; }
+    until_true 30 no_process || { ps; fail "a xen-emu process is left"; }
     if [ -S /run/xenstored/socket ]; then
         /debian/bin/xenstore-ls -f / >nodes || fail "the store does not answer"
         grep -E "^/(local/domain|libxl)/$1(/| |=)|/(backend|console)/[a-z]*/$1/" nodes && fail "nodes of domain $1 are left"

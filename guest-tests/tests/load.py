@@ -1,7 +1,8 @@
-# load.py serve ADDRESS PORT; load.py sink|source ADDRESS PORT MIB; load.py datagrams ADDRESS PORT COUNT LONGEST; load.py rounds ADDRESS PORT COUNT
+# load.py serve ADDRESS PORT; load.py sink|source ADDRESS PORT MIB; load.py datagrams ADDRESS PORT COUNT LONGEST; load.py rounds ADDRESS PORT COUNT;
+# load.py flood ADDRESS PORT SECONDS
 # Bulk data whose every byte is known: the period is a prime, so that whatever is lost, doubled or out of place shows. Writes and
 # datagrams have odd sizes. The end that receives compares; the client ends with status 0 if all was right. Rounds are one byte there and
-# back by TCP; their mean in microseconds is printed.
+# back by TCP; their mean in microseconds is printed. A flood is as many datagrams of 64 bytes as can be sent, whether anybody takes them or not.
 import random, socket, struct, sys, time
 
 PERIOD = 1000003
@@ -74,6 +75,8 @@ def serve(address, port):
 def client(what, address, port, amount, longest):
     if what == "datagrams":
         return datagrams(address, port, amount, longest)
+    if what == "flood":
+        return flood(address, port, amount)
     if what == "rounds":
         return rounds(address, port, amount)
     with socket.create_connection((address, port)) as sock:
@@ -88,7 +91,7 @@ def client(what, address, port, amount, longest):
 def datagrams(address, port, count, longest):
     sock = socket.socket(family(address), socket.SOCK_DGRAM)
     sock.connect((address, port))
-    sock.settimeout(2)
+    sock.settimeout(5)
     lost = 0
     for n in range(count):
         data = struct.pack("!I", n) + part(n * 7919, sizes.randint(0, longest - 4))
@@ -118,6 +121,19 @@ def rounds(address, port, count):
             if sock.recv(1) != bytes([n % 256]):
                 return f"round {n} came back wrong"
         print(f"{(time.monotonic() - begun) / count * 1e6:.1f} us")
+    return "right"
+
+
+def flood(address, port, seconds):
+    sock = socket.socket(family(address), socket.SOCK_DGRAM)
+    sent, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        for n in range(100):
+            try:
+                sent += sock.sendto(pattern[n:n + 64], (address, port)) == 64
+            except OSError:
+                pass
+    print(f"{sent} datagrams sent")
     return "right"
 
 

@@ -10,7 +10,13 @@ ip link set xenbr9 up
 tools ip addr add fd00:77::1/64 dev xenbr0 nodad
 tools ip addr add fd00:79::1/64 dev xenbr9 nodad
 cp /lab/tests/load.py /run/lan/www/
-serve() { tools python3 /run/lan/www/load.py serve "$1" 7777 >serve.log 2>&1 & until_true 60 grep -q ready serve.log; rm serve.log; }
+servers=
+trap 'kill $servers; ip link del xenbr9' EXIT
+serve() {
+    tools python3 /run/lan/www/load.py serve "$1" 7777 >serve.log 2>&1 &
+    servers="$servers $!"
+    until_true 100 grep -q ready serve.log && rm serve.log
+}
 for address in $lan.1 192.168.79.1 fd00:77::1 fd00:79::1; do serve $address || fail "no server at $address"; done
 box g 'vif = ["bridge=xenbr0,mac=00:16:3e:00:77:01", "bridge=xenbr9,mac=00:16:3e:00:79:01,mtu=9000"]'
 id=$(xlr domid g)
@@ -18,10 +24,10 @@ emu=$(pidof xen-emu)
 [ "$(cat "/sys/class/net/vif$id.1/mtu")" = 9000 ] || fail "the TAP's MTU is $(cat "/sys/class/net/vif$id.1/mtu")"
 [ "$(xenstore-read "/local/domain/$id/device/vif/1/mtu")" = 9000 ] || fail 'the guest is not told of the MTU'
 [ "$(xenstore-read "/local/domain/$id/device/vif/0/mtu")" = 1500 ] || fail 'the guest is not told of the usual MTU'
-must 30 "ip addr add $lan.50/24 dev eth0 && ip addr add 192.168.79.50/24 dev eth1 && ip link set eth0 up && ip link set eth1 mtu 9000 up"
-must 30 'ip addr add fd00:77::50/64 dev eth0 nodad && ip addr add fd00:79::50/64 dev eth1 nodad'
-must 60 "/usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file http://$lan.1/load.py /tmp/load.py"
-load() { must 200 "python3 /tmp/load.py $*"; }
+must 90 "ip addr add $lan.50/24 dev eth0 && ip addr add 192.168.79.50/24 dev eth1 && ip link set eth0 up && ip link set eth1 mtu 9000 up"
+must 90 'ip addr add fd00:77::50/64 dev eth0 nodad && ip addr add fd00:79::50/64 dev eth1 nodad'
+must 120 "/usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file http://$lan.1/load.py /tmp/load.py"
+load() { must $((200 + mib * 20)) "python3 /tmp/load.py $*"; }
 
 # counted DEVICE way: packets and bytes through a TAP; rx is out of the guest.
 counted() { cat "/sys/class/net/vif$id.$1/statistics/$2_packets" "/sys/class/net/vif$id.$1/statistics/$2_bytes" | tr '\n' ' '; }
@@ -44,7 +50,7 @@ both() {
 }
 offloads() {
     for n in 0 1; do
-        must 30 "ethtool -K eth$n $1 >/dev/null"
+        must 120 "ethtool -K eth$n $1 >/dev/null"
         tools ethtool -K "vif$id.$n" $1 >/dev/null || fail "L1 cannot turn offloads of its TAP: $1"
     done
 }
@@ -66,8 +72,8 @@ for n in 0 1; do tools tc qdisc del dev "vif$id.$n" root; done
 # From here on nothing may grow.
 state() {
     fds=$(ls "/proc/$emu/fd" | wc -l) threads=$(ls "/proc/$emu/task" | wc -l)
-    # All but the guest's own memory.
-    resident=$(awk '/^Size:/ { size = $2 } /^Rss:/ && size < 65536 { n += $2 } END { print n }' "/proc/$emu/smaps")
+    # What it has written to, but for the guest's own memory.
+    resident=$(awk '/^Size:/ { size = $2 } /^Anonymous:/ && size < 65536 { n += $2 } END { print n }' "/proc/$emu/smaps")
     nodes=$(xenstore-ls -f / | grep -vc "^/tool/xenstored") ports=$(xlr describe g evtchn | wc -l) pins=$(xlr describe g gnttab | grep -c "gref ")
 }
 what='no segmentation'
@@ -79,15 +85,20 @@ offloads 'tx off sg off'
 both 0 $lan.1 500 1514
 load datagrams 192.168.79.1 7777 30 30000
 
-# Many small packets, both ways.
-tools iperf3 -s -D >/dev/null || fail 'no iperf3 server in L1'
+# Many small packets, both ways: more than the other end takes, and then as many as are answered. Nobody listens, so that nothing has to
+# come through the flood but itself.
 all() { for n in 0 1; do counted $n rx; counted $n tx; done | awk '{ n += $1 + $3 + $5 + $7 } END { print n }' ; }
-# A flood's own beginning may be lost in the one before it: then it begins again.
-flood() { must 300 "for way in '' -R; do for n in 1 2 3; do iperf3 -u -c $lan.1 -b 0 -l 64 -t $1 -i 0 \$way >/dev/null && break; sleep 2; done; done"; }
+flood() {
+    must $(($1 + 200)) "python3 /tmp/load.py flood $lan.1 9 $1"
+    tools python3 /run/lan/www/load.py flood $lan.50 9 "$1" || fail 'no flood from L1'
+    must $(($1 + 200)) "ping -q -f -l 100 -s 64 -w $1 $lan.1"
+}
+# A card that has lost its way does not find it again.
 flood 2
+must 120 "ping -c 5 -w 100 $lan.1"
 state
 before="$fds $threads $nodes $ports" was=$resident pinned=$pins began=$(all)
-until [ $(($(all) - began)) -ge "$packets" ]; do flood 10; done
+until [ $(($(all) - began)) -ge "$packets" ]; do flood 5; done
 state
 echo "$(($(all) - began)) packets: descriptors, threads, nodes, ports: $before, then $fds $threads $nodes $ports"
 echo "resident KiB: $was, then $resident; pins: $pinned, then $pins"
@@ -96,16 +107,15 @@ xlr describe g devices
 [ $((resident - was)) -lt 2048 ] || fail "$packets packets have left $((resident - was)) KiB"
 # The system's disk keeps some, and comes and goes.
 [ $((pins - pinned)) -lt 100 ] || fail "$packets packets have left $((pins - pinned)) pins"
-killall iperf3
+must 120 "ping -c 5 -w 100 $lan.1"
 offloads 'tx on sg on tso on gso on gro on'
 mean 0 rx sink $lan.1 7777 "$mib"
 [ "$size" -gt 1600 ] || fail 'offloads do not come back'
 
 # No grant is left in use when the cards go: Linux would say so.
-for n in 0 1; do xlr network-detach g $n || fail "network-detach ended with status $?"; done
-must 30 'dmesg | grep -iE "deferring g.e|g.e. 0x|still in use" | wc -l'
-want said '^0$' 'the guest finds its grants in use'
-grep -E 'BUG:|Oops|Call Trace|WARNING: CPU' g.log && fail "the guest's kernel complains"
+for n in 0 1; do detached network-detach g $n; done
+in_guest 120 'dmesg | grep -iE "deferring g.e|g.e. 0x|still in use"' && { cat said; fail 'the guest finds its grants in use'; }
+unharmed
 xlr destroy g || fail "destroy ended with status $?"
 nothing_left "$id"
 for bridge in xenbr0 xenbr9; do
