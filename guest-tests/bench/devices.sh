@@ -21,8 +21,10 @@ start() {
     log=$1.log
     : >"$log"
     case $1 in
-    xlr)
-        guest g 6.12-cloud devices "disk = [\"$root,raw,xvda,r\", \"$scratch,raw,xvdb,rw\"]" 'vif = ["bridge=xenbr0"]' \
+    xlr | xlr-transient)
+        persistent=1
+        [ "$1" = xlr ] || persistent=0
+        guest g 6.12-cloud devices "disk = [\"$root,raw,xvda,r\", \"vdev=xvdb,persistent-grants=$persistent,target=$scratch\"]" 'vif = ["bridge=xenbr0"]' \
             "extra = \"$common\""
         xlr create -q -c g.cfg <>stdin >"$log" 2>&1 &
         ;;
@@ -35,14 +37,14 @@ start() {
             -netdev tap,id=n,ifname=tapq,script=no,downscript=no -device xen-net-device,netdev=n <>stdin >"$log" 2>&1 &
         until_true 30 test -d /sys/class/net/tapq && brctl addif xenbr0 tapq && ip link set tapq up
         ;;
-    *) fail "no program $1: xlr, qemu-pvh" ;;
+    *) fail "no program $1: xlr, xlr-transient (without persistent grants), qemu-pvh" ;;
     esac
     expect 120 'guest: shell'
     sleep 1
     quiet_shell
     must 30 "ip addr add $lan.50/24 dev eth0 && ip link set eth0 up && ping -c 1 -w 10 $lan.1"
 }
-process() { case $1 in xlr) pidof xen-emu ;; *) pidof qemu-system-x86_64 || pidof ld-linux-x86-64.so.2 ;; esac; }
+process() { case $1 in xlr*) pidof xen-emu ;; *) pidof qemu-system-x86_64 || pidof ld-linux-x86-64.so.2 ;; esac; }
 # note PROGRAM METRIC VALUE
 note() { [ -n "$3" ] && echo "$3" >>"values/$2|$1"; }
 # traced PROGRAM COMMAND: runs it in the guest; exits and calls are what it cost, whole.

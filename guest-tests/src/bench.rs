@@ -38,7 +38,7 @@ pub struct Bench {
     /// Seconds of each load of a device [default: 10] or of the store [default: 1]
     #[arg(long)]
     seconds: Option<u32>,
-    /// What to measure: xlr, qemu-pvh (QEMU's vmlinux entry), qemu-hvm (its bzImage entry; boots only)
+    /// What to measure: xlr, xlr-transient (no persistent grants; disk), qemu-pvh (QEMU's vmlinux entry), qemu-hvm (its bzImage entry; boots)
     #[arg(long, value_delimiter = ',', default_value = "xlr,qemu-pvh,qemu-hvm")]
     programs: Vec<String>,
 }

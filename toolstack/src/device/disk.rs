@@ -1,4 +1,4 @@
-//! `disk=`: xl-disk-configuration(5), and `cache=` and `sector-size=`.
+//! `disk=`: xl-disk-configuration(5), and `cache=`, `sector-size=` and `persistent-grants=`.
 
 use super::disk_words::Words;
 use super::params::{Form, Params};
@@ -27,6 +27,7 @@ pub const KEYS: &[(&str, Form)] = &[
     ("grant_usage", Form::Value),
     ("cache", Form::Value),
     ("sector-size", Form::Value),
+    ("persistent-grants", Form::Value),
     ("colo", Form::Flag),
     ("colo-host", Form::Value),
     ("colo-port", Form::Value),
@@ -117,6 +118,7 @@ pub fn disk(params: &Params) -> Result<Placed, Diag> {
         discard: !params.is_set("no-discard"),
         cache: params.choice("cache", CACHES)?.unwrap_or_default(),
         sector_size: params.choice("sector-size", &[("512", 512), ("4096", 4096)])?,
+        persistent: params.choice("persistent-grants", &[("0", false), ("1", true)])?.unwrap_or(true),
         force,
         script,
         backendtype: params.choice("backendtype", BACKENDS)?.map(str::to_owned),

@@ -92,6 +92,8 @@ pub struct DiskConfig {
     pub cache: DiskCache,
     /// Logical sector size, 512 or 4096; none = what the image has.
     pub sector_size: Option<u32>,
+    /// Persistent grants are offered.
+    pub persistent: bool,
     /// No lock is taken: another domain may have the image open for writing (`w!`).
     pub force: bool,
     /// Hotplug script to run, if one was given.

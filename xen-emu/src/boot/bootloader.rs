@@ -178,6 +178,7 @@ mod tests {
             discard: false,
             cache: DiskCache::None,
             sector_size: None,
+            persistent: true,
             force: false,
             script: None,
             backendtype: None,

@@ -80,9 +80,9 @@ fn disks_in_other_words() {
             }
         }
     }
-    let ours = disk("/i=a,raw,xvda,w!,cache=writeback,sector-size=4096");
+    let ours = disk("/i=a,raw,xvda,w!,cache=writeback,sector-size=4096,persistent-grants=0");
     assert_eq!((ours.target, ours.force, ours.cache), (Some("/i=a".into()), true, DiskCache::Writeback));
-    assert_eq!(ours.sector_size, Some(4096));
+    assert_eq!((ours.sector_size, ours.persistent), (Some(4096), false));
     assert_eq!(disk("null,,xvda").target, Some("/dev/null".into()), "below /dev first");
     let words = ["phy:/dev/x".to_owned(), "xvdb".into(), "r".into()];
     let attached = disk_of(&words).unwrap().device;

@@ -51,6 +51,7 @@ fn plain_disk(target: &str, vdev: &str, devid: u32) -> DiskConfig {
         discard: true,
         cache: DiskCache::None,
         sector_size: None,
+        persistent: true,
         force: false,
         script: None,
         backendtype: None,

@@ -14,6 +14,7 @@ fn print_disk(disk: &DiskConfig) -> String {
         if disk.discard { "discard" } else { "no-discard" }.into(),
         format!("cache={}", serde_json::to_value(disk.cache).unwrap().as_str().unwrap()),
         format!("sector-size={}", disk.sector_size.map_or_else(String::new, |size| size.to_string())),
+        format!("persistent-grants={}", u8::from(disk.persistent)),
         format!("script={}", disk.script.as_deref().unwrap_or_default()),
         format!("backendtype={}", disk.backendtype.as_deref().unwrap_or_default()),
     ];
@@ -89,6 +90,7 @@ const DISK_WORDS: &[&str] = &[
     "no-discard",
     "cache=unsafe",
     "sector-size=512",
+    "persistent-grants=0",
     "target=/a",
     "target=",
     "target",

@@ -37,6 +37,7 @@ pub fn config(target: &Path, format: DiskFormat, cache: DiskCache) -> DiskConfig
         discard: true,
         cache,
         sector_size: None,
+        persistent: true,
         force: false,
         script: None,
         backendtype: None,

@@ -233,7 +233,7 @@ impl Device for Blk {
     fn advertise(&self) -> Nodes {
         let mut list = nodes(&[
             ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS.into()),
-            ("feature-persistent", 1),
+            ("feature-persistent", self.config.persistent.into()),
             ("feature-flush-cache", 1),
             ("feature-barrier", 1),
             ("multi-queue-max-queues", self.queues.into()),
@@ -260,7 +260,7 @@ impl Device for Blk {
             Some(name) => Abi::named(name.trim())
                 .ok_or_else(|| DeviceError(format!("the frontend's protocol {name:?} is not known")))?,
         };
-        let persistent = front.flag("feature-persistent");
+        let persistent = self.config.persistent && front.flag("feature-persistent");
         if let Some(disk) = &self.disk {
             disk.refresh().map_err(|e| DeviceError(format!("{}: {e}", disk.path().display())))?;
         }

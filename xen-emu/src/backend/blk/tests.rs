@@ -213,10 +213,13 @@ fn a_barrier_parts_what_is_before_from_what_is_behind() {
 
 #[test]
 fn grants_that_are_not_there_fail_their_request_alone() {
-    for persistent in [false, true] {
+    for (offered, wanted) in [(true, false), (false, true), (true, true)] {
         let file = image(DiskFormat::Raw);
-        let mut guest = guest_of(file.path(), DiskFormat::Raw, DiskCache::None, EngineKind::Auto);
-        guest.connect(Wish { persistent, ..Wish::default() }).unwrap();
+        let config =
+            DiskConfig { persistent: offered, ..config(file.path(), DiskFormat::Raw, DiskCache::None) };
+        let mut guest = Guest::new(Blk::open(&config, 1).unwrap(), 0);
+        guest.connect(Wish { persistent: wanted, ..Wish::default() }).unwrap();
+        let persistent = offered && wanted;
         revoke(&*guest.ram, Gref(DATA + 1)).unwrap();
         grant(&*guest.ram, Gref(DATA + 2), Gfn((DATA + 2).into()), true).unwrap();
         grant(&*guest.ram, Gref(DATA + 3), Gfn(FRAMES + 5), false).unwrap();

@@ -159,6 +159,7 @@ fn disk() -> Device {
         discard: true,
         cache: DiskCache::None,
         sector_size: None,
+        persistent: true,
         force: false,
         script: None,
         backendtype: None,
