@@ -215,6 +215,10 @@ pub const TESTS: &[Test] = &[
         60,
     ),
     test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 180),
+    test("micro-errno-fifo", "micro.sh", &["errno", "64", FIFO], 120),
+    // From 2-level to FIFO while vCPUs send, of which there are three.
+    test("micro-switch-fifo", "micro.sh", &["switch", "64", FIFO, "vcpus = 3"], 180),
+    test("hostile-neighbour-fifo", "hostile.sh", &[FIFO], 300),
     test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
     test(
         "stress-fifo-4cpu",

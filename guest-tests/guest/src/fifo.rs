@@ -34,6 +34,12 @@ pub fn init_control(vcpu: u32) -> Result<u8, Errno> {
     Ok(arg.link_bits)
 }
 
+/// Clears control blocks and heads, before FIFO is begun anew.
+pub fn forget() {
+    CONTROL.fill(0);
+    HEADS.iter().flatten().for_each(|head| head.store(0, Ordering::SeqCst));
+}
+
 /// Adds the pages of event words, all ports masked, for so many ports at most.
 ///
 /// # Errors

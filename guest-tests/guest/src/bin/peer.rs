@@ -15,7 +15,7 @@ use guest::hypercall::{self, address, grant_table_op, op};
 use guest::page::Page;
 use guest::{Verdict, check, check_eq, fail, println, smp};
 use xen_abi::Errno;
-use xen_abi::event_channel::{AllocUnbound, BindInterdomain, Close, EvtchnOp, EvtchnStat, Status};
+use xen_abi::event_channel::{AllocUnbound, BindInterdomain, Close, EvtchnOp, EvtchnStat, Reset, Status};
 use xen_abi::grant_table::{
     Copy, CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GntStatus, GnttabOp, GrantEntryV1, MapGrantRef,
     UnmapGrantRef, gntmap, gtf,
@@ -55,8 +55,24 @@ fn run() -> Verdict {
     let Some(peer) = words.number("peer=").and_then(|id| u16::try_from(id).ok()).map(Domid) else {
         return alone();
     };
+    not_ours(peer)?;
     let table = grant(peer)?;
     if words.has("server") { server(&events, peer, table, first) } else { client(&events, peer, first) }
+}
+
+/// The ports of another domain, which lives, are not ours to use.
+fn not_ours(peer: Domid) -> Verdict {
+    let mut alloc = AllocUnbound { dom: peer, remote_dom: Domid::SELF, port: Port(0) };
+    check_eq!(evtchn_op(EvtchnOp::ALLOC_UNBOUND, &mut alloc), Err(Errno::EPERM), "a port for {peer}");
+    let mut status = Status { dom: peer, port: Port(1), ..Status::new_zeroed() };
+    check_eq!(evtchn_op(EvtchnOp::STATUS, &mut status), Err(Errno::EPERM), "status of a port of {peer}");
+    check_eq!(evtchn_op(EvtchnOp::RESET, &mut Reset { dom: peer }), Err(Errno::EPERM), "reset of {peer}");
+    check_eq!(
+        evtchn_op(EvtchnOp::RESET, &mut Reset { dom: NOBODY }),
+        Err(Errno::ESRCH),
+        "reset of no domain"
+    );
+    Ok(())
 }
 
 fn alone() -> Verdict {
