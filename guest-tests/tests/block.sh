@@ -52,6 +52,6 @@ xlr block-detach --force g xvdb || fail "block-detach --force ended with status 
 xlr block-list g >listed
 [ "$(wc -l <listed)" = 2 ] || { cat listed; fail 'a disk taken by force is left in block-list'; }
 ls -l /proc/"$(pidof xen-emu)"/fd | grep "$scratch" && fail 'a disk taken by force is still open'
-grep -E 'BUG:|Oops|Call Trace|WARNING: CPU' g.log && fail "the guest's kernel complains"
+in_guest 60 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
 xlr destroy g || fail "destroy ended with status $?"
 nothing_left "$id"

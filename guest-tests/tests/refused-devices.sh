@@ -62,7 +62,8 @@ attach '(one|two).qcow2.*(loop|itself|chain|in use)' "$folder/one.qcow2,qcow2,xv
 
 # In use by another domain, which is named; unless that is wanted.
 guest other 6.12-cloud wait "disk = [\"$folder/good.img,raw,xvdb,rw\"]"
-xlr create other.cfg || fail "create ended with status $?"
+# Paused, so that it changes nothing in the store by itself.
+xlr create -p other.cfg || fail "create ended with status $?"
 nodes >nodes-before
 pid_of_g=$pid
 refused_in_use() {
