@@ -91,17 +91,19 @@ fn wait(page: &Page, wanted: impl Fn(u32) -> bool) -> bool {
             Ok(_) => {}
             Err(_) => return false,
         }
-        if attempt.is_multiple_of(1024) {
-            notify();
+        // Without its port, after EVTCHNOP_reset, the back-end looks when the domain ends.
+        if attempt.is_multiple_of(1024) && !notify() {
+            return false;
         }
         let _ = hypercall::op_null(Hypercall::SCHED_OP, SchedOp::YIELD.0);
     }
     false
 }
 
-fn notify() {
+/// Whether there is somebody to be notified.
+fn notify() -> bool {
     let port = Port(PORT.load(Ordering::Relaxed));
-    let _ = hypercall::op(Hypercall::EVENT_CHANNEL_OP, EvtchnOp::SEND.0, &mut Send { port });
+    hypercall::op(Hypercall::EVENT_CHANNEL_OP, EvtchnOp::SEND.0, &mut Send { port }).is_ok()
 }
 
 /// Waits until the back-end has taken everything.

@@ -10,7 +10,7 @@ use guest::events::{self, Events, bind_ipi, evtchn_op, send};
 use guest::hypercall::{self, address};
 use guest::page::Page;
 use guest::smp::{spin_until, start_vcpu};
-use guest::{Verdict, acpi, apic, check, check_eq, cpu, println};
+use guest::{Verdict, acpi, apic, check, check_eq, println};
 use xen_abi::Errno;
 use xen_abi::event_channel::fifo::{BUSY, LINK_MASK, LINKED, MASKED, PENDING, WORDS_PER_PAGE};
 use xen_abi::event_channel::{EvtchnOp, ExpandArray, InitControl, Reset};
@@ -24,7 +24,7 @@ use zerocopy::FromZeros;
 
 guest::test!(run, other);
 
-const CALLS: u32 = 1500;
+const CALLS: u32 = 300;
 const PORTS: u32 = 900;
 /// Binds made by one multicall.
 const AT_ONCE: usize = 64;
@@ -34,8 +34,8 @@ const ARG: usize = 64;
 /// Event words. What the ports beyond the second page have lies in the third.
 static ARRAY: [Page; 3] = [const { Page::zero() }; 3];
 static CONTROL: Page = Page::zero();
-/// Where arguments lie, and areas that are registered.
-static SCRATCH: [Page; 2] = [const { Page::zero() }; 2];
+/// Where arguments lie, areas that are registered, and what an area at the end of its page reaches into.
+static SCRATCH: [Page; 3] = [const { Page::zero() }; 3];
 /// Whether the other vCPU is to change words; it does so no longer, or not yet.
 static SCRIBBLES: AtomicBool = AtomicBool::new(false);
 static SCRIBBLED: AtomicU32 = AtomicU32::new(0);
@@ -382,7 +382,12 @@ fn sched_op(random: &mut Random, arg: u64) -> Result<i64, Errno> {
     hypercall::call(Hypercall::SCHED_OP, &[op.0.into(), arg])
 }
 
-/// Words of nonsense, as fast as can be, while the other one calls.
+/// Where both share one CPU the caller is to have it most of the time.
+fn give_way() {
+    let _ = hypercall::op_null(Hypercall::SCHED_OP, SchedOp::YIELD.0);
+}
+
+/// Words of nonsense while the other one calls.
 fn other(_vcpu: u32) {
     let mut random = Random(0x1234_5678_9abc_def1);
     loop {
@@ -398,8 +403,11 @@ fn other(_vcpu: u32) {
                 1 => second.u32(at).store(word, SeqCst),
                 _ => first.u32(at).store(word, SeqCst),
             }
-            SCRIBBLED.fetch_add(1, SeqCst);
+            if SCRIBBLED.fetch_add(1, SeqCst).is_multiple_of(64) {
+                give_way();
+            }
+        } else {
+            give_way();
         }
-        cpu::pause();
     }
 }

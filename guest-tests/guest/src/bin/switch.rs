@@ -23,9 +23,9 @@ const CHANNELS: usize = 6;
 /// Ports that stay unused: by the first ones the console would be heard.
 const UNUSED: u32 = 8;
 const PORTS: usize = 128;
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 3;
 /// Events before each switch, and after it.
-const EVENTS: u64 = 600;
+const EVENTS: u64 = 150;
 /// Yields that nothing takes as many as.
 const PATIENCE: u32 = 500_000;
 /// Vector of vCPU 0; the others' follow.
