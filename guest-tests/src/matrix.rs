@@ -268,7 +268,7 @@ pub const TESTS: &[Test] = &[
     test("store-killed", "store-killed.sh", &["debian-12"], 300),
     test("list", "list.sh", &[], 60),
     test("bad-input", "bad-input.sh", &[], 120),
-    test("console-flood", "flood.sh", &[], 180),
+    test("console-flood", "flood.sh", &[], 400),
     test("console-readers", "readers.sh", &[], 90),
     test("block-devices", "block.sh", &["debian-12"], 600),
     test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 7200),

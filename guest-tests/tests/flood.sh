@@ -7,7 +7,7 @@ xlr console g <>stdin >g.log 2>&1 &
 reader=$!
 sleep 1
 xlr unpause g
-gone g 150
+gone g 300
 wait $reader
 tr -d '\r' <g.log | sed -n '/guest: flood begins/,/guest: flood ends/p' | grep -v -e 'guest:' -e '^\[ ' >got
 awk 'BEGIN { for (i = 1; i <= 30000; i++) printf "%06d 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n", i }' >sent
