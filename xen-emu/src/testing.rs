@@ -1,5 +1,6 @@
 //! What the tests of several modules share.
 
+pub mod alloc;
 pub mod fuzz;
 
 use std::collections::HashMap;

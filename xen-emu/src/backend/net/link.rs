@@ -3,12 +3,16 @@
 use super::proto::checksum::Sum;
 use super::proto::offload::{Accepts, VnetHeader};
 use crate::backend::device::DeviceError;
+use smallvec::SmallVec;
 use std::io;
 use std::os::fd::BorrowedFd;
 use vm_memory::VolatileSlice;
 
 /// Guest memory, or memory of ours in its place.
 pub type Slice<'a> = VolatileSlice<'a>;
+
+/// The pieces of a packet, one behind the other: as many as any has, or else a vector.
+pub type Slices<'a> = SmallVec<[Slice<'a>; 20]>;
 
 /// A queue of packets. Nothing here blocks; [`io::ErrorKind::WouldBlock`] says that [`Link::fd`] is not ready.
 pub trait Link: Send {
@@ -84,7 +88,7 @@ pub fn scatter(bytes: &[u8], slices: &[Slice<'_>]) -> usize {
 }
 
 /// The slices without their first `skip` bytes.
-pub fn behind<'a>(slices: &[Slice<'a>], mut skip: usize) -> Vec<Slice<'a>> {
+pub fn behind<'a>(slices: &[Slice<'a>], mut skip: usize) -> Slices<'a> {
     let rest = |slice: &Slice<'a>| {
         let here = skip.min(slice.len());
         skip -= here;

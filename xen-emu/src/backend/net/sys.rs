@@ -179,19 +179,24 @@ pub fn add_port(control: &impl AsFd, bridge: &str, port: &str) -> io::Result<()>
 }
 
 /// Iovecs over slices; valid as long as the slices are.
-fn vector(slices: &[Slice<'_>]) -> io::Result<([libc::iovec; VECTOR_MAX], libc::c_int)> {
+fn vector<'a, 'm: 'a>(
+    slices: impl IntoIterator<Item = &'a Slice<'m>>,
+) -> io::Result<([libc::iovec; VECTOR_MAX], libc::c_int)> {
     let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; VECTOR_MAX];
-    if slices.len() > VECTOR_MAX {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, slice) in vector.iter_mut().zip(slices) {
+    let mut count = 0;
+    for slice in slices {
+        let to = vector.get_mut(count).ok_or(io::ErrorKind::InvalidInput)?;
         *to = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
+        count += 1;
     }
-    Ok((vector, libc::c_int::try_from(slices.len()).map_err(io::Error::other)?))
+    Ok((vector, libc::c_int::try_from(count).map_err(io::Error::other)?))
 }
 
 /// `writev` from guest memory.
-pub fn write_from(fd: &impl AsFd, slices: &[Slice<'_>]) -> io::Result<usize> {
+pub fn write_from<'a, 'm: 'a>(
+    fd: &impl AsFd,
+    slices: impl IntoIterator<Item = &'a Slice<'m>>,
+) -> io::Result<usize> {
     let (vector, count) = vector(slices)?;
     // SAFETY: each entry is a slice that outlives the call; the kernel copies from memory that others may change.
     let written = unsafe { libc::writev(fd.as_fd().as_raw_fd(), vector.as_ptr(), count) };
@@ -199,7 +204,10 @@ pub fn write_from(fd: &impl AsFd, slices: &[Slice<'_>]) -> io::Result<usize> {
 }
 
 /// `readv` into guest memory.
-pub fn read_into(fd: &impl AsFd, slices: &[Slice<'_>]) -> io::Result<usize> {
+pub fn read_into<'a, 'm: 'a>(
+    fd: &impl AsFd,
+    slices: impl IntoIterator<Item = &'a Slice<'m>>,
+) -> io::Result<usize> {
     let (vector, count) = vector(slices)?;
     // SAFETY: each entry is a slice of volatile memory that outlives the call and that nothing refers to.
     let read = unsafe { libc::readv(fd.as_fd().as_raw_fd(), vector.as_ptr(), count) };

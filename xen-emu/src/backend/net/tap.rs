@@ -206,15 +206,13 @@ impl Link for TapLink {
 
     fn send(&mut self, header: &VnetHeader, head: &mut [u8], rest: &[Slice<'_>]) -> io::Result<()> {
         let mut header = *header;
-        let mut slices = vec![Slice::from(header.as_mut_bytes()), Slice::from(head)];
-        slices.extend(rest.iter().cloned());
-        sys::write_from(&self.tun, &slices).map(drop)
+        let first = [Slice::from(header.as_mut_bytes()), Slice::from(head)];
+        sys::write_from(&self.tun, first.iter().chain(rest)).map(drop)
     }
 
     fn receive(&mut self, header: &mut VnetHeader, into: &[Slice<'_>]) -> io::Result<usize> {
-        let mut slices = vec![Slice::from(header.as_mut_bytes())];
-        slices.extend(into.iter().cloned());
-        let read = sys::read_into(&self.tun, &slices)?;
+        let first = Slice::from(header.as_mut_bytes());
+        let read = sys::read_into(&self.tun, std::iter::once(&first).chain(into))?;
         read.checked_sub(size_of::<VnetHeader>()).ok_or_else(|| ErrorKind::InvalidData.into())
     }
 

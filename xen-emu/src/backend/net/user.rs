@@ -1,7 +1,7 @@
 //! User-mode networking by passt: frames on a stream socket, each behind its length (32 bits, big-endian), without
 //! offloads. passt ends when our end of the socket is closed, so it never outlives the domain.
 
-use super::link::{Attachment, Link, Slice, behind, gather, scatter};
+use super::link::{Attachment, Link, Slice, Slices, behind, gather, scatter};
 use super::proto::offload::{Accepts, VnetHeader};
 use super::sys;
 use crate::backend::device::DeviceError;
@@ -163,8 +163,8 @@ impl Link for Stream {
         }
         let size = head.len() + rest.iter().map(|slice| slice.len()).sum::<usize>();
         let mut prefix = u32::try_from(size).map_err(io::Error::other)?.to_be_bytes();
-        let mut slices = vec![Slice::from(prefix.as_mut_slice()), Slice::from(head)];
-        slices.extend(rest.iter().cloned());
+        let first = [Slice::from(prefix.as_mut_slice()), Slice::from(head)];
+        let slices: Slices<'_> = first.into_iter().chain(rest.iter().cloned()).collect();
         let sent = sys::write_from(&self.socket, &slices)?;
         let left = behind(&slices, sent);
         self.unsent.resize(PREFIX + size - sent, 0);

@@ -47,11 +47,15 @@ impl Announce {
     }
 
     /// The responses for a packet of `size` bytes, whose requests had these ids; as many as [`Announce::slots`].
-    pub fn responses(&self, size: usize, ids: impl Iterator<Item = u16>) -> Vec<[u8; RX_SLOT]> {
+    pub fn responses(
+        &self,
+        size: usize,
+        ids: impl Iterator<Item = u16>,
+    ) -> impl Iterator<Item = [u8; RX_SLOT]> {
         let (extras, chunks) = (self.extras(), chunks(size));
         let mut infos = self.infos();
         let mut chunk = 0;
-        let response = |(slot, id)| {
+        let response = move |(slot, id)| {
             if (1..=extras).contains(&slot) {
                 return infos.next().unwrap_or_default();
             }
@@ -62,7 +66,7 @@ impl Announce {
             chunk += 1;
             answer(id, first | more, NetifRsp(i16::try_from(bytes).unwrap_or(i16::MAX)))
         };
-        ids.take(extras + chunks).enumerate().map(response).collect()
+        ids.take(extras + chunks).enumerate().map(response)
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
         let gso = Some(ExtraGso { size: 1448, r#type: GsoType::TCPV4, pad: 0, features: 0 });
         let hash = Some(ExtraHash { r#type: 1, algorithm: 1, value: [1, 2, 3, 4] });
         let announce = Announce { flags: rxf::CSUM_BLANK | rxf::DATA_VALIDATED, gso, hash };
-        let slots = announce.responses(9000, 10..);
+        let slots = announce.responses(9000, 10..).collect::<Vec<_>>();
         assert_eq!(slots.len(), announce.slots(9000));
         let data = |i: usize| {
             let r = RxResponse::read_from_bytes(&slots[i]).unwrap();
@@ -99,6 +103,6 @@ mod tests {
         assert_eq!(slots[1], [1, 1, 0xa8, 5, 1, 0, 0, 0]);
         assert_eq!(slots[2], [4, 0, 1, 1, 1, 2, 3, 4]);
         assert_eq!((data(3), data(4)), ((13, rxf::MORE_DATA, 4096), (14, 0, 808)));
-        assert_eq!(Announce::default().responses(60, 7..).len(), 1);
+        assert_eq!(Announce::default().responses(60, 7..).count(), 1);
     }
 }

@@ -10,7 +10,7 @@ use super::window::Window;
 use crate::backend::device::DeviceError;
 use crate::backend::net::counters::count;
 use crate::backend::net::grant::Grant;
-use crate::backend::net::link::{Link, Slice, behind, checksum, gather, scatter};
+use crate::backend::net::link::{Link, Slice, Slices, behind, checksum, gather, scatter};
 use crate::backend::net::proto::headers::parse;
 use crate::backend::net::proto::offload::{VnetHeader, receive};
 use crate::backend::net::proto::spread::{Announce, chunks};
@@ -133,7 +133,7 @@ impl Rx {
         }
         let layout = self.layout(link.longest());
         let page = |chunk| self.window.page(cx, layout.slot(chunk));
-        let Some(mut into) = (0..layout.placed).map(page).collect::<Option<Vec<Slice<'_>>>>() else {
+        let Some(mut into) = (0..layout.placed).map(page).collect::<Option<Slices<'_>>>() else {
             // The guest has given away the memory under a grant in use.
             self.window.refuse(cx, 1)?;
             return Ok(Idle::Turn);
@@ -214,7 +214,7 @@ impl Rx {
             return Ok(Idle::Starved);
         }
         staged.place(cx, &self.window, &self.buffer);
-        self.window.respond(cx, slots, |ids| staged.announce.responses(staged.size, ids))?;
+        self.window.respond(cx, &staged.announce, staged.size)?;
         if chunks(staged.size) > 1 {
             (self.long, self.extras) = (LONG, staged.announce.extras());
         } else {

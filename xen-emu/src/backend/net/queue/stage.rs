@@ -3,10 +3,11 @@
 use super::Cx;
 use super::window::Window;
 use crate::backend::net::counters::count;
-use crate::backend::net::link::Slice;
+use crate::backend::net::link::{Slice, Slices};
 use crate::backend::net::proto::PAGE;
 use crate::backend::net::proto::offload::VnetHeader;
 use crate::backend::net::proto::spread::{Announce, chunks};
+use smallvec::SmallVec;
 use vm_memory::{MmapRegion, VolatileMemory};
 
 /// Pages that the longest packet fills.
@@ -74,7 +75,7 @@ impl Staged {
     }
 
     /// All of it, in order.
-    pub fn pieces<'a>(&self, cx: &'a Cx, window: &Window, buffer: &'a Buffer) -> Vec<Slice<'a>> {
+    pub fn pieces<'a>(&self, cx: &'a Cx, window: &Window, buffer: &'a Buffer) -> Slices<'a> {
         (0..chunks(self.size)).filter_map(|n| self.chunk(cx, window, buffer, n)).collect()
     }
 
@@ -95,7 +96,7 @@ impl Staged {
         let moved = (0..right.placed).filter(wrong);
         // Nothing is written over before it was moved itself.
         let up = right.skipped > self.layout.skipped;
-        let order: Vec<usize> = if up { moved.rev().collect() } else { moved.collect() };
+        let order: SmallVec<[usize; CHUNKS]> = if up { moved.rev().collect() } else { moved.collect() };
         for n in order {
             let (from, to) = (self.chunk(cx, window, buffer, n), window.page(cx, right.slot(n)));
             if let (Some(from), Some(to)) = (from, to) {

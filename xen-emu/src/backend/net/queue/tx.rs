@@ -4,14 +4,15 @@ use super::Cx;
 use crate::backend::device::DeviceError;
 use crate::backend::net::counters::count;
 use crate::backend::net::grant::Grant;
-use crate::backend::net::link::{Link, Slice, behind, checksum, gather};
+use crate::backend::net::link::{Link, Slice, Slices, behind, checksum, gather};
 use crate::backend::net::proto::HEAD;
 use crate::backend::net::proto::chain::{Chain, Step};
 use crate::backend::net::proto::offload::{VnetHeader, transmit};
 use crate::log::limited;
+use smallvec::SmallVec;
 use std::io::ErrorKind;
 use std::time::Instant;
-use xen_abi::io::netif::{NetifRsp, TX_SLOT};
+use xen_abi::io::netif::{NR_SLOTS_MIN, NetifRsp, TX_SLOT};
 use xen_domain::ring::BackRing;
 
 /// Slots taken in one turn.
@@ -133,7 +134,7 @@ impl Tx {
             Ok(pinned) => pinned,
             Err(why) => return refuse(&why),
         };
-        let slices: Result<Vec<Slice<'_>>, _> = pinned
+        let slices: Result<Slices<'_>, _> = pinned
             .iter()
             .zip(&self.chain.fragments)
             .map(|(grant, f)| cx.memory.slice(grant.at.gpa.offset(f.offset.into()), f.size.into()))
@@ -159,7 +160,7 @@ impl Tx {
         }
     }
 
-    fn pin(&self, cx: &Cx) -> Result<Vec<Grant>, String> {
+    fn pin(&self, cx: &Cx) -> Result<SmallVec<[Grant; NR_SLOTS_MIN]>, String> {
         let pin = |fragment: &super::Fragment| {
             let grant = Grant::pin(&cx.grants, fragment.gref, false).map_err(|e| e.to_string())?;
             match grant.at.len.checked_sub(fragment.offset) {

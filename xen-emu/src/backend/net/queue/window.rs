@@ -6,7 +6,7 @@ use crate::backend::net::counters::count;
 use crate::backend::net::grant::Grant;
 use crate::backend::net::link::Slice;
 use crate::backend::net::proto::PAGE;
-use crate::backend::net::proto::spread::answer;
+use crate::backend::net::proto::spread::{Announce, answer};
 use crate::log::limited;
 use std::collections::VecDeque;
 use xen_abi::io::netif::{NR_SLOTS_MIN, NetifRsp, RX_SLOT, RxRequest};
@@ -87,15 +87,12 @@ impl Window {
         Ok(())
     }
 
-    /// Uses up the first requests: their ids become responses.
-    pub fn respond(
-        &mut self,
-        cx: &Cx,
-        slots: usize,
-        responses: impl FnOnce(&mut dyn Iterator<Item = u16>) -> Vec<[u8; RX_SLOT]>,
-    ) -> Result<(), DeviceError> {
-        let mut ids = self.slots.drain(..slots.min(self.slots.len())).map(|slot| slot.id);
-        responses(&mut ids).iter().try_for_each(|response| self.ring.push(cx.mem(), response)).map_err(broken)
+    /// Uses up the first requests: their ids become the responses that announce a packet of `size` bytes.
+    pub fn respond(&mut self, cx: &Cx, announce: &Announce, size: usize) -> Result<(), DeviceError> {
+        let slots = announce.slots(size);
+        let ids = self.slots.drain(..slots.min(self.slots.len())).map(|slot| slot.id);
+        let mut responses = announce.responses(size, ids);
+        responses.try_for_each(|response| self.ring.push(cx.mem(), &response)).map_err(broken)
     }
 
     /// Tells the guest of responses; true when it wants to be notified.

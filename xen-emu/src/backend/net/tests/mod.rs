@@ -12,6 +12,7 @@ use super::proto::offload::{Accepts, VnetHeader};
 use super::tap::TapLink;
 use crate::backend::device::{Channels, Connection, Device, DeviceError, EventChannel, Frontend};
 use crate::memory::Memory;
+use crate::testing::alloc::allocations;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use xen_abi::Gref;
 use xen_abi::io::netif::{
@@ -57,14 +58,19 @@ struct Sockets {
     ends: Vec<File>,
     offloads: bool,
     accepts: Arc<Mutex<Accepts>>,
+    allocations: Arc<AtomicU64>,
 }
 
-/// As the TAP, but it says that it does no offloads.
-struct Plain(TapLink);
+/// As the TAP, but it may say that it does no offloads, and counts what its thread has allocated when it was called.
+struct Counted {
+    link: TapLink,
+    offloads: bool,
+    allocations: Arc<AtomicU64>,
+}
 
-impl Link for Plain {
+impl Link for Counted {
     fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.fd()
+        self.link.fd()
     }
     fn send(
         &mut self,
@@ -72,32 +78,33 @@ impl Link for Plain {
         head: &mut [u8],
         rest: &[super::link::Slice<'_>],
     ) -> std::io::Result<()> {
-        self.0.send(header, head, rest)
+        self.allocations.store(allocations(), Ordering::SeqCst);
+        self.link.send(header, head, rest)
     }
     fn receive(
         &mut self,
         header: &mut VnetHeader,
         into: &[super::link::Slice<'_>],
     ) -> std::io::Result<usize> {
-        self.0.receive(header, into)
+        self.allocations.store(allocations(), Ordering::SeqCst);
+        self.link.receive(header, into)
     }
     fn longest(&self) -> usize {
-        self.0.longest()
+        self.link.longest()
     }
     fn offloads(&self) -> bool {
-        false
+        self.offloads
     }
 }
 
 impl Attachment for Sockets {
     fn links(&mut self, queues: usize, accepts: Accepts) -> Result<Vec<Box<dyn Link>>, DeviceError> {
         *self.accepts.lock().unwrap() = accepts;
-        let link = |end: &File| TapLink { tun: end.try_clone().unwrap() };
-        let ends = self.ends.iter().take(queues).map(link);
-        Ok(match self.offloads {
-            true => ends.map(|link| Box::new(link) as Box<dyn Link>).collect(),
-            false => ends.map(|link| Box::new(Plain(link)) as Box<dyn Link>).collect(),
-        })
+        let link = |end: &File| {
+            let (link, allocations) = (TapLink { tun: end.try_clone().unwrap() }, self.allocations.clone());
+            Box::new(Counted { link, offloads: self.offloads, allocations }) as Box<dyn Link>
+        };
+        Ok(self.ends.iter().take(queues).map(link).collect())
     }
     fn release(&mut self, _: Vec<Box<dyn Link>>) {}
     fn queues(&self) -> u32 {
@@ -173,6 +180,8 @@ pub struct Rig {
     pub vif: Vif,
     pub peers: Vec<File>,
     pub accepts: Arc<Mutex<Accepts>>,
+    /// Of a queue's thread, up to its last call to the other end.
+    pub allocations: Arc<AtomicU64>,
     queues: Vec<Rings>,
     nodes: BTreeMap<String, String>,
     free_gfns: Vec<Gfn>,
@@ -200,8 +209,9 @@ impl Rig {
             (File::from(a), File::from(b))
         };
         let (ends, peers) = (0..queues).map(|_| pair()).unzip();
-        let accepts = Arc::default();
-        let sockets = Sockets { ends, offloads, accepts: Arc::clone(&accepts) };
+        let (accepts, allocations) = (Arc::default(), Arc::default());
+        let sockets =
+            Sockets { ends, offloads, accepts: Arc::clone(&accepts), allocations: Arc::clone(&allocations) };
         let vif = Vif::with("vif7.0".into(), config(), Box::new(sockets), 4);
         let pins = Pins::alone(memory.clone(), 4);
         Rig {
@@ -212,6 +222,7 @@ impl Rig {
             vif,
             peers,
             accepts,
+            allocations,
             queues: Vec::new(),
             nodes: OFFLOADS.into_iter().chain(["request-rx-copy"]).map(|n| (n.into(), "1".into())).collect(),
             free_gfns: (16..RAM >> 12).rev().map(Gfn).collect(),

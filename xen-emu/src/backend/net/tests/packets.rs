@@ -123,6 +123,31 @@ fn long_packets_are_not_copied() {
     rig.disconnect();
 }
 
+/// A queue that has seen some packets asks for no memory for another, short or long, either way.
+#[test]
+fn packets_need_no_memory() {
+    let mut rig = Rig::new(1, true);
+    rig.connect().unwrap();
+    let rounds = |rig: &mut Rig, n: usize| {
+        for i in 0..n {
+            rig.post(0, 40 - rig.queues[0].posted.len());
+            let size = [60, 9000][i % 2];
+            let pieces: &[_] = [&[(60, 0)][..], &[(904, 10), (4096, 0), (4000, 96)]][i % 2];
+            rig.send(0, &bytes(size, 1), pieces, 0, None);
+            assert_eq!(rig.peer_receive(0).1, bytes(size, 1));
+            assert!(rig.answers(0).iter().all(|status| *status == NetifRsp::OKAY));
+            rig.peer_send(0, VnetHeader::default(), &bytes(size, 2));
+            assert_eq!(rig.receive(0).unwrap().data, bytes(size, 2));
+        }
+        rig.allocations.load(Ordering::SeqCst)
+    };
+    let before = rounds(&mut rig, 20);
+    let more = rounds(&mut rig, 200) - before;
+    // The table of pins may have grown.
+    assert!(more < 8, "400 packets made {more} allocations");
+    rig.disconnect();
+}
+
 /// A packet of the guest alone costs one call beside the wait: nobody asks a link that has said nothing.
 #[test]
 fn a_packet_from_the_guest_is_one_call() {
