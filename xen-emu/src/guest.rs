@@ -13,7 +13,7 @@ use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::pvclock;
 use crate::kvm::vcpu::{self, Mail, Thread};
 use crate::kvm::vm::Slots;
-use crate::kvm::{Interrupt, XenAccel, cpuid::apic_id, ioctl};
+use crate::kvm::{Interrupt, XenAccel, cpuid::apic_id};
 use crate::log::Dmesg;
 use crate::machine::{Action, Machine};
 use crate::memory::Memory;
@@ -310,19 +310,13 @@ impl Guest {
         }
     }
 
-    /// Signal a backend, without waiting. The process of another domain that has filled its eventfd and made that one to be
-    /// waited for, just now, keeps vCPU `own` until the timer's signal ends the write; then it has been signalled enough.
+    /// Signal a backend, without waiting: a timer's signal ends a write of vCPU `own` that does.
     pub fn signal_backend(&self, fds: &BackendFds, own: Option<u32>) {
-        if !ioctl::has_room(&fds.kick) {
-            return;
-        }
-        let watched = own.filter(|_| fds.shared).map(Timer::Signalling);
-        watched.into_iter().for_each(|timer| self.timers.set(timer, Some(HANGS)));
-        match fds.kick.write(1) {
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => crate::log::limited!(warn, "kick: {e}"),
-            _ => {}
-        }
-        watched.into_iter().for_each(|timer| self.timers.set(timer, None));
+        fds.signal(|on| {
+            if let Some(vcpu) = own {
+                self.timers.set(Timer::Signalling(vcpu), on.then_some(HANGS));
+            }
+        });
     }
 
     /// Interrupt a vCPU whose evtchn_upcall_pending has just gone from 0 to 1. A local APIC that is disabled takes

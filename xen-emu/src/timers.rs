@@ -223,4 +223,45 @@ mod tests {
         let came = thread.join().unwrap();
         assert_eq!(came, [Timer::Upcall(3), Timer::Poll(1), Timer::Singleshot(0)]);
     }
+
+    /// Another domain's process holds the eventfd by which a vCPU signals it: the vCPU writes, and the timer that is to end that write
+    /// is the real one.
+    #[test]
+    fn a_process_that_fills_its_eventfd_and_has_it_waited_for_holds_up_no_vcpu() {
+        use crate::kvm::backends::BackendFds;
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        use vmm_sys_util::signal::{Killable, SIGRTMIN};
+        crate::kvm::vcpu::install_kick().unwrap();
+        let full = u64::MAX - 1;
+        let timers = Arc::new(Timers::new().unwrap());
+        let fds = Arc::new(BackendFds { shared: true, ..BackendFds::new().unwrap() });
+        fds.kick.write(full).unwrap();
+        fds.signal(|_| panic!("a full one is not written to"));
+        assert_eq!(fds.kick.read().unwrap(), full);
+        let vcpu = {
+            let (timers, fds) = (timers.clone(), fds.clone());
+            std::thread::spawn(move || {
+                let watch = |on: bool| {
+                    if on {
+                        // What the other process does between our look and our write.
+                        fds.kick.write(full).unwrap();
+                        let theirs = crate::kvm::ioctl::share(&fds.kick).unwrap();
+                        fcntl(theirs, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+                    }
+                    timers.set(Timer::Signalling(0), on.then_some(Duration::from_millis(10)));
+                };
+                fds.signal(watch);
+                timers.stop();
+            })
+        };
+        let mut kicks = 0;
+        while let Some(timer) = timers.next() {
+            assert_eq!(timer, Timer::Signalling(0));
+            kicks += 1;
+            vcpu.kill(SIGRTMIN()).unwrap();
+        }
+        vcpu.join().unwrap();
+        assert!(kicks > 0, "the write has not waited");
+        assert_eq!(fds.kick.read().unwrap(), full, "nothing was added");
+    }
 }

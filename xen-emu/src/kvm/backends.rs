@@ -1,5 +1,6 @@
 //! The eventfds between a domain and its backends, and who brings to the guest what backends signal.
 
+use super::ioctl;
 use crate::forward::Forward;
 use crate::log::limited;
 use crate::machine::IOAPIC_PINS;
@@ -32,6 +33,26 @@ impl BackendFds {
     pub fn new() -> io::Result<BackendFds> {
         let flags = EFD_NONBLOCK | EFD_CLOEXEC;
         Ok(BackendFds { kick: EventFd::new(flags)?, notify: EventFd::new(flags)?, shared: false })
+    }
+
+    /// Signals the backend. One whose eventfd is full has been signalled. The process of another domain may fill its own, and
+    /// have it waited for, in the very moment in between: `watch(true)` is called before such a write and `watch(false)` after it, and
+    /// a signal to the thread ends it; then it has been signalled enough.
+    pub fn signal(&self, watch: impl Fn(bool)) {
+        if !ioctl::has_room(&self.kick) {
+            return;
+        }
+        let watch = |on| {
+            if self.shared {
+                watch(on)
+            }
+        };
+        watch(true);
+        match ioctl::add_one(&self.kick) {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => limited!(warn, "kick: {e}"),
+            _ => {}
+        }
+        watch(false);
     }
 }
 

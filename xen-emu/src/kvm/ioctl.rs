@@ -149,6 +149,17 @@ pub fn has_room(fd: &EventFd) -> bool {
     poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1)
 }
 
+/// Adds 1 to an eventfd. Where that waits a signal to the thread ends it, while [`EventFd::write`] would begin anew.
+///
+/// # Errors
+/// `Interrupted`, and nothing was added; the host's.
+pub fn add_one(fd: &EventFd) -> io::Result<()> {
+    // SAFETY: borrowed for no longer than `fd` is.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    rustix::io::write(borrowed, &1u64.to_ne_bytes())?;
+    Ok(())
+}
+
 /// Takes what an eventfd has counted; false where that is nothing. Never waits, whatever another process that holds it
 /// has made of its flags and its counter.
 pub fn take(fd: &EventFd) -> bool {
@@ -189,6 +200,8 @@ mod tests {
             fd.write(3).unwrap();
             assert_eq!((take(&fd), take(&fd)), (true, false));
             assert!(has_room(&fd));
+            add_one(&fd).unwrap();
+            assert_eq!(fd.read().unwrap(), 1);
             fd.write(u64::MAX - 1).unwrap();
             assert!(!has_room(&fd));
         }
