@@ -20,6 +20,7 @@ mod step;
 mod suite;
 mod system;
 mod tsc;
+mod ways;
 
 use std::process::ExitCode;
 

@@ -28,6 +28,7 @@ use crate::qemu::{default_memory_mib, free_memory_mib};
 use crate::run::{End, Event, Job, once};
 use crate::script::{Host, print, quote};
 use crate::step::step;
+use crate::ways;
 
 const FOLDER: &str = "guest-tests/tests";
 /// What an L1 takes in which the largest guest of the table runs.
@@ -56,8 +57,9 @@ pub struct Suite {
 
 /// One test to run, by the name it reports under.
 #[derive(Debug, Clone)]
-struct Case {
-    name: String,
+pub struct Case {
+    /// As `Test` has it.
+    pub name: String,
     host: Host,
     words: Vec<String>,
     limit: u64,
@@ -86,7 +88,7 @@ pub fn run(suite: &Suite) -> Result<u8> {
         filter => filter.iter().any(|f| name.contains(f.as_str())),
     };
     if suite.list {
-        TESTS.iter().filter(|t| chosen(t.name)).for_each(|t| println!("{}", t.name));
+        rows().filter(|case| chosen(&case.name)).for_each(|case| println!("{}", case.name));
         return Ok(0);
     }
     let tally = Mutex::new(Tally::default());
@@ -107,21 +109,28 @@ pub fn run(suite: &Suite) -> Result<u8> {
     }
     let all = (0..suite.repeat).flat_map(|_| cases.iter().cloned());
     let (with_xen, plain): (Vec<Case>, Vec<Case>) = all.partition(|case| matches!(case.host, Host::WithXen));
-    let machines = machines()?.min(with_xen.len().max(1));
+    let machines = machines()?.min(with_xen.len().max(plain.len()).max(1));
     // Everything is fetched before two ask for it at once.
-    job(&cache, &built, Host::WithXen, &with_xen.iter().cloned().collect(), out.join("all"))?;
+    for (host, cases) in [(Host::WithXen, &with_xen), (Host::Plain, &plain)] {
+        if !cases.is_empty() {
+            job(&cache, &built, host, &cases.iter().cloned().collect(), out.join("all"))?;
+        }
+    }
+    let shares = share(with_xen, machines).into_iter().zip(share(plain, machines));
     thread::scope(|scope| {
-        let workers: Vec<_> = (share(with_xen, machines).into_iter().enumerate())
-            .map(|(n, cases)| {
+        let workers: Vec<_> = (shares.enumerate())
+            .map(|(n, (with_xen, plain))| {
                 let (cache, built, tally, out) = (&cache, &built, &tally, out.join(format!("machine-{n}")));
-                scope.spawn(move || on_host(cache, built, Host::WithXen, cases, &out, tally))
+                scope.spawn(move || {
+                    on_host(cache, built, Host::WithXen, with_xen, &out, tally)?;
+                    on_host(cache, built, Host::Plain, plain, &out, tally)
+                })
             })
             .collect();
         workers.into_iter().try_for_each(|worker| {
             worker.join().unwrap_or_else(|_| Err(anyhow!("a thread of the harness has panicked")))
         })
     })?;
-    on_host(&cache, &built, Host::Plain, plain.into(), &out, &tally)?;
     let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let alone =
         if suite.filter.is_empty() && suite.repeat == 1 { tally.worth_again(cases) } else { Vec::new() };
@@ -163,12 +172,8 @@ fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
 /// The table, and three cases for every microkernel there is: by each of KVM's ways, and without KVM_XEN.
 fn cases(micro: &[PathBuf]) -> Vec<Case> {
     let kernel = |kind: &str, host, lines: &[&str]| {
-        let case = |name: &str| Case {
-            name: format!("micro-{kind}{name}"),
-            host,
-            words: words("micro.sh", &[&[name, "64"], lines].concat()),
-            limit: 120,
-            deaths: 0,
+        let case = |name: &str| {
+            Case::new(format!("micro-{kind}{name}"), host, "micro.sh", &[&[name, "64"], lines].concat(), 120)
         };
         let names = micro.iter().filter_map(|path| path.file_name());
         names.map(|name| case(&name.to_string_lossy())).collect::<Vec<_>>()
@@ -178,23 +183,26 @@ fn cases(micro: &[PathBuf]) -> Vec<Case> {
         kernel("portable-", Host::WithXen, &[PORTABLE]),
         kernel("plain-", Host::Plain, &[]),
     ];
-    kernels.into_iter().flatten().chain(TESTS.iter().map(Case::from)).collect()
+    kernels.into_iter().flatten().chain(rows()).collect()
+}
+
+/// All but those of the microkernels.
+fn rows() -> impl Iterator<Item = Case> {
+    TESTS.iter().map(Case::from).chain(ways::cases())
+}
+
+impl Case {
+    /// A script with its arguments, and the seconds until it has failed.
+    pub fn new(name: String, host: Host, script: &str, args: &[&str], limit: u64) -> Self {
+        let words = [script].iter().chain(args).map(|word| (*word).to_owned()).collect();
+        Self { name, host, words, limit, deaths: 0 }
+    }
 }
 
 impl From<&Test> for Case {
     fn from(test: &Test) -> Self {
-        Self {
-            name: test.name.to_owned(),
-            host: test.host,
-            words: words(test.script, test.args),
-            limit: test.limit,
-            deaths: 0,
-        }
+        Self::new(test.name.to_owned(), test.host, test.script, test.args, test.limit)
     }
-}
-
-fn words(script: &str, args: &[&str]) -> Vec<String> {
-    [script].iter().chain(args).map(|word| (*word).to_owned()).collect()
 }
 
 fn unit_tests() -> Verdict {

@@ -1,9 +1,10 @@
-# block.sh IMAGE: a disk comes, is written and verified, grows, goes while it is in use, and comes again; nothing is left over.
+# block.sh IMAGE [LINE...]: a disk comes, is written and verified, grows, goes while it is in use, and comes again; nothing is left over.
 . /lab/tests/lib-devices.sh
 take_disk "$1"
+shift
 scratch=${disk%/*}/scratch.img
 truncate -s 64M "$scratch"
-box g
+box g "$@"
 id=$(xlr domid g)
 descriptors() { ls /proc/"$(pidof xen-emu)"/fd | wc -l; }
 before=$(descriptors)

@@ -20,7 +20,7 @@ pid=$(domain_pid "/run/xlr/$id")
 xlr unpause flood
 xlr unpause hostile
 for name in flood hostile; do
-    until_true 240 grep -qE 'SUCCESS|SKIP|FAILURE' "$name.log" || { cat flood.log hostile.log; fail "$name does not come to its end"; }
+    until_true 3600 grep -qE 'SUCCESS|SKIP|FAILURE' "$name.log" || { cat flood.log hostile.log; fail "$name does not come to its end"; }
 done
 cat flood.log hostile.log
 for name in flood hostile; do

@@ -1,7 +1,8 @@
-# network.sh IMAGE: a card on a bridge: ping, TCP both ways, a file unharmed, and cards that come and go.
+# network.sh IMAGE [LINE...]: a card on a bridge: ping, TCP both ways, a file unharmed, and cards that come and go.
 . /lab/tests/lib-devices.sh
+shift
 lan
-box g 'vif = ["bridge=xenbr0,mac=00:16:3e:00:77:01"]'
+box g 'vif = ["bridge=xenbr0,mac=00:16:3e:00:77:01"]' "$@"
 id=$(xlr domid g)
 must 90 "ip addr add $lan.50/24 dev eth0 && ip link set eth0 up && cat /sys/class/net/eth0/address"
 want said '^00:16:3e:00:77:01$'

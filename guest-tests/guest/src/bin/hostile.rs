@@ -1,6 +1,7 @@
 //! A guest that does what it can against event channels: anything to every operation on ports, vCPUs and the scheduler, and event
 //! words, queues and control blocks of nonsense, which another vCPU goes on changing, on top of each other, and given back to the host.
-//! Every call must end, and events must work afterwards. `calls=N` says how many calls, `ports=N` how many ports.
+//! Every call must end, and events must work afterwards. `calls=N` says how many calls, `ports=N` how many
+//! ports, and `seed=N` which.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -45,6 +46,12 @@ static RESTS: AtomicBool = AtomicBool::new(false);
 struct Random(u64);
 
 impl Random {
+    /// As `seed=N` says.
+    fn new(of: u64) -> Self {
+        let seed = Words::read().number("seed=").unwrap_or(0);
+        Random(of ^ u64::from(seed).wrapping_mul(0xff51_afd7_ed55_8ccd))
+    }
+
     fn any(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -85,7 +92,7 @@ fn run() -> Verdict {
     let words = Words::read();
     let calls = words.number("calls=").unwrap_or(CALLS);
     let ports = words.number("ports=").unwrap_or(PORTS);
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     if acpi::cpus().count() > 1 {
         start_vcpu(1)?;
         check!(spin_until(|| RESTS.load(SeqCst)), "vCPU 1 does not start");
@@ -389,7 +396,7 @@ fn give_way() {
 
 /// Words of nonsense while the other one calls.
 fn other(_vcpu: u32) {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(0x1234_5678_9abc_def1);
     loop {
         let scribbles = SCRIBBLES.load(SeqCst);
         RESTS.store(!scribbles, SeqCst);
