@@ -137,6 +137,7 @@ impl Bench {
                 peer: true,
             },
             drives,
+            cpus: 1,
             memory_mib: default_memory_mib()?,
             limit,
             interactive: false,

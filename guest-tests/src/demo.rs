@@ -196,6 +196,7 @@ fn in_lab(cache: &Cache, built: Built, stay: bool, shown: &mut Vec<u8>) -> Resul
         kernel: Kernel::get(cache, KERNEL)?,
         contents: Contents { programs: built.programs, guests, files, settings, start, peer: false },
         drives: Vec::new(),
+        cpus: 1,
         memory_mib: default_memory_mib()?.min(3072),
         limit: LIMIT,
         interactive: stay,

@@ -1,7 +1,7 @@
 //! The table of tests that run in L1: a name, L1's kernel, a script of guest-tests/tests and its arguments. Microkernels add themselves,
 //! and `ways.rs` adds what is done in every way that events come.
 
-use crate::script::Host::{self, Plain, WithXen};
+use crate::script::Host::{self, Plain, TwoCpus, WithXen};
 
 /// One row.
 #[derive(Debug)]
@@ -25,6 +25,11 @@ const fn test(name: &'static str, script: &'static str, args: &'static [&'static
 /// The same in an L1 without KVM_XEN.
 const fn plain(name: &'static str, script: &'static str, args: &'static [&'static str], limit: u64) -> Test {
     Test { host: Plain, ..test(name, script, args, limit) }
+}
+
+/// The same in an L1 with two CPUs.
+const fn two(name: &'static str, script: &'static str, args: &'static [&'static str], limit: u64) -> Test {
+    Test { host: TwoCpus, ..test(name, script, args, limit) }
 }
 
 /// The line of a configuration that does without KVM_XEN.
@@ -176,6 +181,25 @@ pub const TESTS: &[Test] = &[
         "micro.sh",
         &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
         300,
+    ),
+    // 4 vCPUs on 2 CPUs.
+    two(
+        "long-stress-2level-2cpu",
+        "micro.sh",
+        &["stress", "64", "vcpus = 4", "max_event_channels = 4095"],
+        1800,
+    ),
+    two(
+        "long-stress-fifo-2cpu",
+        "micro.sh",
+        &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        1800,
+    ),
+    two(
+        "long-stress-portable-fifo-2cpu",
+        "micro.sh",
+        &["stress", "64", PORTABLE, FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        1800,
     ),
     test("channel-client-dies", "peers.sh", &["client"], 120),
     test("channel-server-dies", "peers.sh", &["server"], 120),

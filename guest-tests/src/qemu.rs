@@ -17,9 +17,9 @@ const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
 /// The machine under L1. A virtual GIF corrupts the memory of nested guests; without nested paging nothing boots. With two CPUs the
-/// emulator keeps nested paging on past a VM exit once in some 100,000 exits: L1's state ends up in the guest, or L1 dies.
-const MACHINE: &str = "-nodefaults -no-user-config -display none -no-reboot \
-    -accel tcg,thread=multi,tb-size=512 -cpu EPYC,+svm,+npt,-vgif -smp 1";
+/// emulator keeps nested paging on past a VM exit once in some 100,000 exits: L1's state ends up in the guest, or L1 dies. Two that
+/// take turns on one thread do not disturb each other.
+const MACHINE: &str = "-nodefaults -no-user-config -display none -no-reboot -cpu EPYC,+svm,+npt,-vgif";
 
 /// What L1 gets if the host has it.
 const MEMORY_MIB: u64 = 8192;
@@ -35,6 +35,7 @@ pub fn machine(
     image: &Path,
     command_line: &str,
     memory_mib: u64,
+    cpus: u32,
 ) -> Result<Command> {
     let root = QEMU.get(cache)?;
     let mut command = program(&root, "qemu-system-x86_64")?;
@@ -42,6 +43,8 @@ pub fn machine(
     for folder in FIRMWARE.map(|f| root.join(f)).into_iter().filter(|f| f.is_dir()) {
         command.arg("-L").arg(folder);
     }
+    let threads = if cpus == 1 { "multi" } else { "single" };
+    command.arg("-accel").arg(format!("tcg,thread={threads},tb-size=512")).arg("-smp").arg(cpus.to_string());
     command.args(MACHINE.split_whitespace()).arg("-m").arg(format!("{memory_mib}M"));
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(image).arg("-append").arg(command_line);
     Ok(command)

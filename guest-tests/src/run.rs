@@ -38,6 +38,8 @@ pub struct Job {
     pub contents: Contents,
     /// Disks of L1, in the order of `/dev/vda` and so on; never written to.
     pub drives: Vec<PathBuf>,
+    /// Its CPUs.
+    pub cpus: u32,
     /// Its memory in MiB.
     pub memory_mib: u64,
     /// Seconds after which the script is killed in L1.
@@ -78,7 +80,8 @@ pub fn once(cache: &Cache, job: &Job, sink: &mut dyn FnMut(Event)) -> Result<End
     let image = folder.path().join("initramfs");
     write_image(cache, &job.kernel, &job.contents, &image)?;
     let command_line = format!("{COMMAND_LINE} tsc_early_khz={}", tsc::khz());
-    let mut command = qemu::machine(cache, &job.kernel.image()?, &image, &command_line, job.memory_mib)?;
+    let mut command =
+        qemu::machine(cache, &job.kernel.image()?, &image, &command_line, job.memory_mib, job.cpus)?;
     qemu::add_drives(&mut command, &job.drives);
     let (events, receiver) = channel();
     add_channels(&mut command, job, folder.path(), &events)?;

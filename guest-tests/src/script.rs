@@ -17,7 +17,7 @@ use crate::qemu::default_memory_mib;
 use crate::run::{End, Event, Job, with_retry};
 
 /// L1's kernels: the accelerated and the portable host.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Host {
     /// With KVM_XEN.
     #[value(name = "6.12")]
@@ -25,14 +25,28 @@ pub enum Host {
     /// Without KVM_XEN.
     #[value(name = "6.1")]
     Plain,
+    /// With KVM_XEN, and two CPUs that take turns.
+    #[value(name = "6.12-2cpu")]
+    TwoCpus,
 }
 
 impl Host {
+    /// Each of them.
+    pub const ALL: [Host; 3] = [Host::WithXen, Host::Plain, Host::TwoCpus];
+
     /// The lab's name of the kernel.
     pub fn kernel(self) -> &'static str {
         match self {
-            Self::WithXen => "6.12-cloud",
+            Self::WithXen | Self::TwoCpus => "6.12-cloud",
             Self::Plain => "6.1-cloud",
+        }
+    }
+
+    /// L1's CPUs.
+    pub fn cpus(self) -> u32 {
+        match self {
+            Self::WithXen | Self::Plain => 1,
+            Self::TwoCpus => 2,
         }
     }
 }
@@ -40,7 +54,7 @@ impl Host {
 /// What L1 is like.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// L1's kernel: 6.12 has KVM_XEN, 6.1 has not
+    /// L1's kernel: 6.12 has KVM_XEN, 6.1 has not; and its CPUs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Host,
     /// L1's memory in MiB; 8192, or less on a smaller machine
@@ -123,6 +137,7 @@ impl Options {
             kernel: Kernel::get(cache, self.kernel.kernel())?,
             contents,
             drives: drives(cache, &names(&self.image))?,
+            cpus: self.kernel.cpus(),
             memory_mib: self.mem.map_or_else(default_memory_mib, Ok)?,
             limit,
             interactive,

@@ -107,24 +107,19 @@ pub fn run(suite: &Suite) -> Result<u8> {
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot clear {}", out.display()))?;
     }
-    let all = (0..suite.repeat).flat_map(|_| cases.iter().cloned());
-    let (with_xen, plain): (Vec<Case>, Vec<Case>) = all.partition(|case| matches!(case.host, Host::WithXen));
-    let machines = machines()?.min(with_xen.len().max(plain.len()).max(1));
+    let all: Vec<Case> = (0..suite.repeat).flat_map(|_| cases.iter().cloned()).collect();
+    let machines = machines()?.min(all.len().max(1));
     // Everything is fetched before two ask for it at once.
-    for (host, cases) in [(Host::WithXen, &with_xen), (Host::Plain, &plain)] {
-        if !cases.is_empty() {
-            job(&cache, &built, host, &cases.iter().cloned().collect(), out.join("all"))?;
-        }
+    for (host, cases) in by_host(&all) {
+        job(&cache, &built, host, &cases, out.join("all"))?;
     }
-    let shares = share(with_xen, machines).into_iter().zip(share(plain, machines));
     thread::scope(|scope| {
-        let workers: Vec<_> = (shares.enumerate())
-            .map(|(n, (with_xen, plain))| {
+        let workers: Vec<_> = share(all, machines)
+            .into_iter()
+            .enumerate()
+            .map(|(n, cases)| {
                 let (cache, built, tally, out) = (&cache, &built, &tally, out.join(format!("machine-{n}")));
-                scope.spawn(move || {
-                    on_host(cache, built, Host::WithXen, with_xen, &out, tally)?;
-                    on_host(cache, built, Host::Plain, plain, &out, tally)
-                })
+                scope.spawn(move || on_hosts(cache, built, &cases, &out, tally))
             })
             .collect();
         workers.into_iter().try_for_each(|worker| {
@@ -135,11 +130,8 @@ pub fn run(suite: &Suite) -> Result<u8> {
     let alone =
         if suite.filter.is_empty() && suite.repeat == 1 { tally.worth_again(cases) } else { Vec::new() };
     if !alone.is_empty() {
-        let (with_xen, plain): (Vec<Case>, Vec<Case>) =
-            alone.into_iter().partition(|case| matches!(case.host, Host::WithXen));
         let second = Mutex::new(Tally::default());
-        on_host(&cache, &built, Host::WithXen, with_xen.into(), &out.join("again"), &second)?;
-        on_host(&cache, &built, Host::Plain, plain.into(), &out.join("again"), &second)?;
+        on_hosts(&cache, &built, &alone, &out.join("again"), &second)?;
         tally.forgive(second.into_inner().unwrap_or_else(PoisonError::into_inner));
     }
     println!("{tally}");
@@ -154,15 +146,21 @@ fn machines() -> Result<usize> {
 }
 
 /// Deals the cases out so that every machine gets about the same time, keeping their order.
-fn share(cases: Vec<Case>, machines: usize) -> Vec<VecDeque<Case>> {
-    let mut shares = vec![(0, VecDeque::new()); machines];
+fn share(cases: Vec<Case>, machines: usize) -> Vec<Vec<Case>> {
+    let mut shares = vec![(0, Vec::new()); machines];
     for case in cases {
         if let Some(least) = shares.iter_mut().min_by_key(|share| share.0) {
             least.0 += case.limit;
-            least.1.push_back(case);
+            least.1.push(case);
         }
     }
     shares.into_iter().map(|share| share.1).collect()
+}
+
+/// The cases of each L1 that there are some for.
+fn by_host(cases: &[Case]) -> impl Iterator<Item = (Host, VecDeque<Case>)> {
+    let of = |host| cases.iter().filter(|case| case.host == host).cloned().collect::<VecDeque<_>>();
+    Host::ALL.into_iter().map(move |host| (host, of(host))).filter(|(_, cases)| !cases.is_empty())
 }
 
 fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
@@ -215,6 +213,11 @@ fn unit_tests() -> Verdict {
     }
 }
 
+/// Runs the cases, one L1 after the other.
+fn on_hosts(cache: &Cache, built: &Built, cases: &[Case], out: &Path, tally: &Mutex<Tally>) -> Result<()> {
+    by_host(cases).try_for_each(|(host, cases)| on_host(cache, built, host, cases, out, tally))
+}
+
 /// Runs the cases in L1 boot after boot until none is left.
 fn on_host(
     cache: &Cache,
@@ -227,8 +230,9 @@ fn on_host(
     let mut boot = 0;
     while !left.is_empty() {
         boot += 1;
-        let job = job(cache, built, host, &left, out.join(format!("{}-{boot}", host.kernel())))?;
-        eprintln!("lab: booting L1 ({}) for {} tests", host.kernel(), left.len());
+        let (kernel, cpus) = (host.kernel(), host.cpus());
+        let job = job(cache, built, host, &left, out.join(format!("{kernel}-{cpus}cpu-{boot}")))?;
+        eprintln!("lab: booting L1 ({kernel}, {cpus} CPU) for {} tests", left.len());
         let end = once(cache, &job, &mut |event| match event {
             Event::Line(line) => {
                 if let Some((name, verdict)) = parse(&line)
@@ -296,6 +300,7 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
             peer: false,
         },
         drives: drives(cache, &images)?,
+        cpus: host.cpus(),
         memory_mib: default_memory_mib()?,
         limit,
         interactive: false,
@@ -430,7 +435,7 @@ mod tests {
     #[test]
     fn shares_are_even_and_in_order() {
         let cases: Vec<Case> = left(&["a", "b", "c", "d", "e"]).into();
-        let names = |share: &VecDeque<Case>| share.iter().map(|c| c.name.clone()).collect::<String>();
+        let names = |share: &Vec<Case>| share.iter().map(|c| c.name.clone()).collect::<String>();
         let shares = share(cases.clone(), 2);
         assert_eq!(shares.iter().map(names).collect::<Vec<_>>(), ["ace", "bd"]);
         assert_eq!(share(cases, 1)[0].len(), 5);
