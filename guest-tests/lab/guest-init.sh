@@ -121,6 +121,8 @@ channel)
     poweroff -f
     ;;
 flood)
+    # The kernel would speak in the middle of a line.
+    dmesg -n 1
     echo "guest: flood begins"
     awk 'BEGIN { for (i = 1; i <= 30000; i++) printf "%06d 0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ\n", i }'
     echo "guest: flood ends"

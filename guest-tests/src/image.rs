@@ -180,9 +180,10 @@ impl Image {
     }
 }
 
-/// L1's drives for guests that use the named images: one per name, before them one more that nobody changes, for L1's own `/tools`.
+/// L1's drives for guests that use the named images: one per name, before them one more that nobody changes, for L1's own `/tools`:
+/// the oldest, whose packages a newer system can install too.
 pub fn drives(cache: &Cache, names: &[&str]) -> Result<Vec<PathBuf>> {
-    names.first().into_iter().chain(names).map(|name| Image::find(name)?.drive(cache)).collect()
+    names.iter().min().into_iter().chain(names).map(|name| Image::find(name)?.drive(cache)).collect()
 }
 
 fn is_complete(folder: &Path, request: &str) -> bool {
