@@ -28,6 +28,7 @@ pub mod pulled;
 pub mod quota;
 pub mod ring;
 pub mod server;
+mod special;
 pub mod store;
 mod text;
 pub mod transaction;

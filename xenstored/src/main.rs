@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,7 @@ fn main() -> Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).init();
     let mut state = if args.live_update { Some(read_state(&args).context("live update")?) } else { None };
     if args.trial {
+        rehearse(&args)?;
         return Ok(io::stdout().write_all(ACCEPTED.as_bytes())?);
     }
     raise_descriptor_limit();
@@ -100,11 +102,13 @@ fn main() -> Result<()> {
         args.limits.set(store);
         args.limits.warn();
     }
-    let setup = Setup { socket, trace: trace(&args)?, disk, counters: !args.no_counters, trim: TRIM };
+    let trace = trace(&args).or_else(|error| unless(resumed, error))?;
+    let setup = Setup { socket, trace, disk, counters: !args.no_counters, trim: TRIM };
     let pid_file = args.pid_file.as_deref();
     if let Some(file) = pid_file {
         fs::write(file, format!("{}\n", std::process::id()))
-            .with_context(|| format!("cannot write pid file {}", file.display()))?;
+            .with_context(|| format!("cannot write pid file {}", file.display()))
+            .or_else(|error| unless(resumed, error))?;
     }
     let ready = || {
         tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, path.display());
@@ -120,6 +124,42 @@ fn main() -> Result<()> {
         }
     };
     run(setup, begin, ready, ended).context("event loop")
+}
+
+/// What does not work in a daemon that begins does not end one that goes on after a live update: it goes without.
+fn unless<T: Default>(resumed: bool, error: anyhow::Error) -> Result<T> {
+    if !resumed {
+        return Err(error);
+    }
+    tracing::error!("{error:#}: goes on without it");
+    Ok(T::default())
+}
+
+/// What a trial can find out: whether the files that the arguments name can be opened. Leaves none behind.
+fn rehearse(args: &Args) -> Result<()> {
+    switches(args)?;
+    if let Some(file) = &args.trace_file {
+        can_write(file).with_context(|| format!("trace file {}", file.display()))?;
+    }
+    if let Some(file) = &args.pid_file {
+        can_write(file).with_context(|| format!("cannot write pid file {}", file.display()))?;
+    }
+    if let Some(folder) = &args.state_dir {
+        Disk::rehearse(folder).with_context(|| format!("state folder {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn can_write(file: &Path) -> io::Result<()> {
+    // Not even a pipe without a reader is waited for.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    match File::options().append(true).create_new(true).custom_flags(flags).open(file) {
+        Ok(_) => fs::remove_file(file),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            File::options().append(true).custom_flags(flags).open(file).map(drop)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The socket that the daemon before left, that the service manager opened, or a new one.
@@ -141,21 +181,28 @@ fn begin(args: &Args, state: Option<State>) -> Result<(Option<Disk>, Begin)> {
         return Ok((None, state.map_or_else(empty, |state| Begin::State(Box::new(state)))));
     };
     let policy = Policy { fsync: args.fsync, transient: args.transient };
-    let disk = match state {
-        Some(state) => Disk::replace(folder, policy, state.store())
-            .map(|disk| (Some(disk), Begin::State(Box::new(state)))),
-        None => Disk::open(folder, policy).map(|(disk, store)| (Some(disk), Begin::Store(Box::new(store)))),
+    let named = || format!("state folder {}", folder.display());
+    let Some(state) = state else {
+        let (disk, store) = Disk::open(folder, policy).with_context(named)?;
+        return Ok((Some(disk), Begin::Store(Box::new(store))));
     };
-    disk.with_context(|| format!("state folder {}", folder.display()))
+    let disk = Disk::replace(folder, policy, state.store()).with_context(named).map(Some);
+    Ok((disk.or_else(|error| unless(true, error))?, Begin::State(Box::new(state))))
 }
 
-fn trace(args: &Args) -> Result<Trace> {
+/// A trace with the switches that were given.
+fn switches(args: &Args) -> Result<Trace> {
     let mut trace = Trace::default();
     for switch in args.trace_control.iter().flat_map(|list| list.split(',')) {
         trace
             .set_switch(switch.as_bytes())
             .map_err(|_| anyhow!("--trace-control {switch}: not + or - and obj, io, wrl, acc or tdb"))?;
     }
+    Ok(trace)
+}
+
+fn trace(args: &Args) -> Result<Trace> {
+    let mut trace = switches(args)?;
     if let Some(file) = &args.trace_file {
         trace.set_file(file.clone()).with_context(|| format!("trace file {}", file.display()))?;
     }

@@ -221,17 +221,28 @@ impl Store {
     ///
     /// # Errors
     /// `ENOSPC` if the caller would own too many nodes.
-    pub(crate) fn commit(&mut self, call: &Call<'_>, tx: Transaction, out: &mut Out) -> Result<(), Errno> {
+    pub(crate) fn commit(
+        &mut self,
+        call: &Call<'_>,
+        mut tx: Transaction,
+        out: &mut Out,
+    ) -> Result<(), Errno> {
         let quota = self.limit(&call.caller, Limit::Nodes);
         if tx.owned > 0 && !self.has_room(call.caller.domid, tx.owned, quota) {
             return Err(Errno::ENOSPC);
         }
-        let (steps, mut events) = tx.into_steps();
+        let special = std::mem::take(&mut tx.special);
+        let (steps, events) = tx.into_steps();
+        let mut events: Vec<_> = events.into_iter().map(Some).collect();
         for step in steps {
             match step {
-                Step::Remove(path, event) => {
+                Step::Remove(path, event, gone) => {
                     let node = self.take(&path);
-                    if let Some(event) = event.and_then(|event| events.get_mut(event)) {
+                    let Some(event) = event.and_then(|event| events.get_mut(event)) else { continue };
+                    if gone && node.is_none() {
+                        // It came and went, or it went with one above, which tells of it.
+                        *event = None;
+                    } else if let Some(event) = event {
                         event.removed = node;
                     }
                 }
@@ -239,8 +250,13 @@ impl Store {
                 Step::Put(path, value, perms) => self.put(&path, &value, self.of_the_living(perms)),
             }
         }
-        for event in &events {
-            self.fire(&event.change(), out);
+        self.commit_special(special);
+        for event in events.iter().flatten() {
+            if event.path.starts_with('@') {
+                self.special_changed(&event.path, &event.perms, out);
+            } else {
+                self.fire(&event.change(), out);
+            }
         }
         Ok(())
     }
@@ -258,7 +274,7 @@ impl Store {
     }
 
     /// A transaction may outlive the domain that one of its nodes is for; then the node is domain 0's.
-    fn of_the_living(&self, perms: Perms) -> Perms {
+    pub(crate) fn of_the_living(&self, perms: Perms) -> Perms {
         let owner = perms.entries().first();
         let lives = owner.is_some_and(|owner| self.domains.life(owner.perm.domid) == Some(owner.life));
         if lives { perms } else { Perms::private() }

@@ -149,10 +149,12 @@ impl Store {
         self.reset(conn);
         let domid = self.conns.remove(&conn).map(|state| state.caller.domid);
         // A ring that is lost without its domain: another one can be introduced.
-        if let Some(domain) = domid.and_then(|domid| self.domains.get_mut(domid))
+        if let Some(domid) = domid
+            && let Some(domain) = self.domains.get_mut(domid)
             && domain.conn == Some(conn)
         {
             domain.conn = None;
+            self.dormant.entry(domid).or_default();
         }
     }
 
@@ -376,43 +378,6 @@ impl Store {
         };
         let caller = |conn| self.conns.get(&conn).map(|state| state.caller);
         self.watches.fire(change, above, caller, |watch, path| out.event(watch.conn, path, &watch.token));
-    }
-
-    /// Tells the watches of a special event.
-    pub(crate) fn fire_special(&self, event: &str, domid: DomId, out: &mut Out) {
-        let precise = self.special.get(&format!("{event}/{domid}"));
-        let perms = self.special.get(event).into_iter().chain(precise);
-        self.watches.fire_special(event, domid, |watch, name| {
-            let caller = self.conns.get(&watch.conn).map(|state| state.caller);
-            if caller.is_some_and(|caller| perms.clone().any(|perms| perms.access(&caller).read())) {
-                out.event(watch.conn, name, &watch.token);
-            }
-        });
-    }
-
-    /// Tells the watches of a special name that its permissions are others: those who may read by the ones before or
-    /// after, as for a node.
-    pub(crate) fn special_changed(&self, name: &str, perms: &[Option<Perms>], out: &mut Out) {
-        self.watches.fire_exact(name, |watch| {
-            let caller = self.conns.get(&watch.conn).map(|state| state.caller);
-            let reads = |caller: Caller| perms.iter().flatten().any(|perms| perms.access(&caller).read());
-            if caller.is_some_and(reads) {
-                out.event(watch.conn, name, &watch.token);
-            }
-        });
-    }
-
-    /// Sets the permissions of a special name, or forgets it. `false` if there was nothing to forget.
-    pub(crate) fn set_special(&mut self, name: &str, perms: Option<Perms>) -> bool {
-        let changed = match perms {
-            None => self.special.remove(name).is_some(),
-            Some(perms) => {
-                self.special.insert(name.to_owned(), perms);
-                true
-            }
-        };
-        self.special_changes += u64::from(changed);
-        changed
     }
 
     /// Bytes that a watch of this name and token takes.

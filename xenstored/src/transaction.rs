@@ -107,6 +107,14 @@ impl Event {
     }
 }
 
+/// Permissions of a special name, none if it has none.
+#[derive(Debug)]
+pub(crate) struct Special {
+    pub(crate) base: Option<Perms>,
+    /// As the transaction has set them.
+    pub(crate) own: Option<Perms>,
+}
+
 /// An open transaction.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -119,14 +127,16 @@ pub struct Transaction {
     pub(crate) owned: isize,
     /// Bytes it takes.
     pub(crate) bytes: usize,
+    /// Permissions of special names as they were when first looked at, and as they are here since.
+    pub(crate) special: BTreeMap<String, Special>,
     /// Set by a failure that the transaction must not survive.
     pub(crate) failed: Option<Errno>,
 }
 
 /// One step of a commit.
 pub(crate) enum Step {
-    /// The node goes, if it is there; the event that tells of it.
-    Remove(Path, Option<usize>),
+    /// The node goes, if it is there; the event that tells of it, and whether none comes in its place.
+    Remove(Path, Option<usize>, bool),
     /// The node gets this value.
     Write(Path, Box<[u8]>),
     /// The node comes, or gets this value and these permissions.
@@ -326,6 +336,15 @@ impl Transaction {
         }
     }
 
+    /// Remembers that a special name was looked at, and what `base` was.
+    pub(crate) fn note_special(&mut self, name: &str, base: Option<&Perms>) -> &mut Special {
+        if !self.special.contains_key(name) {
+            self.bytes += name.len() + ENTRY;
+        }
+        let base = || Special { base: base.cloned(), own: None };
+        self.special.entry(name.to_owned()).or_insert_with(base)
+    }
+
     /// The first path of which something that was looked at is different in the store.
     #[must_use]
     pub fn conflict(&self, tree: &Tree) -> Option<Path> {
@@ -355,7 +374,7 @@ impl Transaction {
         for (path, seen) in self.seen.into_entries() {
             let path = Path::of(path);
             if seen.covered {
-                removes.push((path.clone(), seen.event));
+                removes.push((path.clone(), seen.event, matches!(seen.now, Now::Gone)));
             }
             if let Now::Own(own) = seen.now {
                 let new = seen.base.is_none() || seen.covered;
@@ -377,7 +396,7 @@ impl Transaction {
                 *new && children.next().is_some_and(|next| by(next) && plain(&next.0))
             })
             .collect();
-        let removes = removes.into_iter().map(|(path, event)| Step::Remove(path, event));
+        let removes = removes.into_iter().map(|(path, event, gone)| Step::Remove(path, event, gone));
         let puts = puts.into_iter().zip(comes).filter(|(_, comes)| !comes);
         let puts = puts.map(|((own, path, _), _)| match own.only_value {
             true => Step::Write(path, own.value),

@@ -33,6 +33,10 @@ pub(super) fn control(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> 
     let (name, rest) = list.split_first().ok_or(Errno::EINVAL)?;
     let command = COMMANDS.iter().find(|(known, ..)| known.as_bytes() == *name);
     let run = command.and_then(|(_, _, run)| *run).ok_or(Errno::EINVAL)?;
+    // The transaction of the request is counted with the others.
+    if let Some((tx, conn)) = call.tx.take().zip(store.conns.get_mut(&call.conn)) {
+        conn.transactions.insert(call.header.tx_id, tx);
+    }
     let text = run(store, rest)?;
     out.reply(call, &[text.as_bytes(), b"\0"])
 }

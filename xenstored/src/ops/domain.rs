@@ -41,9 +41,11 @@ pub(super) fn release(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> 
     if domid == 0 {
         return Err(Errno::EINVAL);
     }
-    if !store.release(domid, out) {
+    // Of one that an earlier daemon served the end may come before it is attached again.
+    if !store.domains.is_introduced(domid) && !store.dormant.contains_key(&domid) {
         return Err(Errno::ENOENT);
     }
+    store.release(domid, out);
     out.ack(call)
 }
 

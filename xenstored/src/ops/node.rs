@@ -1,9 +1,7 @@
 //! READ, WRITE and the other requests about nodes.
 
-use super::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_DOMID_ANY;
 
-use crate::DomId;
 use crate::out::Out;
 use crate::path::{Name, parent};
 use crate::perms::{Access, Caller, DOMID_ANY, Entry, Life, Perm, Perms};
@@ -88,12 +86,12 @@ pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
     let perms = match store.name(call, one_arg(call.payload)?)? {
         Name::Node(path) => {
             store.note(call, &path, Aspect::Content)?;
-            store.fetch(call, &path, Access::read)?.perms
+            store.fetch(call, &path, Access::read)?.perms.clone()
         }
         Name::Special(name) => {
             // Who may read none of them does not learn which there are.
             let hidden = if call.caller.privileged { Errno::ENOENT } else { Errno::EACCES };
-            let perms = store.special.get(&*name).ok_or(hidden)?;
+            let perms = store.find_special(call, &name).ok_or(hidden)?;
             Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?
         }
     };
@@ -113,19 +111,17 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
     let perms = parse_perms(store, &call.caller, texts)?;
     match name {
         Name::Special(name) => {
-            let old = store.special.get(&*name);
-            if !call.caller.privileged && !old.is_some_and(|old| old.owned_by(&call.caller)) {
+            let old = store.find_special(call, &name);
+            if !call.caller.privileged && !old.as_ref().is_some_and(|old| old.owned_by(&call.caller)) {
                 return Err(Errno::EACCES);
             }
-            if old.is_none() && !names_a_domain(store, &name) {
+            if old.is_none() && !store.names_a_domain(&name) {
                 return Err(Errno::ENOENT);
             }
-            let old = old.cloned();
             if !call.caller.privileged && old.as_ref().is_some_and(|old| old.owner() != perms.owner()) {
                 return Err(Errno::EPERM);
             }
-            store.set_special(&name, Some(perms.clone()));
-            store.special_changed(&name, &[old, Some(perms)], out);
+            store.set_special_perms(call, &name, old, perms, out);
         }
         Name::Node(path) => {
             store.note(call, &path, Aspect::Content)?;
@@ -140,13 +136,6 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
         }
     }
     out.ack(call)
-}
-
-/// Whether this is a special event's name for one existing domain, such as `@releaseDomain/7`.
-fn names_a_domain(store: &Store, name: &str) -> bool {
-    let of = [INTRODUCE_DOMAIN, RELEASE_DOMAIN].into_iter().find_map(|event| name.strip_prefix(event));
-    let domid = of.and_then(|rest| number::<DomId>(rest.strip_prefix('/')?.as_bytes()).ok());
-    domid.is_some_and(|domid| store.domains.get(domid).is_some())
 }
 
 /// Binds every entry to the present life of its domain. One without a life never applies, and cannot own; one for every

@@ -52,7 +52,7 @@ pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resu
         return out.ack(call);
     }
     let result = tx.failed.map_or(Ok(()), Err);
-    let lost = tx.conflict(&store.tree).filter(|_| result.is_ok());
+    let lost = tx.conflict(&store.tree).or_else(|| store.special_conflict(&tx)).filter(|_| result.is_ok());
     let conflict = lost.is_some();
     store.transaction_over(call.conn, Some(&tx), lost);
     result?;

@@ -141,6 +141,15 @@ impl Disk {
         Ok(Self { failed, ..disk })
     }
 
+    /// Whether [`Disk::replace`] would find a folder, while another daemon may have it.
+    ///
+    /// # Errors
+    /// If it is no folder in which files can be opened.
+    pub fn rehearse(folder: &FilePath) -> io::Result<()> {
+        open_lock(folder)?;
+        newest(folder).map(drop)
+    }
+
     fn with(
         folder: &FilePath,
         policy: Policy,
@@ -466,10 +475,13 @@ fn remove_before(folder: &FilePath, number: u64) {
     }
 }
 
-fn lock(folder: &FilePath) -> io::Result<nix::fcntl::Flock<File>> {
+fn open_lock(folder: &FilePath) -> io::Result<File> {
     fs::create_dir_all(folder)?;
-    let file = options().truncate(false).open(folder.join("lock"))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+    options().truncate(false).open(folder.join("lock"))
+}
+
+fn lock(folder: &FilePath) -> io::Result<nix::fcntl::Flock<File>> {
+    nix::fcntl::Flock::lock(open_lock(folder)?, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| io::Error::new(io::ErrorKind::AddrInUse, "another daemon has this state folder"))
 }
 

@@ -91,14 +91,21 @@ fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// Reads what has come, descriptors with it; never blocks. More descriptors than INTRODUCE has are dropped.
-pub(super) fn receive(fd: impl AsFd, chunk: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> nix::Result<usize> {
+/// Reads what has come, descriptors with it; never blocks. More descriptors than INTRODUCE has are dropped. Answers how
+/// many bytes came, and whether descriptors did, kept or not: the kernel does not read on behind them.
+pub(super) fn receive(
+    fd: impl AsFd,
+    chunk: &mut [u8],
+    fds: &mut VecDeque<OwnedFd>,
+) -> nix::Result<(usize, bool)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RING_FDS))];
+    let before = fds.len();
     let (bytes, complete) = receive_with(fd, chunk, &mut space, fds)?;
+    let came = !complete || fds.len() > before;
     if !complete || fds.len() > RING_FDS {
         fds.clear();
     }
-    Ok(bytes)
+    Ok((bytes, came))
 }
 
 fn receive_with(

@@ -130,10 +130,9 @@ impl Link {
         let count = match &self.carrier {
             Carrier::Ring(domain) => domain.ring.peek(bytes)?,
             Carrier::Socket(fd) => match fds::receive(fd, chunk, &mut self.fds) {
-                Ok(count) => {
+                Ok((count, descriptors)) => {
                     self.ended = count == 0;
-                    // The kernel does not read on behind descriptors.
-                    let more = count == chunk.len() || !self.fds.is_empty() || self.hung_up;
+                    let more = count == chunk.len() || descriptors || self.hung_up;
                     self.readable = more && !self.ended;
                     bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
                     count

@@ -25,7 +25,7 @@ const BATCH: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first descriptor of socket activation.
 const LISTEN_FDS_START: RawFd = 3;
-/// Descriptors that clients cannot take: for domains, logs and a live update.
+/// Descriptors that clients cannot take: for domains, logs and a live update. No more than a quarter of all.
 const RESERVE: u64 = 64;
 
 /// A listening socket of mode 0600 that nobody else serves. The files go when this is dropped.
@@ -190,7 +190,7 @@ pub(super) enum Pause {
 /// How many descriptors clients and domains may have together.
 pub(super) fn descriptor_limit() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    usize::try_from(soft.saturating_sub(RESERVE)).unwrap_or(usize::MAX)
+    usize::try_from(soft - RESERVE.min(soft / 4)).unwrap_or(usize::MAX)
 }
 
 impl Server {

@@ -347,6 +347,13 @@ impl Server {
 
     /// A client is gone or was thrown out; a domain whose ring makes no sense stays known, but is not served.
     pub(super) fn broken(&mut self, conn: ConnId, broken: &Broken) {
+        // What was asked for before is done: its replies go first.
+        if matches!(broken, Broken::Protocol(_)) {
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.settling = false;
+            }
+            let _ = self.flush(conn);
+        }
         match self.links.get(&conn).map(|link| &link.carrier) {
             Some(Carrier::Ring(_)) => self.ring_failed(conn, broken),
             Some(Carrier::Socket(_)) => {

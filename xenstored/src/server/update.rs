@@ -229,7 +229,9 @@ impl Server {
         let own = || std::env::args_os().skip(1).collect();
         let mut args: Vec<OsString> = update.args.clone().unwrap_or_else(own);
         args.retain(|arg| {
-            ![UPDATE_OPTION, SHORT_OPTION, STATE_OPTION].iter().any(|option| belongs(arg, option))
+            ![UPDATE_OPTION, SHORT_OPTION, STATE_OPTION, TRIAL_OPTION]
+                .iter()
+                .any(|option| belongs(arg, option))
         });
         args.push(UPDATE_OPTION.into());
         (update.binary.clone(), args)

@@ -216,6 +216,68 @@ fn introduce_refuses_what_is_no_ring() {
     host.introduce(5, 1, 2, fds).unwrap();
 }
 
+/// Too many descriptors came, and requests behind them before anything was read: the kernel says nothing more.
+#[test]
+fn requests_behind_too_many_descriptors_are_answered() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use std::io::{IoSlice, Read, Write};
+    use std::os::fd::AsRawFd;
+    let daemon = Daemon::start();
+    let pid = nix::unistd::Pid::from_raw(daemon.pid().try_into().unwrap());
+    let message = |kind, payload: &[u8]| {
+        let mut message = Vec::new();
+        xenstored::wire::put(&mut message, kind, 1, 0, &[payload]).unwrap();
+        message
+    };
+    let introduce = message(xenstored::wire::MsgType::INTRODUCE, b"5\x001\x002\0");
+    let read = message(xenstored::wire::MsgType::READ, b"/tool\0");
+    for count in [5, 40] {
+        let mut client = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        client.set_read_timeout(LONG).unwrap();
+        client.write_all(&read).unwrap();
+        client.read_exact(&mut [0; 16]).unwrap();
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let fds = vec![client.as_raw_fd(); count];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let slice = [IoSlice::new(&introduce)];
+        sendmsg::<()>(client.as_raw_fd(), &slice, &rights, MsgFlags::empty(), None).unwrap();
+        client.write_all(&[&*read, &*read].concat()).unwrap();
+        kill(pid, Signal::SIGCONT).unwrap();
+        let mut replies = [0; 16 + 7 + 2 * 16];
+        client.read_exact(&mut replies).unwrap();
+        assert_eq!(&replies[16..23], b"EINVAL\0");
+    }
+}
+
+/// What was asked for before the nonsense is done, and answered.
+#[test]
+fn w2_replies_go_out_before_a_connection_is_given_up() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = Guest::new();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    let bad = [[11u32, 0, 0, 5000].map(u32::to_le_bytes).concat(), vec![0; 50]].concat();
+    let mut burst = Vec::new();
+    for n in ["1", "2"] {
+        let payload = format!("/local/domain/5/x\0{n}");
+        let kind = xenstored::wire::MsgType::READ;
+        xenstored::wire::put(&mut burst, kind, 0, 0, &[payload.as_bytes()]).unwrap();
+    }
+    burst.extend_from_slice(&bad);
+    guest.send(&burst);
+    assert_eq!(guest.wait_for_error(), 3);
+    assert_eq!((guest.reply(), guest.reply()), ((16, b"EINVAL\0".to_vec()), (16, b"EINVAL\0".to_vec())));
+    let mut client = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    client.set_read_timeout(LONG).unwrap();
+    client.write_all(&burst).unwrap();
+    let mut replies = Vec::new();
+    // The kernel says so where something was not read.
+    let _ = client.read_to_end(&mut replies);
+    assert_eq!(replies.len(), 2 * (16 + 7));
+}
+
 #[test]
 fn r2_w2_a_hostile_ring_is_ignored_until_it_begins_anew() {
     let daemon = Daemon::start();

@@ -330,6 +330,30 @@ fn a_service_manager_opens_the_socket_and_hears_when_it_is_ready() {
     assert!(path.exists(), "the socket is the service manager's");
 }
 
+#[test]
+fn w9_very_few_descriptors_are_enough_for_some() {
+    for limit in [24, 64] {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("ulimit -n {limit}; exec {BINARY} -N --log error --ready-fd 1");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &script])
+            .env("XENSTORED_RUNDIR", folder.path())
+            .env_remove("XENSTORED_PATH")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut host = xenstored::client::Client::connect(folder.path().join("socket")).unwrap();
+        host.set_timeout(LONG);
+        let guest = Guest::new();
+        host.introduce(5, 1, 2, guest.fds()).unwrap();
+        assert_eq!(host.control(&["check"]).unwrap(), "OK");
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
+
 /// With few descriptors: clients wait until others leave, domains still come, and nothing spins.
 #[test]
 fn w9_clients_beyond_the_descriptors_wait_and_nothing_spins() {

@@ -205,6 +205,42 @@ fn a_binary_that_fails_leaves_the_old_one_serving() {
 }
 
 #[test]
+fn arguments_that_cannot_be_followed_leave_the_old_one_serving() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(at("traces")).unwrap();
+    let daemon = Daemon::with(&["-T", &at("traces/t")]);
+    let mut host = daemon.client();
+    host.write("/a", "1").unwrap();
+    let with = |host: &mut Client, line: &str| {
+        assert_eq!(host.control(&["live-update", "-f", BINARY]).unwrap(), "OK");
+        assert_eq!(host.control(&["live-update", "-c", line]).unwrap(), "OK");
+        let text = host.control(&["live-update", "-s"]).unwrap();
+        assert_eq!(host.read("/a").unwrap(), b"1", "{line}");
+        text
+    };
+    for (line, why) in [
+        ("-N -T /nonexistent/d/t", "trace file /nonexistent/d/t"),
+        ("-N --state-dir /proc/nope", "state folder /proc/nope"),
+        ("-N -F /nonexistent/d/p", "cannot write pid file /nonexistent/d/p"),
+        ("-N --trace-control bogus", "--trace-control bogus"),
+    ] {
+        let text = with(&mut host, line);
+        assert!(text.contains("exit status: 1\nError: ") && text.contains(why), "{line}: {text}");
+    }
+    std::fs::remove_dir_all(at("traces")).unwrap();
+    let text = update(&mut host, BINARY, &[]);
+    assert!(text.contains("traces/t"), "{text}");
+    assert_eq!(host.read("/a").unwrap(), b"1");
+    // A trial leaves nothing behind, and is none if the arguments say so.
+    let line = format!("-N --trial -F {} -T {} --state-dir {}", at("pid"), at("trace"), at("state"));
+    assert_eq!(with(&mut host, &line), "OK");
+    assert_eq!(std::fs::read_to_string(at("pid")).unwrap().trim(), daemon.pid().to_string());
+    assert!(std::fs::read_to_string(at("trace")).unwrap().contains(" READ tx 0 (/a "));
+    host.write("/a", "2").unwrap();
+}
+
+#[test]
 fn open_transactions_are_waited_for_and_new_ones_wait() {
     let daemon = Daemon::start();
     let (mut host, mut other) = (daemon.client(), daemon.client());

@@ -60,6 +60,20 @@ fn d3_release() {
 }
 
 #[test]
+fn d3_a_domain_of_which_only_the_home_is_there_cannot_be_released() {
+    play(
+        "0 watch @releaseDomain w => OK ! 0 @releaseDomain w
+         0 mkdir /local/domain/7
+         0 set_perms /local/domain/7 n7
+         0 release 7 => ENOENT
+         0 get_perms /local/domain/7 => n7
+         0 introduce 7 1 1
+         0 release 7 => OK ! 0 @releaseDomain w
+         0 release 7 => ENOENT",
+    );
+}
+
+#[test]
 fn d3_a_root_that_a_dead_domain_owned_is_the_hosts() {
     play(
         "0 introduce 5 1 1

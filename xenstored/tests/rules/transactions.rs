@@ -228,3 +228,71 @@ fn no_writer_starves_and_no_update_is_lost() {
     assert!(least + 1 >= *most && *least > 0, "{done:?}");
     assert!(lost < 2 * WRITERS, "{lost} lost, {done:?}");
 }
+
+#[test]
+fn v6_what_came_and_went_in_a_transaction_is_told_to_nobody() {
+    play(
+        "0 write /a/old/x 1
+         0 watch / w => OK ! 0 / w
+         0 watch /a/old/x exact => OK ! 0 /a/old/x exact
+         0 transaction_start => 1
+         0.1 write /a/b/c/d 1
+         0.1 rm /a/b/c/d
+         0.1 rm /a/b
+         0.1 write /a/kept 1
+         0.1 write /a/old/x 2
+         0.1 rm /a/old
+         0.1 transaction_end T => OK ! 0 /a/kept w ! 0 /a/old/x exact ! 0 /a/old w
+         0 transaction_start => 2
+         0.2 write /new 1
+         0.2 rm /new
+         0.2 write /new 2
+         0.2 rm /a/kept
+         0.2 write /a/kept 1
+         0.2 transaction_end T => OK ! 0 /new w ! 0 /a/kept w",
+    );
+}
+
+#[test]
+fn t_special_names_are_changed_when_the_transaction_commits() {
+    play(
+        "0 introduce 5 1 1
+         0 watch @releaseDomain w => OK ! 0 @releaseDomain w
+         0 transaction_start => 1
+         0.1 set_perms @releaseDomain n0 r5
+         0.1 get_perms @releaseDomain => n0|r5
+         0 get_perms @releaseDomain => n0
+         0.1 transaction_end F
+         0 get_perms @releaseDomain => n0
+         0 transaction_start => 2
+         0.2 write /a 1
+         0.2 set_perms @releaseDomain n0 r5
+         0.2 set_perms @releaseDomain/5 n5
+         0.2 set_perms @releaseDomain/6 n0 => ENOENT
+         0.2 transaction_end T => OK ! 0 @releaseDomain w
+         0 get_perms @releaseDomain => n0|r5
+         0 get_perms @releaseDomain/5 => n5
+         0 transaction_start => 3
+         0.3 get_perms @releaseDomain => n0|r5
+         0.3 write /a 2
+         0 set_perms @releaseDomain n0 => OK ! 0 @releaseDomain w
+         0.3 transaction_end T => EAGAIN
+         0 transaction_start => 4
+         0.4 set_perms @releaseDomain/5 n0
+         0 release 5 => OK ! 0 @releaseDomain w
+         0.4 transaction_end T => EAGAIN
+         0 get_perms @releaseDomain/5 => ENOENT",
+    );
+}
+
+#[test]
+fn control_check_counts_the_transaction_it_is_asked_in() {
+    play(
+        "0 transaction_start => 1
+         0.1 control check
+         0.1 control nope => EINVAL
+         0.1 write /a 1
+         0.1 transaction_end T
+         0 read /a => 1",
+    );
+}
