@@ -61,6 +61,7 @@ impl Store {
             let [a, b, c, d, ..] = RandomState::new().hash_one(domid).to_le_bytes();
             (state.came_back, state.last_transaction) = (true, u32::from_le_bytes([a, b, c, d]));
         }
+        self.note_no_watches(domid);
         for watch in watches {
             if self.rewatch(conn, &watch).is_some() {
                 out.event(conn, &String::from_utf8_lossy(&watch.path), &watch.token);

@@ -31,15 +31,21 @@ impl Store {
         }
     }
 
-    /// Limits, and the domains that exist.
+    /// Limits, and the domains that exist; then their targets, which are among them.
     pub(crate) fn dump_settings(&self, mut put: impl FnMut(&Record<'_>)) {
         self.dump_limits(&mut put);
         self.domains.all().for_each(|domid| put(&self.domain_record(domid)));
+        self.domains.all().filter_map(|domid| self.target_record(domid)).for_each(|record| put(&record));
     }
 
-    /// Watches of domains that are not attached.
+    pub(crate) fn target_record(&self, domid: DomId) -> Option<Record<'static>> {
+        self.target(domid).map(|target| Record::Target { domid, target })
+    }
+
+    /// The domains that are not attached, with their watches.
     pub(crate) fn dump_dormant(&self, mut put: impl FnMut(&Record<'_>)) {
         for (&domid, watches) in &self.dormant {
+            put(&Record::NoWatches { domid });
             watches.iter().for_each(|watch| put(&watch.record(domid)));
         }
     }
@@ -243,6 +249,20 @@ impl Import {
             }
             Record::NoWatches { domid } => {
                 self.store.dormant.remove(domid);
+                if self.store.domains.get(*domid).is_some() {
+                    self.store.dormant.insert(*domid, Vec::new());
+                }
+                Some(())
+            }
+            Record::Unwatched { domid, path, token } => {
+                if let Some(watches) = self.store.dormant.get_mut(domid) {
+                    watches.retain(|watch| (&*watch.path, &*watch.token) != (*path, *token));
+                }
+                Some(())
+            }
+            Record::Target { domid, target } => {
+                let life = self.store.domains.life(*target)?;
+                self.store.domains.get_mut(*domid)?.target = Some((*target, life));
                 Some(())
             }
             Record::Transaction { conn, id } => {

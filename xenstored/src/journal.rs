@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::DomId;
+use crate::dormant::Dormant;
 use crate::dump::node_record;
 use crate::migration::{Record, append};
 use crate::path_map::prefixes;
@@ -30,8 +31,12 @@ impl Journal {
             return;
         }
         let all = || self.lives.keys().copied().chain(store.domains.all()).map(Some).chain([None]).collect();
-        for domid in store.settings_changed(self.settings).unwrap_or_else(all) {
-            self.catch_up_with(domid, store);
+        let changed = store.settings_changed(self.settings).unwrap_or_else(all);
+        for domid in &changed {
+            self.catch_up_with(*domid, store);
+        }
+        for record in changed.into_iter().flatten().filter_map(|domid| store.target_record(domid)) {
+            append(&mut self.records, &record);
         }
         self.settings = settings;
     }
@@ -91,6 +96,28 @@ impl Store {
     /// A node went, with all below it.
     pub(crate) fn note_removed(&mut self, path: &str) {
         self.note_in_journal(|_, records| append(records, &Record::Removed { path: path.as_bytes() }));
+    }
+
+    /// A domain asked for a watch.
+    pub(crate) fn note_watched(&mut self, domid: DomId, watch: &Dormant) {
+        if domid != 0 {
+            self.note_in_journal(|_, records| append(records, &watch.record(domid)));
+        }
+    }
+
+    /// One of its watches went.
+    pub(crate) fn note_unwatched(&mut self, domid: DomId, path: &str, token: &[u8]) {
+        if domid != 0 {
+            let record = Record::Unwatched { domid, path: path.as_bytes(), token };
+            self.note_in_journal(|_, records| append(records, &record));
+        }
+    }
+
+    /// All of them went.
+    pub(crate) fn note_no_watches(&mut self, domid: DomId) {
+        if domid != 0 {
+            self.note_in_journal(|_, records| append(records, &Record::NoWatches { domid }));
+        }
     }
 
     fn note_in_journal(&mut self, note: impl FnOnce(&Self, &mut Vec<u8>)) {

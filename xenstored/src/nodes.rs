@@ -232,17 +232,12 @@ impl Store {
             return Err(Errno::ENOSPC);
         }
         let special = std::mem::take(&mut tx.special);
-        let (steps, events) = tx.into_steps();
-        let mut events: Vec<_> = events.into_iter().map(Some).collect();
+        let (steps, mut events) = tx.into_steps();
         for step in steps {
             match step {
-                Step::Remove(path, event, gone) => {
+                Step::Remove(path, event) => {
                     let node = self.take(&path);
-                    let Some(event) = event.and_then(|event| events.get_mut(event)) else { continue };
-                    if gone && node.is_none() {
-                        // It came and went, or it went with one above, which tells of it.
-                        *event = None;
-                    } else if let Some(event) = event {
+                    if let Some(Some(event)) = event.and_then(|event| events.get_mut(event)) {
                         event.removed = node;
                     }
                 }

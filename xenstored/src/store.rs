@@ -207,8 +207,9 @@ impl Store {
         }
         self.open -= state.transactions.len();
         state.transactions = IdMap::default();
-        let cause = state.cause.take();
+        let (cause, domid) = (state.cause.take(), state.caller.domid);
         self.pass_turn(conn, cause.as_ref());
+        self.note_no_watches(domid);
     }
 
     /// A connection's transaction is over, lost or won: others may have waited for it.

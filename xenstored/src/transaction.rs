@@ -135,8 +135,8 @@ pub struct Transaction {
 
 /// One step of a commit.
 pub(crate) enum Step {
-    /// The node goes, if it is there; the event that tells of it, and whether none comes in its place.
-    Remove(Path, Option<usize>, bool),
+    /// The node goes, if it is there; the event that tells of it.
+    Remove(Path, Option<usize>),
     /// The node gets this value.
     Write(Path, Box<[u8]>),
     /// The node comes, or gets this value and these permissions.
@@ -369,12 +369,20 @@ impl Transaction {
 
     /// Ends it: what has to be done to a store without conflicts, and what watches have to be told then. The snapshots
     /// are gone, so that the store need not copy what it changes.
-    pub(crate) fn into_steps(self) -> (Vec<Step>, Vec<Event>) {
+    pub(crate) fn into_steps(self) -> (Vec<Step>, Vec<Option<Event>>) {
         let (mut removes, mut puts) = (Vec::new(), Vec::new());
+        let mut events: Vec<_> = self.events.into_iter().map(Some).collect();
         for (path, seen) in self.seen.into_entries() {
             let path = Path::of(path);
+            // Of what came and went nobody hears.
+            if seen.base.is_none()
+                && matches!(seen.now, Now::Gone)
+                && let Some(event) = seen.event.and_then(|event| events.get_mut(event))
+            {
+                *event = None;
+            }
             if seen.covered {
-                removes.push((path.clone(), seen.event, matches!(seen.now, Now::Gone)));
+                removes.push((path.clone(), seen.event));
             }
             if let Now::Own(own) = seen.now {
                 let new = seen.base.is_none() || seen.covered;
@@ -396,13 +404,13 @@ impl Transaction {
                 *new && children.next().is_some_and(|next| by(next) && plain(&next.0))
             })
             .collect();
-        let removes = removes.into_iter().map(|(path, event, gone)| Step::Remove(path, event, gone));
+        let removes = removes.into_iter().map(|(path, event)| Step::Remove(path, event));
         let puts = puts.into_iter().zip(comes).filter(|(_, comes)| !comes);
         let puts = puts.map(|((own, path, _), _)| match own.only_value {
             true => Step::Write(path, own.value),
             false => Step::Put(path, own.value, own.perms),
         });
-        (removes.chain(puts).collect(), self.events)
+        (removes.chain(puts).collect(), events)
     }
 
     /// Whether what the store has at `path` was removed here.

@@ -92,23 +92,29 @@ impl Watches {
         let may_know = |watch: &Watch| {
             caller(watch.conn).is_some_and(|caller| perms().any(|perms| perms.access(&caller).read()))
         };
+        if let Some(root) = change.removed {
+            self.fire_below(change.path, root, &caller, &mut tell);
+        }
         let (mut lists, mut deepest) = (Vec::new(), 0);
         for (depth, above) in prefixes(change.path).enumerate() {
             lists.extend(self.on.at(&above).map(|list| (depth, list)));
             deepest = depth;
         }
-        // The nearest first.
-        for (depth, list) in lists.into_iter().rev() {
-            let concerned = |watch: &&Watch| watch.depth.is_none_or(|most| deepest - depth <= most);
-            for watch in list.values().filter(concerned).filter(|watch| may_know(watch)) {
-                tell(watch, change.path.get(watch.relative..).unwrap_or_default());
-            }
+        let concerned = |depth: usize, watch: &Watch| {
+            watch.depth.is_none_or(|most| deepest - depth <= most) && may_know(watch)
+        };
+        let mut tell = |watch: &Watch| tell(watch, change.path.get(watch.relative..).unwrap_or_default());
+        if let [(depth, list)] = lists[..] {
+            return list.values().filter(|watch| concerned(depth, watch)).for_each(tell);
         }
-        if let Some(root) = change.removed {
-            self.fire_below(change.path, root, caller, tell);
-        }
+        // Whoever has several hears in the order in which they came.
+        let all = lists.iter().flat_map(|&(depth, list)| list.iter().map(move |watch| (depth, watch)));
+        let mut told: Vec<_> = all.filter(|(depth, (_, watch))| concerned(*depth, watch)).collect();
+        told.sort_by_key(|(_, (number, _))| **number);
+        told.into_iter().for_each(|(_, (_, watch))| tell(watch));
     }
 
+    /// The watches on what went with a removed node: what is deepest first, then the older nodes.
     fn fire_below(
         &self,
         path: &str,
@@ -117,10 +123,11 @@ impl Watches {
         mut tell: impl FnMut(&Watch, &str),
     ) {
         let (from, to) = (format!("{path}/"), format!("{path}0"));
-        for name in self.names.range::<str, _>((Bound::Excluded(&*from), Bound::Excluded(&*to))) {
-            let Some((above, node)) = descend(root, name.get(from.len()..).unwrap_or_default()) else {
-                continue;
-            };
+        let names = self.names.range::<str, _>((Bound::Excluded(&*from), Bound::Excluded(&*to)));
+        let below = |name| Some((descend(root, str::get(name, from.len()..)?)?, name));
+        let mut gone: Vec<_> = names.filter_map(|name| below(name)).collect();
+        gone.sort_by(|((one, _), _), ((other, _), _)| one.cmp(other));
+        for ((_, [above, node]), name) in gone {
             for watch in self.on(name) {
                 let may_read =
                     |caller: Caller| node.perms.access(&caller).read() || above.perms.access(&caller).read();
@@ -140,11 +147,14 @@ impl Watches {
     /// `@releaseDomain`, which hear of the domain only with a depth of 1, and those on `@releaseDomain/7`.
     pub fn fire_special(&self, event: &str, domid: crate::DomId, mut tell: impl FnMut(&Watch, &str)) {
         let precise = format!("{event}/{domid}");
-        for watch in self.on(event) {
-            tell(watch, if watch.depth.is_some_and(|depth| depth > 0) { &precise } else { event });
-        }
-        for watch in self.on(&precise) {
-            tell(watch, &precise);
+        let on = |name: &str| self.on.get(name).into_iter().flatten();
+        let mut told: Vec<_> =
+            on(event).map(|watch| (watch, watch.1.depth.is_some_and(|depth| depth > 0))).collect();
+        told.extend(on(&precise).map(|watch| (watch, true)));
+        // Two runs that are in order already.
+        told.sort_by_key(|((number, _), _)| **number);
+        for ((_, watch), single) in told {
+            tell(watch, if single { &precise } else { event });
         }
     }
 
@@ -155,7 +165,15 @@ impl Watches {
     }
 }
 
-/// The node at a relative path below `root`, and its parent.
-fn descend<'a>(root: &'a Arc<Node>, relative: &str) -> Option<(&'a Arc<Node>, &'a Arc<Node>)> {
-    relative.split('/').try_fold((root, root), |(_, node), name| Some((node, node.child(name)?)))
+/// The node at a relative path below `root`, after its parent; and what sorts it behind all that is below it and, with
+/// what is above, by age.
+fn descend<'a>(root: &'a Arc<Node>, relative: &str) -> Option<(Vec<u64>, [&'a Arc<Node>; 2])> {
+    let (mut ids, mut at) = (Vec::new(), [root, root]);
+    for name in relative.split('/') {
+        let [_, node] = at;
+        at = [node, node.child(name)?];
+        ids.push(at[1].id);
+    }
+    ids.push(u64::MAX);
+    Some((ids, at))
 }

@@ -20,6 +20,8 @@ const DOMAIN_GONE: u32 = 0x786c_0005;
 const DORMANT: u32 = 0x786c_0006;
 const NO_WATCHES: u32 = 0x786c_0007;
 const SETTING: u32 = 0x786c_0008;
+const TARGET: u32 = 0x786c_0009;
+const UNWATCHED: u32 = 0x786c_000a;
 
 /// No target (`DOMID_INVALID`).
 const DOMID_INVALID: DomId = 0x7ff4;
@@ -121,6 +123,17 @@ pub(crate) enum Record<'a> {
     NoWatches {
         domid: DomId,
     },
+    /// One of them went.
+    Unwatched {
+        domid: DomId,
+        path: &'a [u8],
+        token: &'a [u8],
+    },
+    /// A domain has the rights of another, attached or not.
+    Target {
+        domid: DomId,
+        target: DomId,
+    },
     /// Something that this daemon alone has to know of the one before.
     Setting {
         name: &'a [u8],
@@ -148,6 +161,8 @@ impl<'a> Record<'a> {
             Self::Dormant { .. } => DORMANT,
             Self::NoWatches { .. } => NO_WATCHES,
             Self::Setting { .. } => SETTING,
+            Self::Target { .. } => TARGET,
+            Self::Unwatched { .. } => UNWATCHED,
             Self::Unknown(kind) => *kind,
         }
     }
@@ -230,6 +245,11 @@ impl<'a> Record<'a> {
                     .for_each(|field| half(to, field));
                 strings(to, &[path, token]);
             }
+            Self::Target { domid, target } => [domid, target].into_iter().for_each(|&field| half(to, field)),
+            Self::Unwatched { domid, path, token } => {
+                [*domid, len16(path) + 1, len16(token) + 1].into_iter().for_each(|field| half(to, field));
+                strings(to, &[path, token]);
+            }
             Self::Setting { name, value } => {
                 [name, value].into_iter().for_each(|text| half(to, len16(text) + 1));
                 strings(to, &[name, value]);
@@ -294,6 +314,11 @@ impl<'a> Record<'a> {
                     (fields.u16()?, fields.u16()?, fields.u16()?, fields.u16()?);
                 let depth = Some(depth).filter(|&depth| depth != DEPTH_UNLIMITED);
                 Self::Dormant { domid, path: fields.string(path)?, token: fields.string(token)?, depth }
+            }
+            TARGET => Self::Target { domid: fields.u16()?, target: fields.u16()? },
+            UNWATCHED => {
+                let (domid, path, token) = (fields.u16()?, fields.u16()?, fields.u16()?);
+                Self::Unwatched { domid, path: fields.string(path)?, token: fields.string(token)? }
             }
             SETTING => {
                 let (name, value) = (fields.u16()?, fields.u16()?);

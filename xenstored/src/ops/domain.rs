@@ -90,7 +90,8 @@ impl Store {
             return false;
         };
         domain.target = Some((target, life));
-        let conn = domain.conn;
+        self.domains.changes.note(Some(domid));
+        let conn = self.domains.get(domid).and_then(|domain| domain.conn);
         let caller = self.domains.caller(domid);
         if let Some(state) = conn.and_then(|conn| self.conns.get_mut(&conn)) {
             state.caller = caller;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use xen_abi::io::xs_wire::XENSTORE_SERVER_FEATURE_WATCHDEPTH;
 
+use crate::dormant::Dormant;
 use crate::out::Out;
 use crate::path::{Name, home};
 use crate::quota::Limit;
@@ -50,6 +51,11 @@ pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
         state.watches.insert(key, number);
         state.watch_bytes += bytes;
     }
+    if store.journal.is_some() {
+        let depth = depth.map(|depth: usize| u16::try_from(depth).unwrap_or(u16::MAX - 1));
+        let watch = Dormant { path: arg.into(), token: token.into(), depth };
+        store.note_watched(call.caller.domid, &watch);
+    }
     out.ack(call)?;
     out.event(call.conn, &String::from_utf8_lossy(arg), token);
     Ok(())
@@ -62,7 +68,9 @@ pub(super) fn unwatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> 
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
     let number = state.watches.remove(&(name.as_str().into(), token.into())).ok_or(Errno::ENOENT)?;
     state.watch_bytes -= Store::watch_bytes(name.as_str(), token);
+    let relative = store.watches.get(name.as_str(), number).map_or(0, |watch| watch.relative);
     store.watches.remove(name.as_str(), number);
+    store.note_unwatched(call.caller.domid, name.as_str().get(relative..).unwrap_or_default(), token);
     out.ack(call)
 }
 

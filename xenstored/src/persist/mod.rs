@@ -12,7 +12,7 @@
 
 mod frame;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -74,8 +74,6 @@ pub struct Policy {
 struct Written {
     special: BTreeMap<String, Perms>,
     special_changes: u64,
-    /// Watches of domains, of those that have any, with the domain's life.
-    watches: BTreeMap<DomId, (Option<Life>, Vec<Dormant>)>,
 }
 
 /// An open folder.
@@ -90,8 +88,6 @@ pub struct Disk {
     written: Written,
     /// Used again for every frame.
     frame: Vec<u8>,
-    /// Domains whose watches may have changed since.
-    rewatched: BTreeSet<DomId>,
     /// The log has what may not have reached the disk.
     unsynced: Option<Instant>,
     syncing: Option<JoinHandle<io::Result<()>>>,
@@ -167,7 +163,6 @@ impl Disk {
             snapshot_len,
             written: Written::of(store),
             frame: Vec::new(),
-            rewatched: BTreeSet::new(),
             unsynced: None,
             syncing: None,
             snapshot: None,
@@ -185,11 +180,6 @@ impl Disk {
         if self.policy.transient {
             remove_before(&self.folder, u64::MAX);
         }
-    }
-
-    /// A domain has set or dropped watches, or all of them are gone.
-    pub(crate) fn rewatched(&mut self, domid: DomId) {
-        self.rewatched.insert(domid);
     }
 
     /// Writes what changed. Called before replies go out. If the disk refuses, the store goes on without, says so, and
@@ -220,9 +210,6 @@ impl Disk {
         frame::begin(frame);
         store.take_notes(frame);
         self.written.catch_up(store, frame);
-        for domid in std::mem::take(&mut self.rewatched) {
-            self.written.catch_up_watches(domid, store, frame);
-        }
         if !frame::seal(frame) {
             return Ok(());
         }
@@ -297,25 +284,7 @@ impl Disk {
 
 impl Written {
     fn of(store: &Store) -> Self {
-        let watches = watches(store).map(|(domid, watches)| (domid, (store.domains.life(domid), watches)));
-        let (special, special_changes) = (store.special.clone(), store.special_changes);
-        Self { special, special_changes, watches: watches.collect() }
-    }
-
-    /// The watches of a domain may have changed.
-    fn catch_up_watches(&mut self, domid: DomId, store: &Store, bytes: &mut Vec<u8>) {
-        let now = (store.domains.life(domid), store.watches_of_domain(domid));
-        let known = self.watches.get(&domid);
-        if known.map_or(now.1.is_empty(), |known| *known == now) {
-            return;
-        }
-        append(bytes, &Record::NoWatches { domid });
-        now.1.iter().for_each(|watch| append(bytes, &watch.record(domid)));
-        if now.1.is_empty() {
-            self.watches.remove(&domid)
-        } else {
-            self.watches.insert(domid, now)
-        };
+        Self { special: store.special.clone(), special_changes: store.special_changes }
     }
 
     /// Appends the records that lead from what was written of special names to what is, and is up to date then.

@@ -14,9 +14,7 @@ fn ask(store: &mut Store, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8
 
 /// All that a state folder keeps, comparable.
 fn content(store: &Store) -> Vec<u8> {
-    let mut stream = Stream::new();
-    store.dump(&mut stream);
-    stream.finish()
+    Source::of(store).stream()
 }
 
 const POLICY: Policy = Policy { fsync: Fsync::Never, transient: false };
@@ -131,16 +129,15 @@ fn watches_are_those_of_the_present_life() {
     let folder = tempdir().unwrap();
     let (mut disk, mut store) = open(&folder);
     let host = store.connect();
-    let watch = |store: &mut Store, disk: &mut Disk| {
+    let watch = |store: &mut Store| {
         ask(store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
         let guest = store.domains.get(5).unwrap().conn.unwrap();
         ask(store, guest, MsgType::WATCH, 0, b"device\0t\0");
-        disk.rewatched(5);
     };
-    watch(&mut store, &mut disk);
+    watch(&mut store);
     disk.commit(&mut store);
     ask(&mut store, host, MsgType::RELEASE, 0, b"5\0");
-    watch(&mut store, &mut disk);
+    watch(&mut store);
     disk.commit(&mut store);
     drop(disk);
     let (mut disk, mut store) = open(&folder);
@@ -340,5 +337,82 @@ proptest! {
         let (_disk, mut again) = open(&folder);
         prop_assert_eq!(again.check(), Ok(()));
         prop_assert!(content(&again) == want);
+    }
+}
+
+/// What a guest asks for is what is written: not all that it has.
+#[test]
+fn one_watch_writes_one_watch() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    let guest = store.domains.get(5).unwrap().conn.unwrap();
+    let name = |n: usize| format!("device/{n}/{}", "x".repeat(1500));
+    for n in 0..100 {
+        ask(&mut store, guest, MsgType::WATCH, 0, format!("{}\0t\0", name(n)).as_bytes());
+    }
+    disk.commit(&mut store);
+    let before = disk.log_len;
+    for _ in 0..10 {
+        ask(&mut store, guest, MsgType::UNWATCH, 0, format!("/local/domain/5/{}\0t\0", name(3)).as_bytes());
+        disk.commit(&mut store);
+        ask(&mut store, guest, MsgType::WATCH, 0, format!("{}\0t\x007\0", name(3)).as_bytes());
+        disk.commit(&mut store);
+    }
+    let written = disk.log_len - before;
+    assert!((10 * 2 * 1500..10 * 2 * 1800).contains(&written), "{written}");
+    ask(&mut store, guest, MsgType::UNWATCH, 0, format!("{}\0t\0", name(7)).as_bytes());
+    disk.commit(&mut store);
+    let want = store.watches_of_domain(5);
+    drop((disk, store));
+    for _ in 0..2 {
+        let (mut disk, mut store) = open(&folder);
+        assert_eq!(store.watches_of_domain(5), want);
+        // Attached again, they are there once.
+        let host = store.connect();
+        ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+        disk.commit(&mut store);
+        assert_eq!(store.watches_of_domain(5), want);
+    }
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0");
+    let guest = store.domains.get(5).unwrap().conn.unwrap();
+    ask(&mut store, guest, MsgType::RESET_WATCHES, 0, b"");
+    disk.commit(&mut store);
+    drop((disk, store));
+    assert_eq!(open(&folder).1.watches_of_domain(5), []);
+}
+
+#[test]
+fn targets_are_there_again_and_only_for_the_same_lives() {
+    let folder = tempdir().unwrap();
+    let introduce = |store: &mut Store, domid: u16| {
+        let host = store.connect();
+        ask(store, host, MsgType::INTRODUCE, 0, format!("{domid}\x001\x002\0").as_bytes());
+    };
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    [5, 6, 7].into_iter().for_each(|domid| introduce(&mut store, domid));
+    ask(&mut store, host, MsgType::SET_TARGET, 0, b"5\x007\0");
+    disk.commit(&mut store);
+    // One that ends and begins anew, and is a target again, in one frame; one that does so afterwards.
+    ask(&mut store, host, MsgType::RELEASE, 0, b"7\0");
+    introduce(&mut store, 7);
+    ask(&mut store, host, MsgType::SET_TARGET, 0, b"5\x007\0");
+    ask(&mut store, host, MsgType::SET_TARGET, 0, b"7\x006\0");
+    disk.commit(&mut store);
+    ask(&mut store, host, MsgType::RELEASE, 0, b"6\0");
+    introduce(&mut store, 6);
+    disk.commit(&mut store);
+    drop((disk, store));
+    for _ in 0..2 {
+        let (_disk, mut store) = open(&folder);
+        assert_eq!((store.target(5), store.target(7)), (Some(7), None));
+        [5, 7].into_iter().for_each(|domid| introduce(&mut store, domid));
+        let caller = store.domains.caller(5);
+        assert_eq!(caller.target, Some((7, store.domains.life(7).unwrap())));
+        assert_eq!(store.conns[&store.domains.get(5).unwrap().conn.unwrap()].caller, caller);
     }
 }

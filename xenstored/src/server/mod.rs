@@ -273,23 +273,11 @@ impl Server {
         if client && self.counters && counters::is_asked_for(&header, payload) {
             self.publish_counters();
         }
-        let rewatches = matches!(header.kind, MsgType::WATCH | MsgType::UNWATCH | MsgType::RESET_WATCHES);
-        if !client && rewatches {
-            self.rewatched(conn);
-        }
         let ring = if header.kind == MsgType::INTRODUCE { self.take_ring(conn) } else { None };
         self.store.handle(conn, header, payload, ring.is_some(), &mut self.out);
         self.deliver(ring);
         if client && header.kind == MsgType::RM {
             self.removed(conn);
-        }
-    }
-
-    /// The state folder has to know of a domain's watches.
-    fn rewatched(&mut self, conn: ConnId) {
-        let ring = self.links.get(&conn).map(|link| &link.carrier);
-        if let (Some(disk), Some(Carrier::Ring(domain))) = (&mut self.disk, ring) {
-            disk.rewatched(domain.domid);
         }
     }
 

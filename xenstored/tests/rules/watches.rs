@@ -48,7 +48,7 @@ fn v3_a_removal_is_told_above_and_exactly_below() {
          y watch /a/b/c/d deep => OK ! y /a/b/c/d deep
          z watch /a/b/none never => OK ! z /a/b/none never
          z watch /a/b-c other => OK ! z /a/b-c other
-         0 rm /a/b => OK ! 0 /a/b self ! 0 /a/b root ! x /a/b/c exact ! y /a/b/c/d deep
+         0 rm /a/b => OK ! y /a/b/c/d deep ! x /a/b/c exact ! 0 /a/b root ! 0 /a/b self
          0 rm /a/b",
     );
 }
@@ -96,7 +96,7 @@ fn v6_transactions_are_silent_until_they_commit() {
          0.1 rm /a/old
          0.77 watch /b w => OK ! 0 /b w
          0.77 unwatch /b w
-         0.1 transaction_end T => OK ! 0 /a/x w ! 0 /a/y w ! 0 /a/old w ! 0 /a/old/x exact
+         0.1 transaction_end T => OK ! 0 /a/x w ! 0 /a/y w ! 0 /a/old/x exact ! 0 /a/old w
          0 transaction_start => 2
          0.2 rm /a
          0.2 transaction_end F
@@ -122,6 +122,29 @@ fn v7_events_come_in_the_order_of_changes_and_too_long_ones_not_at_all() {
          0 watch /{p*1000} {t*3000} => OK ! 0 /{p*1000} {t*3000}
          0 write /{p*1000}/{q*92} heard => OK ! 0 /{p*1000}/{q*92} {t*3000}
          0 write /{p*1000}/{q*93} lost",
+    );
+}
+
+#[test]
+fn v7_one_change_is_told_in_the_order_of_registration_and_from_the_bottom_up() {
+    play(
+        "0 write /a/b/c 1
+         0 write /a/b/a/x 1
+         0 watch /a/b near => OK ! 0 /a/b near
+         0 watch / root => OK ! 0 / root
+         0 watch /a/b/c c => OK ! 0 /a/b/c c
+         0 watch /a middle => OK ! 0 /a middle
+         0 watch /a/b again => OK ! 0 /a/b again
+         0 watch /a/b/a a => OK ! 0 /a/b/a a
+         0 watch /a/b/a/x ax => OK ! 0 /a/b/a/x ax
+         0 write /a/b 1 => OK ! 0 /a/b near ! 0 /a/b root ! 0 /a/b middle ! 0 /a/b again
+         0 rm /a/b => OK ! 0 /a/b/c c ! 0 /a/b/a/x ax ! 0 /a/b/a a ! 0 /a/b near ! 0 /a/b root ! 0 /a/b middle ! 0 /a/b again",
+    );
+    play(
+        "0 introduce 6 1 1
+         0 watch @releaseDomain/6 six => OK ! 0 @releaseDomain/6 six
+         0 watch @releaseDomain any => OK ! 0 @releaseDomain any
+         0 release 6 => OK ! 0 @releaseDomain/6 six ! 0 @releaseDomain any",
     );
 }
 
