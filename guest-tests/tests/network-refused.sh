@@ -35,6 +35,9 @@ vif() { guest bad 6.12-cloud poweroff "vif = [\"$1\"]"; }
 vif 'bridge=nowhere';                 refused 3 'vif 0: bridge nowhere does not exist' xlr create bad.cfg
 vif 'bridge=lo';                      refused 3 'vif 0: lo is a network interface, but no bridge' xlr create bad.cfg
 vif "bridge=xenbr0,vifname=vif$id.0"; refused 3 "vif 0: .*vif$id.0 is in use" xlr create bad.cfg
+# A bridge that was made for it goes with it, also when it is another card that cannot be had.
+vif "bridge=xenbr1,bridge-create=1,vifname=vif$id.0"; refused 3 "vif 0: .*vif$id.0 is in use" xlr create bad.cfg
+vif 'bridge=xenbr1,bridge-create=1", "bridge=nowhere'; refused 3 'vif 1: bridge nowhere does not exist' xlr create bad.cfg
 vif 'bridge=xenbr0,vifname=xenbr0';   refused 3 'vif 0: xenbr0 cannot be a TAP' xlr create bad.cfg
 vif 'bridge=xenbr0,script=nowhere';   refused 3 'bad.cfg:8:.*/etc/xen/scripts/nowhere' xlr create bad.cfg
 vif 'mac=00:16:3e:00:00';             refused 1 'bad.cfg:8:.*mac `00:16:3e:00:00`' xlr create bad.cfg

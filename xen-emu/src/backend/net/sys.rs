@@ -21,6 +21,8 @@ nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFHWADDR, libc::ifreq);
 nix::ioctl_write_ptr_bad!(bridge_add, 0x89a0, libc::c_char);
+nix::ioctl_write_ptr_bad!(bridge_remove, 0x89a1, libc::c_char);
+nix::ioctl_read_bad!(bridge_private, 0x89f0, libc::ifreq);
 nix::ioctl_write_ptr_bad!(bridge_add_port, 0x89a2, libc::ifreq);
 
 /// `IFF_*` flags of `TUNSETIFF`.
@@ -165,6 +167,35 @@ pub fn add_bridge(control: &impl AsFd, name: &str) -> io::Result<()> {
     let request = request(name)?;
     // SAFETY: the descriptor is open; the kernel reads IFNAMSIZ bytes, which the name has, with its terminating 0.
     unsafe { bridge_add(control.as_fd().as_raw_fd(), request.ifr_name.as_ptr())? };
+    Ok(())
+}
+
+/// Most ports of a bridge (`BR_MAX_PORTS` of Linux).
+const PORTS_MAX: usize = 1024;
+/// `BRCTL_GET_PORT_LIST`: the numbers of the interfaces that are ports.
+const PORT_LIST: libc::c_ulong = 7;
+
+/// Whether a bridge has ports.
+pub fn has_ports(control: &impl AsFd, bridge: &str) -> io::Result<bool> {
+    let mut request = request(bridge)?;
+    let mut ports: [libc::c_int; PORTS_MAX] = [0; PORTS_MAX];
+    let mut wish = [PORT_LIST, ports.as_mut_ptr().expose_provenance() as libc::c_ulong, PORTS_MAX as _, 0];
+    request.ifr_ifru.ifru_data = wish.as_mut_ptr().cast();
+    // SAFETY: the descriptor is open; the kernel reads the four words and writes as many ints as the third says.
+    unsafe { bridge_private(control.as_fd().as_raw_fd(), &raw mut request)? };
+    Ok(ports.iter().any(|port| *port != 0))
+}
+
+/// Removes a bridge.
+pub fn remove_bridge(control: &impl AsFd, name: &str) -> io::Result<()> {
+    let mut request = request(name)?;
+    // SAFETY: the descriptor is open and the struct initialised. Without flags the interface is down, as it has to be;
+    // then the kernel reads IFNAMSIZ bytes, which the name has, with its terminating 0.
+    unsafe {
+        request.ifr_ifru.ifru_flags = 0;
+        set_flags(control.as_fd().as_raw_fd(), &raw const request)?;
+        bridge_remove(control.as_fd().as_raw_fd(), request.ifr_name.as_ptr())?;
+    }
     Ok(())
 }
 

@@ -32,6 +32,30 @@ pub struct Tap {
     first: File,
     multi_queue: bool,
     mtu: u16,
+    /// Goes after the interface.
+    bridge: Option<Made>,
+}
+
+/// A bridge that was made for a vif. It stays when a guest has connected to the vif or it has other ports, and else
+/// goes with the vif: nothing is left of an attach, or of a domain, that has failed.
+struct Made {
+    bridge: String,
+    stays: bool,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
+        let gone = sys::control().and_then(|control| match sys::has_ports(&control, &self.bridge)? {
+            true => Ok(()),
+            false => sys::remove_bridge(&control, &self.bridge),
+        });
+        if let Err(e) = gone {
+            tracing::warn!("the bridge {} stays: {e}", self.bridge);
+        }
+    }
 }
 
 impl Tap {
@@ -45,14 +69,14 @@ impl Tap {
             VifAttach::Bridge { bridge, create } => Some((bridge.as_str(), *create)),
             VifAttach::Tap | VifAttach::User { .. } => None,
         };
-        if let Some((bridge, create)) = bridge {
-            need_bridge(&control, bridge, create)?;
-        }
+        let made =
+            bridge.map(|(bridge, create)| need_bridge(&control, bridge, create)).transpose()?.flatten();
         let existed = sys::index(&control, name).is_ok();
         let (first, multi_queue) = open_first(name)?;
         let of = bridge.map_or(name, |(bridge, _)| bridge);
         let found = sys::mtu(&control, of).ok().and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(1500);
-        let tap = Tap { name: name.to_owned(), first, multi_queue, mtu: mtu.unwrap_or(found) };
+        let mtu = mtu.unwrap_or(found);
+        let tap = Tap { name: name.to_owned(), first, multi_queue, mtu, bridge: made };
         let _ = sys::carrier(&tap.first, false);
         match tap.configure(&control, bridge.map(|(bridge, _)| bridge)) {
             // One that was made for us beforehand is as its maker wants it.
@@ -73,17 +97,21 @@ impl Tap {
     }
 }
 
-fn need_bridge(control: &impl AsFd, bridge: &str, create: bool) -> Result<(), DeviceError> {
+/// The bridge is there, or is made now.
+fn need_bridge(control: &impl AsFd, bridge: &str, create: bool) -> Result<Option<Made>, DeviceError> {
     if sys::index(control, bridge).is_ok() {
-        return Ok(());
+        return Ok(None);
     }
     if !create {
         return Err(DeviceError(format!(
             "bridge {bridge} does not exist; make it with `ip link add {bridge} type bridge`, or name another by bridge="
         )));
     }
-    let made = sys::add_bridge(control, bridge).and_then(|()| sys::up(control, bridge));
-    made.map_err(|e| DeviceError(format!("cannot make the bridge {bridge}: {}", hint(&e))))
+    let failed = |e| DeviceError(format!("cannot make the bridge {bridge}: {}", hint(&e)));
+    sys::add_bridge(control, bridge).map_err(failed)?;
+    let made = Made { bridge: bridge.to_owned(), stays: false };
+    sys::up(control, bridge).map_err(failed)?;
+    Ok(Some(made))
 }
 
 fn refused_port(bridge: &str, name: &str, e: &io::Error) -> DeviceError {
@@ -169,6 +197,7 @@ impl Attachment for Tap {
         }
         sys::offload(&self.first, offloads(accepts)).map_err(failed)?;
         let _ = sys::carrier(&self.first, true);
+        self.bridge.iter_mut().for_each(|made| made.stays = true);
         Ok(links)
     }
 

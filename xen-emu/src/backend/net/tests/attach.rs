@@ -176,6 +176,24 @@ fn taps_on_a_bridge() {
         let big = Tap::open("vif7.0", &bridge(false), Some(9000)).unwrap();
         assert_eq!(sys::mtu(&control, "vif7.0").unwrap(), 9000);
         drop(big);
+        drop(two);
+        assert!(sys::index(&control, "xenbr0").is_ok(), "a guest has used it");
+
+        // What was made for an attach that fails goes with it, but not from below another vif.
+        let fresh = |create| VifAttach::Bridge { bridge: "xenbr1".into(), create };
+        let other = Tap::open("other", &VifAttach::Tap, None).unwrap();
+        let taken = refused(Tap::open("other", &fresh(true), None));
+        assert!(taken.contains("other is in use by somebody else"), "{taken}");
+        assert!(sys::index(&control, "xenbr1").is_err(), "left behind");
+        drop((Tap::open("vif7.0", &fresh(true), None).unwrap(), other));
+        assert!(sys::index(&control, "xenbr1").is_err(), "no guest has used it");
+        let (first, mut second) = (
+            Tap::open("vif7.0", &fresh(true), None).unwrap(),
+            Tap::open("vif7.1", &fresh(true), None).unwrap(),
+        );
+        drop(first);
+        assert!(sys::index(&control, "xenbr1").is_ok(), "it has a port");
+        second.links(1, all).unwrap();
     };
     std::thread::spawn(run).join().unwrap();
 }
