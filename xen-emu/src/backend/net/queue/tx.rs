@@ -38,6 +38,8 @@ pub struct Tx {
     chain: Chain,
     /// The chain is a packet that has not been sent yet.
     whole: bool,
+    /// The credit for it has been taken.
+    paid: bool,
 }
 
 /// What became of a packet.
@@ -54,7 +56,7 @@ impl Tx {
     pub fn new(cx: &Cx, page: Grant) -> Result<Tx, DeviceError> {
         let ring = BackRing::attach(cx.mem(), &[page.at.gpa], TX_SLOT);
         let ring = ring.map_err(|e| DeviceError(format!("transmit ring: {e}")))?;
-        Ok(Tx { ring, page, chain: Chain::default(), whole: false })
+        Ok(Tx { ring, page, chain: Chain::default(), whole: false, paid: false })
     }
 
     /// Grant reference of the ring.
@@ -93,6 +95,9 @@ impl Tx {
                 }
             }
             if self.whole {
+                if let Err(later) = self.pay(cx) {
+                    return Ok(Idle::Rate(later));
+                }
                 match self.send(cx, link) {
                     Sent::Answer(status) => self.answer(cx, status)?,
                     Sent::Later(idle) => return Ok(idle),
@@ -116,8 +121,17 @@ impl Tx {
     fn answer(&mut self, cx: &Cx, status: NetifRsp) -> Result<(), DeviceError> {
         let put = self.chain.answers(status).try_for_each(|answer| self.ring.push(cx.mem(), &answer));
         self.chain.clear();
-        self.whole = false;
+        (self.whole, self.paid) = (false, false);
         put.map_err(|e| DeviceError(format!("transmit ring: {e}")))
+    }
+
+    /// Once for each packet, however often the link has to be asked to take it.
+    fn pay(&mut self, cx: &Cx) -> Result<(), Instant> {
+        if !self.paid {
+            cx.shared.credit(self.chain.size.into())?;
+            self.paid = true;
+        }
+        Ok(())
     }
 
     fn send(&self, cx: &Cx, link: &mut dyn Link) -> Sent {
@@ -127,9 +141,6 @@ impl Tx {
             count(&counters.tx_errors, 1);
             Sent::Answer(NetifRsp::ERROR)
         };
-        if let Err(later) = cx.shared.credit(self.chain.size.into()) {
-            return Sent::Later(Idle::Rate(later));
-        }
         let pinned = match self.pin(cx) {
             Ok(pinned) => pinned,
             Err(why) => return refuse(&why),

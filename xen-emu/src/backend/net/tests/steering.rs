@@ -107,3 +107,26 @@ fn a_limited_guest_sends_all_in_the_end() {
     assert_eq!(rig.answers(0).len(), 30);
     rig.disconnect();
 }
+
+/// A packet that the other end does not take yet is not charged again and again.
+#[test]
+fn a_packet_is_paid_for_once() {
+    const SIZE: usize = 4000;
+    let mut rig = Rig::new(1, true);
+    let hour = 3_600_000_000;
+    rig.vif.config.rate = Some(xen_emu_api::device::Rate { bytes: 200 * SIZE as u64, interval_us: hour });
+    rig.connect().unwrap();
+    for i in 0..200 {
+        rig.send(0, &[i; SIZE], &[(SIZE, 0)], 0, None);
+    }
+    // The other end is full, and each of these tries again.
+    for _ in 0..200 {
+        rig.kick(rig.port(0, false));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    for i in 0..200 {
+        assert_eq!(rig.peer_receive(0).1, [i; SIZE]);
+    }
+    assert_eq!(rig.answers(0), [NetifRsp::OKAY; 200]);
+    rig.disconnect();
+}
