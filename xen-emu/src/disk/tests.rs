@@ -2,7 +2,8 @@ use super::engine::{Done, EngineKind, Gather, start};
 use super::*;
 use proptest::prelude::*;
 use std::fs;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 
 fn options(format: DiskFormat) -> Options {
     Options { format, writable: true, cache: DiskCache::None, sector_size: None, force: false }
@@ -10,6 +11,54 @@ fn options(format: DiskFormat) -> Options {
 
 fn error(path: &Path, format: DiskFormat) -> String {
     Disk::open(path, &options(format)).err().map(|e| e.to_string()).unwrap_or_default()
+}
+
+/// A disk that answers a request only when the gate is open; it says when one comes.
+pub fn hanging(gate: &Arc<Mutex<()>>, comes: Sender<()>) -> Disk {
+    struct Hanging(Arc<Mutex<()>>, Mutex<Sender<()>>);
+    impl Hanging {
+        fn wait(&self) -> io::Result<()> {
+            let _ = self.1.lock().unwrap().send(());
+            drop(self.0.lock());
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+    impl Image for Hanging {
+        fn len(&self) -> io::Result<u64> {
+            Ok(1 << 20)
+        }
+        fn sector_sizes(&self) -> (u32, u32) {
+            (512, 512)
+        }
+        fn discards(&self) -> Option<Discard> {
+            None
+        }
+        fn read(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+            self.wait()
+        }
+        fn write(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+            self.wait()
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.wait()
+        }
+        fn discard(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+            self.wait()
+        }
+        fn grow(&self, _: u64) -> io::Result<()> {
+            self.wait()
+        }
+    }
+    let disk = Disk {
+        image: Box::new(Hanging(gate.clone(), Mutex::new(comes))),
+        path: "/hanging".into(),
+        cache: DiskCache::None,
+        writable: false,
+        bytes: AtomicU64::new(0),
+        bounces: AtomicU64::new(0),
+    };
+    disk.refresh().unwrap();
+    disk
 }
 
 /// A qcow2 header of version 3 with 64 KiB clusters and perhaps a backing file.

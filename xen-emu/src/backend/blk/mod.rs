@@ -8,7 +8,7 @@ pub mod proto;
 pub mod queue;
 mod run;
 
-use crate::backend::device::{Connection, Device, DeviceError, Disc, Frontend, Nodes};
+use crate::backend::device::{Connection, Device, DeviceError, Disc, Fail, Frontend, Nodes};
 use crate::disk::engine::EngineKind;
 use crate::disk::{Disk, Options};
 use crate::log::limited;
@@ -39,6 +39,8 @@ pub struct Blk {
     counters: Arc<Counters>,
     running: Vec<Running>,
     rings: Vec<u32>,
+    /// Of the connection.
+    fail: Option<Fail>,
 }
 
 /// A queue's thread. It hands the queue back when it ends.
@@ -69,6 +71,7 @@ impl Blk {
             counters: Arc::default(),
             running: Vec::new(),
             rings: Vec::new(),
+            fail: None,
         })
     }
 
@@ -275,7 +278,7 @@ impl Device for Blk {
             self.disconnect();
             return Err(e);
         }
-        self.rings = rings;
+        (self.rings, self.fail) = (rings, Some(connection.fail.clone()));
         let engine = self.engine.choice(self.disk.as_deref());
         let (vdev, count) = (&self.config.vdev, self.running.len());
         limited!(info, "{vdev}: connected, {count} queues, {engine}, persistent grants: {persistent}");
@@ -297,6 +300,7 @@ impl Device for Blk {
     fn disconnect(&mut self) {
         drop(self.halt(Ending::Now));
         self.rings.clear();
+        self.fail = None;
     }
 
     fn rings(&self) -> Vec<u32> {
@@ -334,11 +338,16 @@ impl Device for Blk {
         };
         let before = self.running.len();
         let queues = self.halt(Ending::Now);
-        if let Some(queue) = queues.first().filter(|_| queues.len() < before) {
-            (queue.fail)(DeviceError(format!("{}: the old disc does not answer", self.config.vdev)));
-        }
+        let lost = before - queues.len();
         (self.config, self.disk) = (config, disk);
         self.launch(queues)?;
+        if let Some(fail) = self.fail.as_ref().filter(|_| lost > 0) {
+            // Nobody serves a queue that has not come back.
+            fail(DeviceError(format!(
+                "{}: the old disc does not answer; the drive is closed until the guest connects to it anew",
+                self.config.vdev
+            )));
+        }
         Ok(self.geometry())
     }
 }

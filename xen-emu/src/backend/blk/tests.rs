@@ -364,6 +364,27 @@ fn the_guest_hears_of_a_new_size_and_of_new_discs() {
     Blk::open(&config(other.path(), DiskFormat::Raw, DiskCache::None), 1).unwrap();
 }
 
+/// A drive whose only queue waits for its disc is closed, and not left for dead with an answer of Ok.
+#[test]
+fn a_disc_that_does_not_answer_closes_the_drive_when_it_is_changed() {
+    let cd =
+        DiskConfig { cdrom: true, target: None, ..config(Path::new(""), DiskFormat::Raw, DiskCache::None) };
+    let gate = Arc::default();
+    for queues in [1, 2] {
+        let mut guest = Guest::new(Blk::open(&cd, 2).unwrap(), 0);
+        let (comes, waits) = std::sync::mpsc::channel();
+        guest.blk.disk = Some(Arc::new(crate::disk::tests::hanging(&gate, comes)));
+        guest.connect(Wish { queues, ..Wish::default() }).unwrap();
+        let shut = gate.lock().unwrap();
+        guest.rings[0].direct(BlkifOp::READ, 0, 0, &segments(&[(DATA, 0, 7)]));
+        guest.rings[0].publish();
+        waits.recv().unwrap();
+        guest.blk.insert(None).unwrap();
+        assert!(guest.failures.lock().unwrap()[0].contains("the old disc does not answer"));
+        drop(shut);
+    }
+}
+
 #[test]
 fn nonsense_in_the_frontends_nodes_is_refused_and_leaves_nothing() {
     let file = image(DiskFormat::Raw);

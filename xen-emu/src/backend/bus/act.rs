@@ -154,7 +154,10 @@ impl Server {
         nodes.extend(nodes::params(&config));
         self.update(place, nodes);
         self.record(place, config);
-        Reply::Ok
+        match self.entries.get(place).and_then(Entry::failing) {
+            Some(e) => Reply::Error { message: e.to_string() },
+            None => Reply::Ok,
+        }
     }
 
     /// The device cannot go on; the step that follows writes why.

@@ -95,6 +95,14 @@ impl Entry {
             .for_each(|answer| answer(why.clone()));
     }
 
+    /// Why its connection is about to end, by its own word.
+    pub fn failing(&self) -> Option<&DeviceError> {
+        self.todo.iter().find_map(|todo| match todo {
+            Todo::Fail(connection, e) if *connection == self.connections => Some(e),
+            _ => None,
+        })
+    }
+
     /// Nobody waits for the guest to let go of it any longer.
     pub fn overdue(&self, now: Instant) -> bool {
         !self.away && self.abandoned.is_some_and(|until| until <= now)
