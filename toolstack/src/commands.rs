@@ -385,7 +385,6 @@ pub const COMMANDS: &[Command] = &[
         name: "block-resize",
         args: "[options] <Domain> <DevId> [Size]",
         about: "Tell the guest the size of a disk, after making its image so large",
-        options: &[flag('f', "force", "Even if the image becomes smaller.")],
         max_words: 3,
         run: block::resize,
         ..PAIR

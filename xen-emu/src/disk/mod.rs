@@ -194,6 +194,17 @@ impl Disk {
         self.image.discards().filter(|_| self.writable)
     }
 
+    /// `MAJOR:MINOR` in hexadecimal if it is a block device.
+    pub fn device(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        let known = self.image.file()?.metadata().ok()?;
+        let number = known.rdev();
+        known
+            .file_type()
+            .is_block_device()
+            .then(|| format!("{:x}:{:x}", libc::major(number), libc::minor(number)))
+    }
+
     /// Transfers go around the host's page cache.
     #[cfg(test)]
     pub fn direct(&self) -> bool {
@@ -227,7 +238,7 @@ impl Disk {
             return invalid("it is read-only and cannot be resized");
         }
         if bytes < self.image.len()? {
-            return invalid("a disk in use is not made smaller");
+            return invalid("a disk in use is not made smaller: what is behind its new end would be lost");
         }
         self.image.grow(bytes)?;
         self.refresh()
