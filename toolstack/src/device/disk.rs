@@ -122,6 +122,7 @@ pub fn disk(params: &Params) -> Result<Placed, Diag> {
         force,
         script,
         backendtype: params.choice("backendtype", BACKENDS)?.map(str::to_owned),
+        trusted: !params.is_set("untrusted"),
     };
     let at = params.pos(if config.target.is_some() { "target" } else { "vdev" }).clone();
     Ok(Placed { device: Device::Disk(config), at, warnings: Vec::new() })
@@ -136,9 +137,8 @@ fn refuse(params: &Params) -> Result<(), Diag> {
     if params.is_set("discard") && params.is_set("no-discard") {
         return Err(params.error("no-discard", "either discard or no-discard"));
     }
-    if params.is_set("untrusted") {
-        let why = "a frontend that distrusts this disk is not supported yet: leave `untrusted` out";
-        return Err(params.error("untrusted", why));
+    if params.is_set("trusted") && params.is_set("untrusted") {
+        return Err(params.error("untrusted", "either trusted or untrusted"));
     }
     super::own_backend(params)?;
     match params.text("specification") {

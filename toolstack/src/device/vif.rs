@@ -25,6 +25,7 @@ const KEYS: &[(&str, Form)] = &[
     ("devid", Form::Value),
     ("mtu", Form::Value),
     ("vlan", Form::Value),
+    ("forwarddev", Form::Value),
     ("accel", Form::Value),
     ("trusted", Form::Flag),
     ("untrusted", Form::Flag),
@@ -58,7 +59,7 @@ pub fn vif(params: &Params, devid: u32, host: &XlConf) -> Result<Placed, Diag> {
     params.check(KEYS)?;
     let params = &with_defaults(params, host);
     refuse(params)?;
-    let script = params.text("script").filter(|script| script.rsplit('/').next() != Some(BRIDGE_SCRIPT));
+    let script = script(params);
     let mtu = params.number("mtu", (68, 65535))?.and_then(|mtu| u16::try_from(mtu).ok());
     let config = VifConfig {
         devid: given_devid(params)?.unwrap_or(devid),
@@ -70,6 +71,7 @@ pub fn vif(params: &Params, devid: u32, host: &XlConf) -> Result<Placed, Diag> {
         script: script.map(str::to_owned),
         gatewaydev: params.text("gatewaydev").or(params.text("netdev")).map(str::to_owned),
         ip: params.all("ip").flat_map(|(text, _)| text.split_whitespace()).map(str::to_owned).collect(),
+        vlan: params.text("vlan").map(str::to_owned),
         queues: params.number("queues", (1, 64))?,
         trusted: !params.is_set("untrusted"),
     };
@@ -93,6 +95,11 @@ fn with_defaults(params: &Params, host: &XlConf) -> Params {
     whole
 }
 
+/// A script that does something which is not done without it.
+fn script(params: &Params) -> Option<&str> {
+    params.text("script").filter(|script| script.rsplit('/').next() != Some(BRIDGE_SCRIPT))
+}
+
 /// `devid=`
 pub fn given_devid(params: &Params) -> Result<Option<u32>, Diag> {
     params.number("devid", (0, 65535))
@@ -104,8 +111,12 @@ fn refuse(params: &Params) -> Result<(), Diag> {
         None | Some("vif") => {}
         Some(other) => return Err(params.error("backendtype", format!("`{other}` is not supported: vif is"))),
     }
-    if params.has("vlan") {
-        let instead = "give a bridge that has the VLAN's interface";
+    if params.has("forwarddev") {
+        return Err(params.error("forwarddev", "`forwarddev`: COLO replication is not supported"));
+    }
+    if params.text("vlan").is_some() && script(params).is_none() {
+        let instead =
+            "it is read by a script of your own; without one give a bridge that has the VLAN's interface";
         return Err(params.error("vlan", format!("vlan is not supported: {instead}")));
     }
     if params.is_set("trusted") && params.is_set("untrusted") {

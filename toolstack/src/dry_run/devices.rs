@@ -25,6 +25,8 @@ pub struct Disk<'a> {
     is_cdrom: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     discard_enable: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted: Option<&'static str>,
 }
 
 /// `libxl_device_nic`
@@ -50,6 +52,8 @@ pub struct Nic<'a> {
     rate_interval_usecs: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gatewaydev: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trusted: Option<&'static str>,
 }
@@ -91,6 +95,7 @@ impl<'a> Disk<'a> {
             readwrite: disk.writable.into(),
             is_cdrom: disk.cdrom.into(),
             discard_enable: (!disk.discard).then_some("False"),
+            trusted: (!disk.trusted).then_some("False"),
         }
     }
 }
@@ -114,6 +119,7 @@ impl<'a> Nic<'a> {
             rate_bytes_per_interval: vif.rate.map(|rate| rate.bytes),
             rate_interval_usecs: vif.rate.map(|rate| rate.interval_us),
             gatewaydev: vif.gatewaydev.as_deref(),
+            vlan: vif.vlan.as_deref(),
             trusted: (!vif.trusted).then_some("False"),
         }
     }

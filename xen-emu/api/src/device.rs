@@ -100,6 +100,13 @@ pub struct DiskConfig {
     pub script: Option<String>,
     /// `backendtype` as written, for the store: `phy`, `qdisk`, `tap`.
     pub backendtype: Option<String>,
+    /// The frontend may trust the backend; else it copies all data through pages of its own.
+    #[serde(default = "yes")]
+    pub trusted: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a vif is attached to.
@@ -165,6 +172,9 @@ pub struct VifConfig {
     pub gatewaydev: Option<String>,
     /// Addresses, for the script and the store.
     pub ip: Vec<String>,
+    /// VLANs, for the script: one untagged or a list, in its own syntax.
+    #[serde(default)]
+    pub vlan: Option<String>,
     /// Most queues offered; none = one per vCPU.
     pub queues: Option<u32>,
     /// The frontend may trust the backend.

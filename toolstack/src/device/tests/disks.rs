@@ -36,6 +36,7 @@ fn disks_that_xl_was_seen_to_read() {
         ("vdev=d536p37,target=/q,w", raw("/q,w", "xvdtq37", 268_572_709)),
         ("drbd:res0,xvdk,w", DiskConfig { script: Some("block-drbd".into()), ..raw("res0", "xvdk", 51872) }),
         ("vdev=xvdm,trusted,target=/l", raw("/l", "xvdm", 51904)),
+        ("vdev=xvdm,untrusted,target=/l", DiskConfig { trusted: false, ..raw("/l", "xvdm", 51904) }),
         (",empty,hdc:cdrom,r", drive(None, "hdc", 5632)),
         (",hdc:cdrom,r", drive(None, "hdc", 5632)),
         ("phy:/dev/vg0/web01-swap,xvda1,w", raw("/dev/vg0/web01-swap", "xvda1", 51713)),
@@ -138,10 +139,7 @@ fn disks_that_cannot_be_say_why_and_where() {
             "'/x,raw,xvda,backend=driverdom'",
             "1:28: disk: backend `driverdom`: driver domains are not supported: leave it out",
         ),
-        (
-            "'/x,raw,xvda,untrusted'",
-            "1:20: disk: a frontend that distrusts this disk is not supported yet: leave `untrusted` out",
-        ),
+        ("'/x,raw,xvda,trusted,untrusted'", "1:28: disk: either trusted or untrusted"),
         ("'/x,raw,xvda,specification=virtio'", "1:34: disk: `virtio` disks are not supported: xen are"),
         (
             "'/x,raw,xvda,backendtype=standalone'",

@@ -55,6 +55,7 @@ fn plain_disk(target: &str, vdev: &str, devid: u32) -> DiskConfig {
         force: false,
         script: None,
         backendtype: None,
+        trusted: true,
     }
 }
 

@@ -17,6 +17,7 @@ fn print_disk(disk: &DiskConfig) -> String {
         format!("persistent-grants={}", u8::from(disk.persistent)),
         format!("script={}", disk.script.as_deref().unwrap_or_default()),
         format!("backendtype={}", disk.backendtype.as_deref().unwrap_or_default()),
+        if disk.trusted { "trusted" } else { "untrusted" }.into(),
     ];
     words.retain(|word| !word.is_empty());
     words.push(format!(
@@ -50,6 +51,7 @@ fn print_vif(vif: &VifConfig) -> String {
     words.push(format!("vifname={}", vif.ifname.as_deref().unwrap_or_default()));
     words.push(format!("script={}", vif.script.as_deref().unwrap_or_default()));
     words.push(format!("ip={}", vif.ip.join(" ")));
+    words.extend(vif.vlan.as_ref().map(|vlan| format!("vlan={vlan}")));
     words.extend(vif.mtu.map(|mtu| format!("mtu={mtu}")));
     words.extend(vif.queues.map(|queues| format!("queues={queues}")));
     words.extend(vif.rate.map(|rate| format!("rate={}", rate::print(rate))));

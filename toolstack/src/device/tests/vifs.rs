@@ -17,6 +17,7 @@ fn vifs_by_the_man_page() {
         gatewaydev: None,
         ip: vec!["10.0.0.5".into()],
         queues: None,
+        vlan: None,
         trusted: true,
     };
     assert_eq!(xl, expected);
@@ -52,6 +53,7 @@ fn vifs_by_the_man_page() {
     assert_eq!(vif("script=vif-route,netdev=eth1").gatewaydev.as_deref(), Some("eth1"));
     assert_eq!(vif("script=vif-bridge").script, None, "what it does is done anyway");
     assert!(!vif("untrusted").trusted);
+    assert_eq!(vif("script=vif-mine,vlan=5").vlan.as_deref(), Some("5"));
     let words = ["mac=00:16:3e:00:00:07,bridge=br7".to_owned(), "mtu=1400".into()];
     let Device::Vif(both) = vif_of(&words, &[0, 1, 3], &XlConf::default()).unwrap().device else {
         panic!("a vif")
@@ -144,7 +146,11 @@ fn vifs_that_cannot_be_say_why_and_where() {
             "25: vif: invalid hostfwd `tcp:0:22`: tcp:2222:22 or udp:127.0.0.1:5353:53 would be right",
         ),
         ("backend=netvm", "15: vif: backend `netvm`: driver domains are not supported: leave it out"),
-        ("vlan=5", "12: vif: vlan is not supported: give a bridge that has the VLAN's interface"),
+        (
+            "vlan=5",
+            "12: vif: vlan is not supported: it is read by a script of your own; without one give a bridge that has the VLAN's interface",
+        ),
+        ("forwarddev=eth0", "18: vif: `forwarddev`: COLO replication is not supported"),
     ] {
         assert_eq!(error(&format!("vif=['{spec}']")), format!("g.cfg:1:{expected}"), "{spec}");
     }

@@ -41,6 +41,7 @@ pub fn config(target: &Path, format: DiskFormat, cache: DiskCache) -> DiskConfig
         force: false,
         script: None,
         backendtype: None,
+        trusted: true,
     }
 }
 

@@ -124,6 +124,18 @@ impl Blk {
         ])
     }
 
+    /// What the hotplug script `block` writes for a block device. A file is no device here, where Xen has a loop device for it.
+    fn physical(&self) -> Nodes {
+        let disk = self.disk.as_ref().filter(|_| !self.config.cdrom);
+        let Some((disk, number)) = disk.and_then(|disk| Some((disk, disk.device()?))) else {
+            return Nodes::new();
+        };
+        let path = disk.path().display().to_string();
+        [("node", path.clone()), ("physical-device", number), ("physical-device-path", path)]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into()
+    }
+
     /// Ends the threads; their queues, as far as the image lets go of them in time.
     fn halt(&mut self, how: Ending) -> Vec<Queue> {
         self.running.iter().for_each(|running| running.stop.ask(how));
@@ -252,6 +264,7 @@ impl Device for Blk {
                 ("discard-secure", discard.secure.into()),
             ]));
         }
+        list.extend(self.physical());
         list
     }
 

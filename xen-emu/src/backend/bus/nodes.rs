@@ -1,7 +1,9 @@
 //! The nodes of a device as libxl writes them: three directories, the frontend's, the backend's and libxl's copy.
 
 use crate::backend::device;
+use crate::backend::script::DIR;
 use crate::xenbus_setup::Rights;
+use std::path::Path;
 use xen_emu_api::device::{
     ChannelConfig, ChannelConnection, Device, DiskConfig, DiskFormat, VifAttach, VifConfig,
 };
@@ -81,6 +83,11 @@ fn flag(on: bool) -> String {
     u8::from(on).to_string()
 }
 
+/// Whole path of a hotplug script. libxl writes its default ones too, which here nothing runs: what they do is built in.
+fn script(name: &str) -> String {
+    Path::new(DIR).join(name).display().to_string()
+}
+
 fn disk(disk: &DiskConfig) -> Layout {
     let device_type = if disk.cdrom { "cdrom" } else { "disk" }.to_owned();
     let (kind, prefix) = match disk.format {
@@ -99,11 +106,12 @@ fn disk(disk: &DiskConfig) -> Layout {
         ("discard-enable", flag(disk.discard)),
         ("specification", "xen".into()),
     ];
-    back.extend(disk.script.clone().map(|script| ("script", script)));
+    let scripted = disk.script.as_deref().or((disk.format == DiskFormat::Raw).then_some("block"));
+    back.extend(scripted.map(|name| ("script", script(name))));
     let front = vec![
         ("virtual-device", disk.devid.to_string()),
         ("device-type", device_type),
-        ("trusted", "1".into()),
+        ("trusted", flag(disk.trusted)),
     ];
     Layout { front, back, ..Layout::default() }
 }
@@ -127,7 +135,10 @@ fn vif(vif: &VifConfig) -> Layout {
     if let VifAttach::Bridge { bridge, .. } = &vif.attach {
         back.push(("bridge", bridge.clone()));
     }
-    back.extend(vif.script.clone().map(|script| ("script", script)));
+    let bridged = matches!(vif.attach, VifAttach::Bridge { .. });
+    let scripted = vif.script.as_deref().or(bridged.then_some("vif-bridge"));
+    back.extend(scripted.map(|name| ("script", script(name))));
+    back.extend(vif.vlan.clone().map(|vlan| ("vlan", vlan)));
     back.extend(vif.gatewaydev.clone().map(|dev| ("gatewaydev", dev)));
     back.extend(vif.ifname.clone().map(|name| ("vifname", name)));
     back.extend((!vif.ip.is_empty()).then(|| ("ip", vif.ip.join(" "))));

@@ -11,7 +11,9 @@ use std::time::Duration;
 use xen_abi::Gref;
 use xen_domain::gnttab::{GrantError, Pinned};
 use xen_emu_api::control::DeviceStatus;
-use xen_emu_api::device::{ChannelConfig, ChannelConnection, DiskCache, DiskConfig, DiskFormat};
+use xen_emu_api::device::{
+    ChannelConfig, ChannelConnection, DiskCache, DiskConfig, DiskFormat, VifAttach, VifConfig,
+};
 
 /// No grants and no channels: for devices that use none.
 struct Bare;
@@ -136,6 +138,11 @@ impl device::Device for Fake {
     fn insert(&mut self, disc: Option<&Disc>) -> Result<Nodes, DeviceError> {
         match disc {
             Some(disc) if disc.target == Path::new("/bad") => Err(DeviceError("no such disc".into())),
+            Some(disc) if disc.target == Path::new("/late") => {
+                let fail = self.world.fail.lock().unwrap().clone().unwrap();
+                fail(DeviceError("the old disc does not answer".into()));
+                Ok(vec![("sectors".into(), "9".into())])
+            }
             _ => Ok(vec![("sectors".into(), if disc.is_some() { "7" } else { "0" }.into())]),
         }
     }
@@ -163,6 +170,7 @@ fn disk() -> Device {
         force: false,
         script: None,
         backendtype: None,
+        trusted: true,
     })
 }
 
@@ -305,6 +313,31 @@ fn a_device_has_the_nodes_that_libxl_gives_it() {
 }
 
 #[test]
+fn a_vif_names_its_script_and_an_untrusted_disk_says_so() {
+    let mut stage = stage();
+    let vif = Device::Vif(VifConfig {
+        attach: VifAttach::Bridge { bridge: "xenbr0".into(), create: false },
+        ..crate::backend::net::tests::config()
+    });
+    let Device::Vif(plain) = &vif else { panic!() };
+    let own = VifConfig { devid: 1, script: Some("vif-lab".into()), vlan: Some("5".into()), ..plain.clone() };
+    let user = VifConfig { devid: 2, attach: VifAttach::User { forwards: Vec::new() }, ..plain.clone() };
+    for config in [&vif, &Device::Vif(own), &Device::Vif(user)] {
+        let made = super::nodes::made(&super::nodes::Place::of(7, config), config, &super::entry::Nothing);
+        stage.client.run(&made).unwrap();
+    }
+    let mut back = |devid, name: &str| stage.read(&format!("/local/domain/0/backend/vif/7/{devid}/{name}"));
+    assert_eq!(back(0, "script").as_deref(), Some("/etc/xen/scripts/vif-bridge"));
+    assert_eq!(back(1, "script").as_deref(), Some("/etc/xen/scripts/vif-lab"));
+    assert_eq!((back(1, "vlan").as_deref(), back(2, "script")), (Some("5"), None));
+    let Device::Disk(usual) = disk() else { panic!() };
+    let disk = DiskConfig { trusted: false, format: DiskFormat::Qcow2, ..usual };
+    stage.bus.attach(&Device::Disk(disk)).unwrap();
+    assert_eq!(stage.read(&format!("{FRONT}/trusted")).as_deref(), Some("0"));
+    assert!(stage.read(&format!("{BACK}/script")).is_none());
+}
+
+#[test]
 fn a_device_connects_closes_connects_again_survives_a_kexec_and_is_detached() {
     let mut stage = stage();
     let before = stage.store.listing();
@@ -352,6 +385,17 @@ fn a_device_connects_closes_connects_again_survives_a_kexec_and_is_detached() {
     assert_eq!(stage.read(&format!("{BACK}/params")).as_deref(), Some("qcow2:/other"));
     assert_eq!(stage.read(&format!("{BACK}/state")).as_deref(), Some("4"));
     assert!(matches!(&stage.bus.configs()[0], Device::Disk(disk) if disk.format == DiskFormat::Qcow2));
+
+    // The disc is changed, but the drive cannot go on until the guest connects to it again.
+    assert_eq!(stage.refused(insert("/late")), "the old disc does not answer");
+    stage.becomes("params", "qcow2:/late");
+    stage.becomes("error", "the old disc does not answer");
+    stage.becomes("state", "5");
+    stage.becomes_logged("disconnect");
+    stage.front(6, 6);
+    stage.front(1, 2);
+    stage.connect();
+    stage.becomes_logged("connect 8 32");
 
     let gone = stage.asked(stage.detach(false));
     stage.becomes("online", "0");

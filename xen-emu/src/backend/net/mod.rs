@@ -10,7 +10,7 @@ mod shared;
 mod sys;
 mod tap;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod user;
 
 use super::device::{Connection, Device, DeviceError, Nodes};
@@ -227,6 +227,8 @@ impl Device for Vif {
             ("feature-dynamic-multicast-control", 1),
             ("feature-split-event-channels", 1),
             ("feature-ctrl-ring", 1),
+            // Room for a guest's XDP programs before each packet: none, and so Linux runs none.
+            ("feature-xdp-headroom", 0),
             ("multi-queue-max-queues", self.queues),
         ]
         .into_iter()

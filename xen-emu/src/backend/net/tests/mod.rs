@@ -48,6 +48,7 @@ pub fn config() -> VifConfig {
         script: None,
         gatewaydev: None,
         ip: Vec::new(),
+        vlan: None,
         queues: Some(4),
         trusted: true,
     }
