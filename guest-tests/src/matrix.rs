@@ -287,6 +287,8 @@ pub const TESTS: &[Test] = &[
         900,
     ),
     test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 900),
+    test("long-debian-13-shutdown", "debian.sh", &["debian-13", "pygrub", "raw", "shutdown"], 900),
+    test("long-debian-13-force", "debian.sh", &["debian-13", "kernel", "raw", "force"], 900),
     test("examples", "examples.sh", &[], 60),
     // A host whose KVM has no KVM_XEN.
     plain("plain-no-kvm-xen", "no-kvm-xen.sh", &[], 120),

@@ -1,7 +1,7 @@
 # debian.sh IMAGE HOW FORMAT END [LINE...]: a whole Debian from its disk image. HOW kernel: its kernel handed over; pygrub: read from its disk;
 # grub-pvh: GRUB as the kernel reads it from its disk. FORMAT raw or qcow2, whose backing file is the image. It logs in, gets an
-# address, installs a package and writes a file; END ends it: poweroff (from inside), shutdown (by XenStore), button (the power button,
-# which systemd-logind hears). Then nothing of what was written may be missing.
+# address, installs a package and writes a file; END ends it: poweroff (from inside), shutdown (by XenStore), button (shutdown -F of a guest that does
+# not say that it listens to XenStore: the power button, which systemd-logind hears), force (shutdown -F of one that does). Then nothing of what was written may be missing.
 . /lab/tests/lib-devices.sh
 image=$1 how=$2 format=$3 end=$4
 shift 4
@@ -46,7 +46,12 @@ say 'dmesg -n 5'
 case $end in
 poweroff) say poweroff ;;
 shutdown) xlr shutdown g || fail "xlr shutdown ended with status $?" ;;
-button) xlr trigger g power || fail "xlr trigger ended with status $?" ;;
+button)
+    xenstore-rm "/local/domain/$id/control/feature-poweroff"
+    xlr shutdown -F g 2>err || { cat err; fail "xlr shutdown -F ended with status $?"; }
+    want err 'sending ACPI power button event'
+    ;;
+force) xlr shutdown -F g || fail "xlr shutdown -F ended with status $?" ;;
 esac
 gone g 180
 want g.log 'reboot: Power down'
