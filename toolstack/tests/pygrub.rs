@@ -152,6 +152,37 @@ fn fat_and_what_is_no_boot_disk() {
     assert!(said(&empty, DiskFormat::Qcow2).contains("qcow2"));
 }
 
+/// With all the rights that the unpackers have to do without.
+#[test]
+fn a_packed_kernel_comes_unpacked() {
+    use bzimage::testing::{Pack, bzimage};
+    if !has("mke2fs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (files, image) = (dir.path().join("files"), dir.path().join("image"));
+    tree(&files, MENU);
+    let mut elf = bzimage::ELF.to_vec();
+    elf.extend((0..10_000_000u32).map(|i| (i / 3).to_le_bytes()[0]));
+    let packed = Pack::ALL.into_iter().filter(|pack| !matches!(pack, Pack::None));
+    for (pack, kernel) in packed.map(|pack| (pack, bzimage(&elf, pack))) {
+        fs::write(files.join("boot/vmlinuz-1"), &kernel).unwrap();
+        let _ = fs::remove_file(&image);
+        mke2fs(&files, &image, &["-t", "ext4"]);
+        let (Answer::Found(found), bytes) = ask(&image, DiskFormat::Raw) else { panic!("{pack:?}") };
+        assert_eq!(found.kernel.size, elf.len() as u64, "{pack:?}");
+        assert!(bytes == [&elf[..], b"the ramdiskthe ramdisk"].concat(), "{pack:?}");
+    }
+    let mut damaged = bzimage(&elf, Pack::Gzip);
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0xff;
+    fs::write(files.join("boot/vmlinuz-1"), damaged).unwrap();
+    let _ = fs::remove_file(&image);
+    mke2fs(&files, &image, &["-t", "ext4"]);
+    let (Answer::Failed { why }, _) = ask(&image, DiskFormat::Raw) else { panic!("damage") };
+    assert!(why.starts_with("kernel /vmlinuz: gzip payload cannot be unpacked"), "{why}");
+}
+
 /// A qcow2 header with tables of that many entries, which stands on `backing`.
 fn qcow2_header(l1_entries: u32, backing: &str) -> Vec<u8> {
     let mut image = vec![0; 4 << 16];

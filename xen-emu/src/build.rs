@@ -84,8 +84,12 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));
     let mut memory = Memory::new(&regions)?;
-    let kernel = Kernel::open(&boot.kernel, |range| memory.boot_slice(range))
-        .map_err(|error| KernelError { path: boot.name.clone(), ..error })?;
+    let kernel = if boot.guests {
+        Kernel::open_elf(&boot.kernel)
+    } else {
+        Kernel::open(&boot.kernel, |range| memory.boot_slice(range))
+    };
+    let kernel = kernel.map_err(|error| KernelError { path: boot.name.clone(), ..error })?;
     tracing::info!(
         "kernel {}: entry {:#x}, {}, hypercalls by {}",
         boot.name.display(),

@@ -1,7 +1,8 @@
 //! `bootloader=`: what a domain's process asks the reader of boot menus (`xlr-pygrub`) and what that answers.
 //!
 //! The reader gets a [`Request`] as its only argument and answers on stdout: one line with an [`Answer`]; after
-//! [`Answer::Found`] the bytes of the kernel and then those of each ramdisk follow, as many as announced.
+//! [`Answer::Found`] the bytes of the kernel and then those of each ramdisk follow, as many as announced. A packed kernel
+//! is unpacked by the reader: an ELF image follows.
 
 use crate::device::DiskFormat;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 /// Longest line of an answer, bytes.
 pub const MAX_LINE: u64 = 64 << 10;
-/// Largest kernel, bytes.
+/// Largest kernel, packed and unpacked, bytes.
 pub const MAX_KERNEL: u64 = 256 << 20;
 /// Largest sum of the ramdisks, bytes.
 pub const MAX_RAMDISK: u64 = 1 << 30;
@@ -52,7 +53,7 @@ pub struct Piece {
 pub struct Found {
     /// Title of the menu entry.
     pub title: String,
-    /// The kernel.
+    /// The kernel, with the size of what follows.
     pub kernel: Piece,
     /// The ramdisks, to be put one behind the other.
     pub ramdisks: Vec<Piece>,

@@ -1,7 +1,14 @@
 //! A Linux bzImage: where its payload lies (boot protocol 2.08) and how it is unpacked.
 //! Source: Linux Documentation/arch/x86/boot.rst.
+//!
+//! A domain's process unpacks the kernels that the host's administrator gives (`kernel=`). Those on guests' disks are
+//! unpacked by the reader of boot menus, which is confined: two of the formats have their unpackers in C.
+#![forbid(unsafe_code)]
 
-use super::{elf, kernel::KernelFault};
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::unwrap_used, missing_docs, reason = "images for tests")]
+pub mod testing;
+
 use std::io::{self, Read};
 use std::ops::Range;
 
@@ -15,7 +22,43 @@ const PEEK: usize = 256 << 10;
 const LZMA_MEMORY: u64 = 512 << 20;
 
 /// First bytes of a gzip stream; its last four are the size as those of every payload.
-pub const GZIP: &[u8] = b"\x1f\x8b";
+const GZIP: &[u8] = b"\x1f\x8b";
+
+/// First bytes of an ELF image.
+pub const ELF: &[u8] = b"\x7fELF";
+
+/// What is wrong with a kernel file.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Some other file.
+    #[error("neither an ELF image nor a Linux bzImage")]
+    Unknown,
+    /// The file is shorter than it says.
+    #[error("truncated: the payload reaches to byte {end}, but there are only {have}")]
+    Truncated {
+        /// Where it ends by the headers.
+        end: u64,
+        /// Length of the file.
+        have: u64,
+    },
+    /// A bzImage before boot protocol 2.08 does not say where its payload is.
+    #[error("boot protocol {}.{:02}, 2.08 (Linux 2.6.26) or later needed", .0 >> 8, .0 & 0xff)]
+    OldProtocol(u16),
+    /// A compression without an unpacker here.
+    #[error("payload compressed with {0}, which is not supported (supported: {list})", list = supported())]
+    Compression(&'static str),
+    /// The payload announces an absurd size.
+    #[error("payload announces {0} bytes unpacked; at most {MAX_UNPACKED} are accepted")]
+    TooLarge(u64),
+    /// The unpacker gave up.
+    #[error("{format} payload cannot be unpacked: {error}")]
+    Unpack {
+        /// Name of the compression.
+        format: &'static str,
+        /// What the unpacker says.
+        error: io::Error,
+    },
+}
 
 /// Unpacks the first complete stream of the source into the target, from its start; bytes behind the stream are
 /// ignored. Gives back how many bytes came out. [`io::ErrorKind::WriteZero`]: the target is too small.
@@ -33,23 +76,29 @@ const FORMATS: &[(&[u8], &str, Option<Unpack>)] = &[
 ];
 
 /// The names of the compressions that can be unpacked.
-pub fn supported() -> String {
+fn supported() -> String {
     let names: Vec<_> = FORMATS.iter().filter(|f| f.2.is_some()).map(|f| f.1).collect();
     names.join(", ")
 }
 
-/// Where the payload lies in a bzImage: a compressed or plain ELF image.
+/// Where the kernel lies in its file, be it an ELF image, a gzipped one (as of the BSDs and unikernels) or a bzImage:
+/// an ELF image, or a [`Payload`].
 ///
 /// # Errors
-/// [`KernelFault::Unknown`] where this is no bzImage; else what is wrong with its header.
-pub fn payload(file: &[u8]) -> Result<Range<usize>, KernelFault> {
+/// [`Fault::Unknown`] where it is none of them; else what is wrong with its header.
+pub fn kernel(file: &[u8]) -> Result<Range<usize>, Fault> {
+    if file.starts_with(ELF) || file.starts_with(GZIP) { Ok(0..file.len()) } else { payload(file) }
+}
+
+/// Where the payload lies in a bzImage: a compressed or plain ELF image.
+fn payload(file: &[u8]) -> Result<Range<usize>, Fault> {
     if array(file, 0x1fe) != Some([0x55, 0xaa]) || array(file, 0x202) != Some(*b"HdrS") {
-        return Err(KernelFault::Unknown);
+        return Err(Fault::Unknown);
     }
-    let truncated = |end: u64| KernelFault::Truncated { what: "the payload", end, have: file.len() as u64 };
+    let truncated = |end: u64| Fault::Truncated { end, have: file.len() as u64 };
     let protocol = array(file, 0x206).map(u16::from_le_bytes).ok_or_else(|| truncated(0x208))?;
     if protocol < 0x208 {
-        return Err(KernelFault::OldProtocol(protocol));
+        return Err(Fault::OldProtocol(protocol));
     }
     let word = |at| array(file, at).map(|b| u64::from(u32::from_le_bytes(b))).ok_or_else(|| truncated(0x250));
     // 0 sectors of setup code mean 4, for the sake of very old loaders.
@@ -79,32 +128,31 @@ impl<'a> Payload<'a> {
     ///
     /// # Errors
     /// An unknown or unsupported compression, an absurd size.
-    pub fn new(packed: &'a [u8]) -> Result<Payload<'a>, KernelFault> {
+    pub fn new(packed: &'a [u8]) -> Result<Payload<'a>, Fault> {
         let format = FORMATS.iter().find(|(magic, ..)| packed.starts_with(magic));
-        let &(_, format, unpack) = format.ok_or(KernelFault::Compression("an unknown method"))?;
-        let unpack = unpack.ok_or(KernelFault::Compression(format))?;
+        let &(_, format, unpack) = format.ok_or(Fault::Compression("an unknown method"))?;
+        let unpack = unpack.ok_or(Fault::Compression(format))?;
         let size = packed.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
         if u64::from(size) > MAX_UNPACKED {
-            return Err(KernelFault::TooLarge(u64::from(size)));
+            return Err(Fault::TooLarge(u64::from(size)));
         }
         Ok(Payload { packed, format, unpack, size: size as usize })
     }
 
-    /// The guest-physical address at which the unpacked image would have its first segment in place, as its headers
-    /// tell; `None` where the format cannot be unpacked in part, or the image is none.
-    pub fn home(&self) -> Option<u64> {
+    /// How the unpacked image begins: enough for its headers, or zeros where the format cannot be unpacked in part.
+    pub fn start(&self) -> Vec<u8> {
         let mut start = vec![0; self.size.min(PEEK)];
         // It ends for lack of room; what came before is enough.
         let _ = self.unpack(&mut start);
-        elf::home(&start)
+        start
     }
 
     /// Unpack to the start of `target`; gives back how many bytes came out. What lies behind them is undefined.
     ///
     /// # Errors
     /// Damaged data, or more than `target` holds.
-    pub fn unpack(&self, target: &mut [u8]) -> Result<usize, KernelFault> {
-        (self.unpack)(self.packed, target).map_err(|error| KernelFault::Unpack { format: self.format, error })
+    pub fn unpack(&self, target: &mut [u8]) -> Result<usize, Fault> {
+        (self.unpack)(self.packed, target).map_err(|error| Fault::Unpack { format: self.format, error })
     }
 }
 
@@ -191,112 +239,18 @@ fn zstd(src: &[u8], dst: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    //! Images of every compression, made with the same crates; damage.
+mod tests {
+    //! Every compression, and damage.
+    use super::testing::{Pack, bzimage, packed};
     use super::*;
-    use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
     use proptest::prelude::*;
-    use std::io::Write;
 
-    /// How a payload is packed.
-    #[derive(Clone, Copy, Debug)]
-    pub enum Pack {
-        None,
-        Gzip,
-        Bzip2,
-        Lzma,
-        Xz,
-        XzX86,
-        Lz4,
-        Zstd,
-        ZstdStream,
-    }
-
-    impl Pack {
-        /// All of them.
-        pub const ALL: [Pack; 9] = [
-            Pack::None,
-            Pack::Gzip,
-            Pack::Bzip2,
-            Pack::Lzma,
-            Pack::Xz,
-            Pack::XzX86,
-            Pack::Lz4,
-            Pack::Zstd,
-            Pack::ZstdStream,
-        ];
-
-        /// The bytes packed, without the size appended.
-        pub fn stream(self, bytes: &[u8]) -> Vec<u8> {
-            match self {
-                Pack::None => bytes.to_vec(),
-                Pack::Gzip => {
-                    let mut out = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
-                    out.write_all(bytes).unwrap();
-                    out.finish().unwrap()
-                }
-                Pack::Bzip2 => {
-                    let mut out = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::fast());
-                    out.write_all(bytes).unwrap();
-                    out.finish().unwrap()
-                }
-                Pack::Lzma => {
-                    lzma(bytes, Stream::new_lzma_encoder(&LzmaOptions::new_preset(1).unwrap()).unwrap())
-                }
-                Pack::Xz => lzma(bytes, Stream::new_easy_encoder(1, Check::Crc32).unwrap()),
-                Pack::XzX86 => {
-                    let mut filters = Filters::new();
-                    filters.x86().lzma2(&LzmaOptions::new_preset(1).unwrap());
-                    lzma(bytes, Stream::new_stream_encoder(&filters, Check::Crc32).unwrap())
-                }
-                Pack::Lz4 => bytes.chunks(8 << 20).fold(b"\x02\x21\x4c\x18".to_vec(), |mut out, chunk| {
-                    let block = lz4_flex::block::compress(chunk);
-                    out.extend(u32::try_from(block.len()).unwrap().to_le_bytes());
-                    out.extend(block);
-                    out
-                }),
-                Pack::Zstd => zstd::bulk::compress(bytes, 1).unwrap(),
-                Pack::ZstdStream => zstd::stream::encode_all(bytes, 1).unwrap(),
-            }
-        }
-    }
-
-    fn lzma(bytes: &[u8], stream: Stream) -> Vec<u8> {
-        let mut out = liblzma::write::XzEncoder::new_stream(vec![], stream);
-        out.write_all(bytes).unwrap();
-        out.finish().unwrap()
-    }
-
-    /// The payload as the kernel's build makes it: the size appended, but for gzip, which ends in it anyway.
-    fn packed(bytes: &[u8], pack: Pack) -> Vec<u8> {
-        let mut payload = pack.stream(bytes);
-        if !matches!(pack, Pack::Gzip | Pack::None) {
-            payload.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
-        }
-        payload
-    }
-
-    fn unpack(packed: &[u8]) -> Result<Vec<u8>, KernelFault> {
+    fn unpack(packed: &[u8]) -> Result<Vec<u8>, Fault> {
         let payload = Payload::new(packed)?;
         let mut bytes = vec![0; payload.size];
         let length = payload.unpack(&mut bytes)?;
         bytes.truncate(length);
         Ok(bytes)
-    }
-
-    /// A bzImage around an ELF image.
-    pub fn bzimage(elf: &[u8], pack: Pack) -> Vec<u8> {
-        let payload = packed(elf, pack);
-        let mut file = vec![0u8; 5 * 512 + 0x123];
-        file[0x1f1] = 0;
-        file[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-        file[0x202..0x206].copy_from_slice(b"HdrS");
-        file[0x206..0x208].copy_from_slice(&[0x0f, 0x02]);
-        file[0x248..0x24c].copy_from_slice(&0x123u32.to_le_bytes());
-        file[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
-        file.extend(payload);
-        file.extend([0xaa; 1000]);
-        file
     }
 
     /// More than one lz4 block, with relative calls for the x86 filter to rewrite.

@@ -24,6 +24,8 @@ pub struct Boot {
     pub kernel: PathBuf,
     /// The same.
     pub ramdisk: Option<PathBuf>,
+    /// The kernel is the guest's own, unpacked by who has read its disk; else the host's.
+    pub guests: bool,
     /// For the kernel.
     pub cmdline: String,
     /// What messages call the kernel.
@@ -42,6 +44,7 @@ pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
         return Ok(Boot {
             kernel: kernel.clone(),
             ramdisk: ramdisk.clone(),
+            guests: false,
             cmdline: cmdline.clone(),
             name: kernel.clone(),
             _files: Vec::new(),
@@ -144,6 +147,7 @@ fn take(out: &mut impl Read, found: &Found, vdev: &str, room: u64) -> anyhow::Re
     Ok(Boot {
         kernel: path(&kernel),
         ramdisk: ramdisk.as_ref().map(path),
+        guests: true,
         cmdline: found.cmdline.clone(),
         name: PathBuf::from(format!("{vdev}:{}", harmless(&found.kernel.path))),
         _files: std::iter::once(kernel).chain(ramdisk).collect(),
@@ -182,6 +186,7 @@ mod tests {
             force: false,
             script: None,
             backendtype: None,
+            trusted: true,
         }
     }
 

@@ -5,9 +5,6 @@ use super::kernel::{KernelFault, Segment};
 use std::ops::Range;
 use xen_abi::elfnote::{self, ElfNote};
 
-/// First bytes of every ELF file.
-pub const MAGIC: &[u8] = b"\x7fELF";
-
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
@@ -181,7 +178,7 @@ fn machine(reader: Reader) -> Result<bool, KernelFault> {
         [0x7f, b'E', b'L', b'F', 1 | 2, 1] => {}
         [0x7f, b'E', b'L', b'F', 1 | 2, _] => return Err(KernelFault::NotX86("a big-endian ELF image")),
         [0x7f, b'E', b'L', b'F', ..] => return Err(KernelFault::NotX86("an ELF image of unknown class")),
-        _ => return Err(KernelFault::Unknown),
+        _ => return Err(bzimage::Fault::Unknown.into()),
     }
     match reader.u16(18, "the ELF header")? {
         EM_386 => Ok(false),

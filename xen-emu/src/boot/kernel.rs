@@ -1,6 +1,6 @@
 //! A guest kernel, opened: where it is entered and what goes where in guest memory.
 
-use super::{bzimage, elf, map};
+use super::{elf, map};
 use memmap2::{Mmap, MmapMut};
 use std::io;
 use std::ops::Range;
@@ -68,7 +68,7 @@ impl Image {
         room: impl FnOnce(Range<u64>) -> Option<&'m mut [u8]>,
     ) -> Result<(Image, elf::Parsed), KernelFault> {
         let payload = bzimage::Payload::new(packed)?;
-        let home = payload.home().filter(|&at| at >= LOWEST);
+        let home = elf::home(&payload.start()).filter(|&at| at >= LOWEST);
         if let Some(at) = home
             && let Some(end) = at.checked_add(payload.size as u64)
             && let Some(target) = room(at..end)
@@ -127,9 +127,6 @@ pub enum KernelFault {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(io::Error),
-    /// Some other file.
-    #[error("neither an ELF image nor a Linux bzImage")]
-    Unknown,
     /// An ELF image of something else.
     #[error("not an x86 kernel: {0}")]
     NotX86(&'static str),
@@ -149,26 +146,19 @@ pub enum KernelFault {
     /// Headers that contradict themselves.
     #[error("malformed: {0}")]
     Malformed(String),
-    /// A bzImage before boot protocol 2.08 does not say where its payload is.
-    #[error("boot protocol {}.{:02}, 2.08 (Linux 2.6.26) or later needed", .0 >> 8, .0 & 0xff)]
-    OldProtocol(u16),
-    /// A compression without an unpacker here.
-    #[error("payload compressed with {0}, which is not supported (supported: {list})", list = bzimage::supported())]
-    Compression(&'static str),
-    /// The payload announces an absurd size.
-    #[error("payload announces {0} bytes unpacked; at most {max} are accepted", max = bzimage::MAX_UNPACKED)]
-    TooLarge(u64),
+    /// It is no kernel file, or cannot be unpacked.
+    #[error(transparent)]
+    File(#[from] bzimage::Fault),
     /// The host has no memory to unpack to.
     #[error("no memory to unpack it: {0}")]
     NoMemory(io::Error),
-    /// The unpacker gave up.
-    #[error("{format} payload cannot be unpacked: {error}")]
-    Unpack {
-        /// Name of the compression.
-        format: &'static str,
-        /// What the unpacker says.
-        error: io::Error,
-    },
+}
+
+fn map_file(path: &Path) -> Result<Mmap, KernelFault> {
+    map::map_file(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => KernelFault::Missing,
+        _ => KernelFault::Unreadable(error),
+    })
 }
 
 impl Kernel {
@@ -184,26 +174,41 @@ impl Kernel {
         Self::load(path, room).map_err(|fault| KernelError { path: path.to_owned(), fault })
     }
 
+    /// Open an ELF image and nothing else: of a guest's own kernel nothing is unpacked here.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`]'s.
+    pub fn open_elf(path: &Path) -> Result<Kernel, KernelError> {
+        let mapped = map_file(path).and_then(|file| {
+            let whole = 0..file.len();
+            Kernel::mapped(file, whole)
+        });
+        mapped.map_err(|fault| KernelError { path: path.to_owned(), fault })
+    }
+
     fn load<'m>(
         path: &Path,
         room: impl FnOnce(Range<u64>) -> Option<&'m mut [u8]>,
     ) -> Result<Kernel, KernelFault> {
-        let file = map::map_file(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => KernelFault::Missing,
-            _ => KernelFault::Unreadable(error),
-        })?;
-        // Kernels of the BSDs and unikernels come as a gzipped ELF image.
-        let whole = file.starts_with(elf::MAGIC) || file.starts_with(bzimage::GZIP);
-        let range = if whole { 0..file.len() } else { bzimage::payload(&file)? };
+        let file = map_file(path)?;
+        let range = bzimage::kernel(&file)?;
         let bytes = file.get(range.clone()).unwrap_or_default();
-        let (image, parsed) = if bytes.starts_with(elf::MAGIC) {
-            let parsed = elf::parse(bytes)?;
-            (Image::Mapped(file, range), parsed)
-        } else {
-            Image::unpack(bytes, room)?
-        };
+        if bytes.starts_with(bzimage::ELF) {
+            return Kernel::mapped(file, range);
+        }
+        let (image, parsed) = Image::unpack(bytes, room)?;
+        Ok(Kernel::of(image, parsed))
+    }
+
+    /// An ELF image that lies in its file.
+    fn mapped(file: Mmap, range: Range<usize>) -> Result<Kernel, KernelFault> {
+        let parsed = elf::parse(file.get(range.clone()).unwrap_or_default())?;
+        Ok(Kernel::of(Image::Mapped(file, range), parsed))
+    }
+
+    fn of(image: Image, parsed: elf::Parsed) -> Kernel {
         let elf::Parsed { entry, long_mode, hypercall_page, linux, segments } = parsed;
-        Ok(Kernel { entry, long_mode, hypercall_page, linux, segments, image })
+        Kernel { entry, long_mode, hypercall_page, linux, segments, image }
     }
 
     /// The bytes that are still to be written for one of its segments: none for one that is in place already.
@@ -220,8 +225,8 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::bzimage::tests::{Pack, bzimage};
     use crate::boot::elf::tests::{Elf, NOTE_ENTRY};
+    use bzimage::testing::{Pack, bzimage};
     use std::io::Write;
 
     fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -246,10 +251,13 @@ mod tests {
         let plain = Kernel::open(file(&elf).path(), nowhere).unwrap();
         assert_eq!((plain.entry, plain.long_mode, plain.hypercall_page), (0x100_0040, true, false));
         assert_eq!(plain.segments.len(), 1);
+        assert_eq!(Kernel::open_elf(file(&elf).path()).unwrap().segments, plain.segments);
         for pack in Pack::ALL {
             let packed = file(&bzimage(&elf, pack));
             let kernel = Kernel::open(packed.path(), nowhere).unwrap_or_else(|e| panic!("{pack:?}: {e}"));
             assert_eq!(kernel.segments, plain.segments, "{pack:?}");
+            let said = Kernel::open_elf(packed.path()).unwrap_err().to_string();
+            assert!(said.ends_with("neither an ELF image nor a Linux bzImage"), "{pack:?}: {said}");
             assert!(
                 kernel.segment_bytes(&kernel.segments[0]) == plain.segment_bytes(&plain.segments[0]),
                 "{pack:?}"

@@ -5,7 +5,6 @@
 
 pub mod acpi;
 pub mod bootloader;
-pub mod bzimage;
 pub mod elf;
 pub mod kernel;
 pub mod map;

@@ -12,9 +12,9 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// Memory: far beyond what menus need, files pass through in pieces.
-const MEMORY: u64 = 512 << 20;
-/// CPU time, seconds: unpacks nothing, so that even a large ramdisk takes one or two.
+/// Memory: a kernel packed and unpacked, and the dictionary of its unpacker; all else passes through in pieces.
+const MEMORY: u64 = 1 << 30;
+/// CPU time, seconds: a kernel is unpacked in one or two, and a large ramdisk takes no more.
 const CPU_SECONDS: u64 = 60;
 /// Time to live, seconds; a slow disk takes its time.
 const SECONDS: u32 = 300;

@@ -12,6 +12,7 @@ mod disk;
 mod extlinux;
 mod files;
 mod grub;
+mod kernel;
 mod legacy;
 mod partitions;
 #[cfg(test)]
@@ -83,15 +84,19 @@ fn hand_over(volumes: &Volumes, choice: Choice) -> anyhow::Result<()> {
             bail!("{what} {path}: {size} bytes, at most {most} are accepted");
         }
     }
+    let image =
+        kernel::plain(kernel.bytes, kernel.size).with_context(|| format!("kernel {}", choice.kernel.path))?;
     let piece = |path: &volumes::Place, size| Piece { path: path.path.clone(), size };
     say(&Answer::Found(Found {
         title: one_line(&choice.title),
-        kernel: piece(&choice.kernel, kernel.size),
+        kernel: piece(&choice.kernel, image.len() as u64),
         ramdisks: choice.ramdisks.iter().zip(&ramdisks).map(|(path, file)| piece(path, file.size)).collect(),
         cmdline: one_line(&choice.cmdline),
     }))?;
     let mut out = io::stdout().lock();
-    for file in std::iter::once(kernel).chain(ramdisks) {
+    out.write_all(&image)?;
+    drop(image);
+    for file in ramdisks {
         let sent = io::copy(&mut file.bytes.take(file.size), &mut out)?;
         if sent != file.size {
             bail!("a file of {} bytes ends after {sent}", file.size);
