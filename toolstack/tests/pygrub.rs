@@ -163,7 +163,7 @@ fn a_packed_kernel_comes_unpacked() {
     let (files, image) = (dir.path().join("files"), dir.path().join("image"));
     tree(&files, MENU);
     let mut elf = bzimage::ELF.to_vec();
-    elf.extend((0..10_000_000u32).map(|i| (i / 3).to_le_bytes()[0]));
+    elf.extend((0..1_000_000u32).map(|i| (i / 3).to_le_bytes()[0]));
     let packed = Pack::ALL.into_iter().filter(|pack| !matches!(pack, Pack::None));
     for (pack, kernel) in packed.map(|pack| (pack, bzimage(&elf, pack))) {
         fs::write(files.join("boot/vmlinuz-1"), &kernel).unwrap();
