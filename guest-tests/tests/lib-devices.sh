@@ -88,7 +88,8 @@ power_on() {
 }
 # expect SECONDS PATTERN: on the console, at any time so far.
 expect() { until_true "$1" grep -qE -- "$2" "$log" || { tail -n 30 "$log" | tr -d '\r'; fail "no \"$2\" on the console in $1 s"; }; }
-say() { printf '%s\n' "$1" >stdin; }
+# say LINE: to the console; with nobody there any more it is lost, and nobody waits.
+say() { printf '%s\n' "$1" 1<>stdin; }
 # witness: the command is given up, and the guest says how it is.
 witness() {
     printf '\003' >stdin
@@ -120,23 +121,33 @@ quiet_shell() {
 }
 # unharmed: the guest's kernel has nothing to complain of. It is asked, since it says little on the console.
 unharmed() { must 60 'if dmesg | grep -E "BUG:|Oops|Call Trace|WARNING: CPU|EXT4-fs error|I/O error"; then false; fi'; }
-# login: as root, through getty.
+# prompted PATTERN COUNT: so many lines of the console have it.
+prompted() { [ "$(grep -cE -- "$1" "$log")" -ge "$2" ]; }
+# login: as root, through getty. The kernel or systemd may speak in the middle of a prompt, which nobody finds then: it is asked for again.
 login() {
-    expect 400 'debian login:'
-    say root
-    expect 60 'assword:'
-    say xlr
-    expect 60 'root@debian:~#'
+    for try in $(seq 20); do
+        until_true 20 prompted 'debian login:' 1 && break
+        [ "$try" -lt 5 ] || say ''
+    done
+    for try in 1 2 3; do
+        say root
+        until_true 60 prompted 'assword:' "$try"
+        say xlr
+        until_true 60 prompted 'root@debian:~#' 1 && break
+    done
+    expect 1 'root@debian:~#'
     quiet_shell
 }
-# detached network-detach GUEST NUMBER: it must go. A guest on a slow machine may take longer than the 10 s that xlr waits for, which is an
-# error of the command, but then the card goes when the guest lets go: it is waited for here.
+# detached KIND-detach GUEST DEVICE: it must go. A guest on a slow machine may take longer than the 10 s that xlr waits for, which is an
+# error of the command, but then the device goes when the guest lets go: it is waited for here.
 detached() {
     xlr "$@" 2>err && return
     cat err
     grep -q 'has not let go' err || fail "xlr $* ended with an error"
-    until_true 120 eval "! xlr network-list $2 | grep -q '^$3 '" || fail "the guest never lets go of card $3"
+    # Each of these waits 10 s again.
+    until_true 4 no_device "$@" || fail "the guest never lets go: $*"
 }
+no_device() { ! xlr "$@" 2>err && grep -qE 'not connected|Unknown device' err; }
 # server PORT COMMAND...: runs it in L1 and waits until something listens there.
 server() {
     at=$1

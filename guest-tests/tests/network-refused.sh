@@ -11,6 +11,10 @@ failed=
 wrong() { echo "WRONG: $*"; failed="$failed$*; "; }
 interfaces() { ls /sys/class/net; }
 interfaces >before
+same_interfaces() {
+    interfaces >after
+    cmp -s before after
+}
 
 # refused STATUS PATTERN COMMAND...
 refused() {
@@ -24,9 +28,8 @@ refused() {
     [ "$(wc -l <complaint)" = 1 ] || wrong "$*: not one line of complaint but $(wc -l <complaint)"
     grep -qE -- "$pattern" complaint || wrong "$*: the complaint has not \"$pattern\""
     [ "$(xlr list | wc -l)" = 3 ] || { xlr list; wrong "$*: a domain is left"; }
-    [ "$(pidof xen-emu)" = "$processes" ] || wrong "$*: a process is left"
-    interfaces >after
-    cmp before after || wrong "$*: interfaces are left: $(cat after)"
+    until_true 20 eval '[ "$(pidof xen-emu)" = "$processes" ]' || wrong "$*: a process is left"
+    until_true 20 same_interfaces || wrong "$*: interfaces are left: $(cat after)"
     [ "$(xenstore-ls /local/domain/0/backend/vif | grep -c hotplug-status)" = 1 ] || wrong "$*: nodes are left"
 }
 vif() { guest bad 6.12-cloud poweroff "vif = [\"$1\"]"; }
@@ -74,16 +77,12 @@ guest g 6.12-cloud devices "disk = [\"$(echo /disk/0/*.img),raw,xvda,r\"]" 'vif 
 as_nobody "xlr create $PWD/g.cfg" || fail "nobody cannot have a TAP made for it"
 log=g.log
 as_nobody "xlr console g <>$PWD/stdin" >g.log 2>&1 &
-expect 300 'guest: shell'
-sleep 1
-quiet_shell
-must 60 "ip addr add $lan.50/24 dev eth0 && ip link set eth0 up && ping -c 3 -w 30 $lan.1"
-want said ' 0% packet loss'
+in_box
+must 120 "ip addr add $lan.50/24 dev eth0 && ip link set eth0 up && ping -c 3 -w 100 $lan.1"
 as_nobody 'xlr destroy g' || fail 'nobody cannot destroy its guest'
 [ -d /sys/class/net/tap77 ] || fail 'the TAP is gone that was not ours'
 ip link del tap77
-interfaces >after
-cmp before after || fail "interfaces are left: $(cat after)"
+until_true 20 same_interfaces || fail "interfaces are left: $(cat after)"
 xlr destroy running
 nothing_left "$id"
 [ -z "$failed" ] || fail "$failed"
