@@ -1,8 +1,9 @@
 //! Building a domain, in one straight line: kernel, memory, VM, acceleration, Xen semantics, vCPUs.
 
 use crate::boot::{
-    acpi, bootloader,
-    kernel::{Kernel, KernelError},
+    acpi,
+    bootloader::{self, Source},
+    kernel::Kernel,
     map, pvh,
     rewrite::{self, Stubs},
 };
@@ -84,12 +85,10 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));
     let mut memory = Memory::new(&regions)?;
-    let kernel = if boot.guests {
-        Kernel::open_elf(&boot.kernel)
-    } else {
-        Kernel::open(&boot.kernel, |range| memory.boot_slice(range))
+    let kernel = match boot.kernel {
+        Source::Host(path) => Kernel::open(&path, |range| memory.boot_slice(range))?,
+        Source::Guest(image) => Kernel::of_elf(image, &boot.name)?,
     };
-    let kernel = kernel.map_err(|error| KernelError { path: boot.name.clone(), ..error })?;
     tracing::info!(
         "kernel {}: entry {:#x}, {}, hypercalls by {}",
         boot.name.display(),

@@ -2,8 +2,10 @@
 //! nothing else; what it sends is bounded here. It happens at every build, so that a guest which has upgraded its
 //! kernel gets the new one when it reboots.
 
+use super::map;
 use crate::log::printable;
 use anyhow::{Context, bail};
+use memmap2::MmapMut;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -20,18 +22,25 @@ const READER: &str = "xlr-pygrub";
 /// What a domain is booted with.
 #[derive(Debug)]
 pub struct Boot {
+    /// Where it comes from.
+    pub kernel: Source,
     /// To be opened while this lives.
-    pub kernel: PathBuf,
-    /// The same.
     pub ramdisk: Option<PathBuf>,
-    /// The kernel is the guest's own, unpacked by who has read its disk; else the host's.
-    pub guests: bool,
     /// For the kernel.
     pub cmdline: String,
     /// What messages call the kernel.
     pub name: PathBuf,
-    /// The bytes from the guest's disk; gone with this.
-    _files: Vec<File>,
+    /// The ramdisk from the guest's disk; gone with this.
+    _file: Option<File>,
+}
+
+/// A kernel.
+#[derive(Debug)]
+pub enum Source {
+    /// A file of the host's.
+    Host(PathBuf),
+    /// The guest's own, unpacked by who has read its disk. In anonymous memory, as that has large pages.
+    Guest(MmapMut),
 }
 
 /// What `config` says, or what is on the first of its disks that can be booted.
@@ -42,12 +51,11 @@ pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
     let Some(wish) = &config.bootloader else {
         let (kernel, ramdisk, cmdline) = (&config.kernel, &config.ramdisk, &config.cmdline);
         return Ok(Boot {
-            kernel: kernel.clone(),
+            kernel: Source::Host(kernel.clone()),
             ramdisk: ramdisk.clone(),
-            guests: false,
             cmdline: cmdline.clone(),
             name: kernel.clone(),
-            _files: Vec::new(),
+            _file: None,
         });
     };
     let mut nothing = Vec::new();
@@ -141,16 +149,15 @@ fn take(out: &mut impl Read, found: &Found, vdev: &str, room: u64) -> anyhow::Re
             bail!("{what} of {size} bytes, at most {most} are accepted");
         }
     }
-    let kernel = memory(out, "kernel", found.kernel.size)?;
+    let mut kernel = map::anonymous(usize::try_from(found.kernel.size)?).context("kernel")?;
+    out.read_exact(&mut kernel).with_context(|| format!("kernel of {} bytes", found.kernel.size))?;
     let ramdisk = (!found.ramdisks.is_empty()).then(|| memory(out, "ramdisk", total)).transpose()?;
-    let path = |file: &File| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     Ok(Boot {
-        kernel: path(&kernel),
-        ramdisk: ramdisk.as_ref().map(path),
-        guests: true,
+        kernel: Source::Guest(kernel),
+        ramdisk: ramdisk.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))),
         cmdline: found.cmdline.clone(),
         name: PathBuf::from(format!("{vdev}:{}", harmless(&found.kernel.path))),
-        _files: std::iter::once(kernel).chain(ramdisk).collect(),
+        _file: ramdisk,
     })
 }
 
@@ -210,7 +217,7 @@ mod tests {
     #[test]
     fn what_the_reader_sends_is_there_to_be_opened() {
         let boot = said(&format!("echo '{FOUND}'; printf kernrd")).unwrap().unwrap();
-        assert_eq!(fs::read(&boot.kernel).unwrap(), b"ker");
+        assert!(matches!(&boot.kernel, Source::Guest(bytes) if bytes[..] == b"ker"[..]));
         assert_eq!(fs::read(boot.ramdisk.unwrap()).unwrap(), b"nrd");
         assert_eq!((boot.cmdline.as_str(), boot.name.to_str()), ("ro", Some("xvda:/k")));
         let nothing = said(r#"printf '%s\n' '{"answer":"nothing","why":"swap \u001b[2J"}'"#).unwrap();

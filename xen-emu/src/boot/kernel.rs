@@ -174,16 +174,14 @@ impl Kernel {
         Self::load(path, room).map_err(|fault| KernelError { path: path.to_owned(), fault })
     }
 
-    /// Open an ELF image and nothing else: of a guest's own kernel nothing is unpacked here.
+    /// An ELF image and nothing else: of a guest's own kernel nothing is unpacked here. `name`: for messages.
     ///
     /// # Errors
     /// As [`Kernel::open`]'s.
-    pub fn open_elf(path: &Path) -> Result<Kernel, KernelError> {
-        let mapped = map_file(path).and_then(|file| {
-            let whole = 0..file.len();
-            Kernel::mapped(file, whole)
-        });
-        mapped.map_err(|fault| KernelError { path: path.to_owned(), fault })
+    pub fn of_elf(image: MmapMut, name: &Path) -> Result<Kernel, KernelError> {
+        let parsed = elf::parse(&image).map_err(|fault| KernelError { path: name.to_owned(), fault })?;
+        let length = image.len();
+        Ok(Kernel::of(Image::Unpacked(image, length), parsed))
     }
 
     fn load<'m>(
@@ -239,6 +237,12 @@ mod tests {
         None
     }
 
+    fn guests(bytes: &[u8]) -> Result<Kernel, KernelError> {
+        let mut image = map::anonymous(bytes.len()).unwrap();
+        image.copy_from_slice(bytes);
+        Kernel::of_elf(image, Path::new("xvda:/vmlinuz"))
+    }
+
     fn elf() -> Vec<u8> {
         let text: Vec<u8> = (0..300_000u32).map(|i| (i / 7).to_le_bytes()[0]).collect();
         Elf { segments: vec![(0x100_0000, text, 0x10_0000)], notes: NOTE_ENTRY.to_vec(), ..Elf::default() }
@@ -251,12 +255,12 @@ mod tests {
         let plain = Kernel::open(file(&elf).path(), nowhere).unwrap();
         assert_eq!((plain.entry, plain.long_mode, plain.hypercall_page), (0x100_0040, true, false));
         assert_eq!(plain.segments.len(), 1);
-        assert_eq!(Kernel::open_elf(file(&elf).path()).unwrap().segments, plain.segments);
+        assert_eq!(guests(&elf).unwrap().segments, plain.segments);
         for pack in Pack::ALL {
             let packed = file(&bzimage(&elf, pack));
             let kernel = Kernel::open(packed.path(), nowhere).unwrap_or_else(|e| panic!("{pack:?}: {e}"));
             assert_eq!(kernel.segments, plain.segments, "{pack:?}");
-            let said = Kernel::open_elf(packed.path()).unwrap_err().to_string();
+            let said = guests(&bzimage(&elf, pack)).unwrap_err().to_string();
             assert!(said.ends_with("neither an ELF image nor a Linux bzImage"), "{pack:?}: {said}");
             assert!(
                 kernel.segment_bytes(&kernel.segments[0]) == plain.segment_bytes(&plain.segments[0]),
