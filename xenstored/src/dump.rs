@@ -17,7 +17,7 @@ use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
 use crate::wire::number;
 
-/// The name under which the soft limit is kept.
+/// The name under which earlier daemons kept the soft limit.
 const SOFT_MEMORY: &str = "quota-soft-memory";
 
 impl Store {
@@ -62,17 +62,14 @@ impl Store {
         Some(domains.chain(limits).collect())
     }
 
-    /// The limits of all domains; Xen's records have no soft ones.
+    /// The limits of all domains.
     pub(crate) fn dump_limits(&self, mut put: impl FnMut(&Record<'_>)) {
         put(&Record::GlobalQuota(self.quotas(None)));
-        let soft = self.usage.soft_memory.to_string();
-        put(&Record::Setting { name: SOFT_MEMORY.as_bytes(), value: soft.as_bytes() });
     }
 
     /// Sets the bytes from which on a domain is warned of; 0 for never.
     pub fn set_soft_memory(&mut self, bytes: u32) {
-        self.usage.soft_memory = bytes;
-        self.quota.changes.note(None);
+        self.quota.set(None, Limit::SoftMemory, bytes);
     }
 
     /// No domain is there any more: the host was booted anew.
@@ -143,8 +140,8 @@ impl Store {
     }
 
     fn quotas(&self, domid: Option<DomId>) -> Vec<(&'static [u8], u32)> {
-        let own = Limit::ALL.iter().filter(|&&limit| self.quota.is_set(domid, limit));
-        own.map(|&limit| (limit.name().as_bytes(), self.quota.value(domid, limit))).collect()
+        let own = Limit::on_wire().filter(|&limit| self.quota.is_set(domid, limit));
+        own.map(|limit| (limit.name().as_bytes(), self.quota.value(domid, limit))).collect()
     }
 }
 
@@ -277,7 +274,7 @@ impl Import {
                 Some(())
             }
             Record::Setting { name, value } if *name == SOFT_MEMORY.as_bytes() => {
-                self.store.usage.soft_memory = number(value).ok()?;
+                self.quotas.push((None, Limit::SoftMemory, number(value).ok()?));
                 Some(())
             }
             Record::Domain { domid, features, quotas } => {
@@ -376,7 +373,7 @@ impl Import {
     }
 
     fn limits(&mut self, domid: Option<DomId>, quotas: &[(&[u8], u32)]) {
-        let known = quotas.iter().filter_map(|(name, value)| Some((Limit::from_name(name)?, *value)));
+        let known = quotas.iter().filter_map(|(name, value)| Some((Limit::from_wire(name)?, *value)));
         self.quotas.extend(known.map(|(limit, value)| (domid, limit, value)));
     }
 }

@@ -27,6 +27,7 @@ pub mod persist;
 pub mod pulled;
 pub mod quota;
 pub mod ring;
+mod room;
 pub mod server;
 mod special;
 pub mod store;

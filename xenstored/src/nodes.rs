@@ -183,7 +183,7 @@ impl Store {
             Some(tx) => {
                 let caller = call.caller.domid;
                 if caller != 0 {
-                    tx.owned -= tx.count(&self.tree, path, |perms| perms.owner() == caller);
+                    tx.owned -= tx.count(&self.tree, (path, caller), self.accounts.tops_in(caller, path));
                 }
                 tx.remove(path, self.tree.next_generation());
             }

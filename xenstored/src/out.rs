@@ -26,6 +26,9 @@ pub enum Action {
     Wake(ConnId),
 }
 
+/// Bytes that are kept for the next request.
+const KEPT: usize = 256 * 1024;
+
 /// One message in an [`Out`].
 #[derive(Clone, Debug)]
 struct Message {
@@ -41,6 +44,8 @@ pub struct Out {
     messages: Vec<Message>,
     /// For the server.
     pub actions: Vec<Action>,
+    /// Connections for whose messages there was no memory.
+    pub lost: Vec<ConnId>,
 }
 
 impl Out {
@@ -57,6 +62,10 @@ impl Out {
         self.bytes.clear();
         self.messages.clear();
         self.actions.clear();
+        self.lost.clear();
+        // What one request has told thousands must not keep its room for ever.
+        self.bytes.shrink_to(KEPT);
+        self.messages.shrink_to(KEPT / size_of::<Message>());
     }
 
     /// Answers a request.
@@ -94,7 +103,11 @@ impl Out {
         (req_id, tx_id): (u32, u32),
         parts: &[&[u8]],
     ) -> Result<(), Errno> {
-        let start = self.bytes.len();
+        let (start, most) = (self.bytes.len(), wire::HEADER_LEN + wire::PAYLOAD_MAX);
+        if self.bytes.try_reserve(most).is_err() || self.messages.try_reserve(1).is_err() {
+            self.lost.push(conn);
+            return Err(Errno::ENOMEM);
+        }
         wire::put(&mut self.bytes, kind, req_id, tx_id, parts).map_err(|_| Errno::E2BIG)?;
         let event = kind == MsgType::WATCH_EVENT;
         self.messages.push(Message { conn, bytes: start..self.bytes.len(), event });

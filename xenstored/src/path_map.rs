@@ -112,6 +112,9 @@ struct Entry<V> {
     value: V,
 }
 
+/// More than one request adds.
+const SOON: usize = 2048;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct PathMap<V> {
@@ -182,6 +185,19 @@ impl<V> PathMap<V> {
             *place = index;
         }
         Some(entry.value)
+    }
+
+    /// Bytes that it takes anew when it has to grow, if that may be soon.
+    pub(crate) fn growth(&self) -> usize {
+        let (len, capacity) = (self.entries.len() + SOON, self.entries.capacity());
+        if len > capacity { 2 * capacity * (size_of::<Entry<V>>() + 2 * size_of::<usize>()) } else { 0 }
+    }
+
+    /// Gives back the room of those that are gone.
+    pub(crate) fn shrink(&mut self) {
+        let Self { entries, table, .. } = self;
+        entries.shrink_to_fit();
+        table.shrink_to_fit(|index| entries.get(*index).map_or(0, |entry| entry.hash));
     }
 
     pub(crate) fn len(&self) -> usize {

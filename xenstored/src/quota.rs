@@ -10,44 +10,52 @@ use crate::perms::Perms;
 use crate::tree::Node;
 
 macro_rules! limits {
-    ($($name:ident $text:literal $default:literal $about:literal,)*) => {
+    (hard { $($name:ident $text:literal $default:literal $about:literal,)* }
+     soft { $($soft:ident $soft_text:literal $soft_default:literal $soft_about:literal,)* }) => {
         /// What is limited for unprivileged domains. 0 takes a limit away.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Limit { $(#[doc = $about] $name,)* }
+        pub enum Limit { $(#[doc = $about] $name,)* $(#[doc = $soft_about] $soft,)* }
 
         impl Limit {
-            /// All of them, in the order in which C xenstored shows them.
+            /// All that are enforced, in the order in which C xenstored shows them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
+            /// Those above which a domain is only warned of.
+            pub const SOFT: &[Self] = &[$(Self::$soft,)*];
 
             /// The name in GET_QUOTA, SET_QUOTA and `xenstore control quota`.
             #[must_use]
             pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
+                match self { $(Self::$name => $text,)* $(Self::$soft => $soft_text,)* }
             }
 
             /// What is counted.
             #[must_use]
             pub const fn about(self) -> &'static str {
-                match self { $(Self::$name => $about,)* }
+                match self { $(Self::$name => $about,)* $(Self::$soft => $soft_about,)* }
             }
 
             const fn default(self) -> u32 {
-                match self { $(Self::$name => $default,)* }
+                match self { $(Self::$name => $default,)* $(Self::$soft => $soft_default,)* }
             }
         }
     };
 }
 
 limits! {
-    Nodes "nodes" 1000 "Nodes that a domain owns",
-    Watches "watches" 128 "Watches of a domain",
-    Outstanding "outstanding" 20 "Replies that a domain has not read",
-    Memory "memory" 2_621_440 "Bytes kept for a domain: nodes, watches, transactions, unread messages",
-    Transactions "transactions" 10 "Open transactions of a domain",
-    TransactionNodes "transaction-nodes" 1024 "Nodes accessed in one transaction",
-    NodePermissions "node-permissions" 5 "Entries in a node's permissions",
-    PathMax "path-max" 2048 "Bytes of a path, relative to a domain's home",
-    NodeSize "node-size" 2048 "Bytes of one node: permissions, names of children, value",
+    hard {
+        Nodes "nodes" 1000 "Nodes that a domain owns",
+        Watches "watches" 128 "Watches of a domain",
+        Outstanding "outstanding" 20 "Replies that a domain has not read",
+        Memory "memory" 2_621_440 "Bytes kept for a domain: nodes, watches, transactions, unread messages",
+        Transactions "transactions" 10 "Open transactions of a domain",
+        TransactionNodes "transaction-nodes" 1024 "Nodes accessed in one transaction",
+        NodePermissions "node-permissions" 5 "Entries in a node's permissions",
+        PathMax "path-max" 2048 "Bytes of a path, relative to a domain's home",
+        NodeSize "node-size" 2048 "Bytes of one node: permissions, names of children, value",
+    }
+    soft {
+        SoftMemory "soft-memory" 2_097_152 "Bytes kept for a domain from which on it is warned of",
+    }
 }
 
 impl Limit {
@@ -55,6 +63,16 @@ impl Limit {
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::ALL.iter().copied().find(|limit| limit.name().as_bytes() == name)
+    }
+
+    /// All that GET_QUOTA and SET_QUOTA know.
+    pub(crate) fn on_wire() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().chain(Self::SOFT).copied()
+    }
+
+    /// The one of these that has a name.
+    pub(crate) fn from_wire(name: &[u8]) -> Option<Self> {
+        Self::on_wire().find(|limit| limit.name().as_bytes() == name)
     }
 }
 
@@ -101,8 +119,8 @@ impl Quota {
 
     /// Forgets what was set for a domain that is no more.
     pub fn forget(&mut self, domid: DomId) {
-        for limit in Limit::ALL {
-            self.of.remove(&(domid, *limit));
+        for limit in Limit::on_wire() {
+            self.of.remove(&(domid, limit));
         }
     }
 }
@@ -180,6 +198,20 @@ impl Accounts {
             self.owners.get(&owner).map(|account| account.tops.iter().collect()).unwrap_or_default();
         tops.sort_by_key(|(id, _)| **id);
         tops.into_iter().map(|(_, path)| path.clone()).collect()
+    }
+
+    /// The topmost nodes of a domain at and below `path`, by id, in no order.
+    pub(crate) fn tops_in<'a>(
+        &'a self,
+        owner: DomId,
+        path: &'a str,
+    ) -> impl Iterator<Item = (u64, &'a Path)> {
+        let inside = move |top: &Path| {
+            let rest = top.strip_prefix(path);
+            path == "/" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let tops = self.owners.get(&owner).into_iter().flat_map(|account| &account.tops);
+        tops.filter(move |(_, top)| inside(top)).map(|(id, top)| (*id, top))
     }
 
     /// Nodes came to `owner`, the topmost with this id and path; its parent belongs to `above`.

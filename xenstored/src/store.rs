@@ -15,6 +15,7 @@ use crate::pace::{Cause, Pace};
 use crate::path::{Path, parent};
 use crate::perms::{Caller, Perms};
 use crate::quota::{Accounts, Limit, Quota};
+use crate::room::{MARGIN, Room};
 use crate::transaction::Transaction;
 use crate::tree::{Node, Tree};
 use crate::usage::Usage;
@@ -23,6 +24,8 @@ use crate::wire::{Errno, Header, MsgType};
 
 /// Nodes that every store has: `/`, `/tool`, `/tool/xenstored`.
 const FIRST_NODES: usize = 3;
+/// About the bytes of a small node.
+const NODE: usize = 256;
 /// Bytes that a watch takes, besides its name and token.
 const WATCH: usize = 192;
 
@@ -102,6 +105,9 @@ pub struct Store {
     removed: Vec<Arc<Node>>,
     /// How many removed nodes have been.
     forgotten: u64,
+    /// Bytes of other things that are gone.
+    freed: usize,
+    pub(crate) room: Room,
 }
 
 impl Default for Store {
@@ -136,6 +142,8 @@ impl Store {
             journal: None,
             removed: Vec::new(),
             forgotten: 0,
+            freed: 0,
+            room: Room::default(),
         }
     }
 
@@ -201,6 +209,7 @@ impl Store {
     /// Drops the watches and transactions of a connection, which stays: its peer began anew.
     pub fn reset(&mut self, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
+        self.freed = self.freed.wrapping_add(state.bytes());
         (state.watch_bytes, state.came_back) = (0, false);
         for ((name, _), number) in std::mem::take(&mut state.watches) {
             self.watches.remove(&name, number);
@@ -324,15 +333,32 @@ impl Store {
         self.accounts.count()
     }
 
-    /// How many removed nodes [`Store::tidy`] has done away with.
+    /// Whether nothing more can be kept, having taken so many bytes more.
+    pub(crate) fn is_short(&mut self, more: usize) -> bool {
+        self.room.note(more);
+        // The list of removed nodes may become as long as there are nodes.
+        self.room.is_short(MARGIN + 16 * self.accounts.count())
+    }
+
+    /// How many removed nodes [`Store::tidy`] has done away with, and as many for other things as would take that much.
     #[must_use]
     pub fn forgotten(&self) -> u64 {
-        self.forgotten
+        self.forgotten + (self.freed / NODE) as u64
+    }
+
+    /// Bytes of something that is no node are free.
+    pub(crate) fn note_freed(&mut self, bytes: usize) {
+        self.freed = self.freed.wrapping_add(bytes);
     }
 
     /// Gives back the room that tables had for many who are gone. Takes as long as those who are there are many.
     pub fn shrink(&mut self) {
         self.conns.shrink_to_fit();
+        for state in self.conns.values_mut() {
+            state.watches.shrink_to_fit();
+            state.transactions.shrink_to_fit();
+        }
+        self.watches.shrink();
         self.accounts.shrink();
     }
 

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::DomId;
 use crate::path::{Path, name, parent, prefix};
 use crate::path_map::{PathMap, prefixes};
 use crate::perms::Perms;
@@ -299,25 +300,36 @@ impl Transaction {
         }
     }
 
-    /// Counts the nodes at and below `path` of which `counts` says that they count.
-    #[must_use]
-    pub fn count(&self, tree: &Tree, path: &str, counts: impl Fn(&Perms) -> bool) -> isize {
+    /// Counts the nodes of an owner at and below `path`. `tops`: the ids and paths of its topmost ones in the store from
+    /// there on. Nodes of others are not visited, but for those right below its own.
+    pub(crate) fn count<'a>(
+        &self,
+        tree: &Tree,
+        (path, owner): (&str, DomId),
+        tops: impl Iterator<Item = (u64, &'a Path)>,
+    ) -> isize {
         let below = format!("{path}/");
         let inside = |other: &str| other == path || other.starts_with(&below);
         let own = self.seen.iter().filter(|(other, _)| inside(other));
-        let mut count =
-            own.filter(|(_, seen)| matches!(&seen.now, Now::Own(own) if counts(&own.perms))).count();
-        let mut rest = Vec::new();
-        if !self.hides(path) {
-            rest.extend(tree.get(path).map(|node| (Path::of(path), node)));
+        let is_own = |seen: &Seen| matches!(&seen.now, Now::Own(own) if own.perms.owner() == owner);
+        let mut count = own.filter(|(_, seen)| is_own(seen)).count();
+        let mut rest = vec![];
+        // The topmost one, if it belongs to the owner and what is above does too.
+        if let Some(node) = tree.get(path).filter(|node| node.perms.owner() == owner) {
+            rest.push((Path::of(path), node));
         }
+        for (id, top) in tops.filter(|(_, top)| &***top != path) {
+            rest.extend(tree.get(top).filter(|node| node.id == id).map(|node| (top.clone(), node)));
+        }
+        rest.retain(|(path, _)| !self.hides(path));
         while let Some((path, node)) = rest.pop() {
             let seen = self.seen.get(&path);
-            count +=
-                usize::from(seen.is_none_or(|seen| matches!(seen.now, Now::Same)) && counts(&node.perms));
-            if seen.is_none_or(|seen| !seen.covered) {
-                rest.extend(node.children().map(|child| (path.join(child.name()), child)));
+            if seen.is_some_and(|seen| seen.covered) {
+                continue;
             }
+            count += usize::from(seen.is_none_or(|seen| matches!(seen.now, Now::Same)));
+            let children = node.children().filter(|child| child.perms.owner() == owner);
+            rest.extend(children.map(|child| (path.join(child.name()), child)));
         }
         isize::try_from(count).unwrap_or(isize::MAX)
     }
@@ -334,6 +346,11 @@ impl Transaction {
             }
             Some(Event { perms: [_, last], .. }) => *last = after,
         }
+    }
+
+    /// Bytes that the next request may take for its table.
+    pub(crate) fn growth(&self) -> usize {
+        self.seen.growth()
     }
 
     /// Remembers that a special name was looked at, and what `base` was.

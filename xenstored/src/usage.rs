@@ -29,19 +29,10 @@ struct Own {
 }
 
 /// Uses as last noted, and the most ever seen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Usage {
     of: IdMap<DomId, Own>,
     most_of_all: Amounts,
-    /// Bytes from which on a domain is warned of; 0 for never.
-    pub(crate) soft_memory: u32,
-}
-
-impl Default for Usage {
-    fn default() -> Self {
-        let soft_memory = 2 * 1024 * 1024;
-        Self { of: IdMap::default(), most_of_all: Amounts::default(), soft_memory }
-    }
 }
 
 impl Usage {
@@ -92,6 +83,7 @@ impl Store {
         let Some(state) = self.conns.get(&conn).filter(|state| state.caller.domid != 0) else { return false };
         let domid = state.caller.domid;
         let now = self.amounts(domid, Some(state), unread);
+        let limit = self.quota.limit(domid, Limit::SoftMemory);
         let usage = &mut self.usage;
         let own = usage.of.entry(domid).or_default();
         own.unread = unread;
@@ -99,8 +91,7 @@ impl Store {
             (*own, *all) = ((*own).max(now), (*all).max(now));
         }
         let [_, _, _, bytes, ..] = now;
-        let limit = usize::try_from(usage.soft_memory).unwrap_or(usize::MAX);
-        let above = limit > 0 && bytes > limit;
+        let above = bytes > limit;
         let before = std::mem::replace(&mut own.warned, above);
         above && !before
     }

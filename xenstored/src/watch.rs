@@ -158,6 +158,16 @@ impl Watches {
         }
     }
 
+    /// Bytes that one more may take.
+    pub(crate) fn growth(&self) -> usize {
+        self.on.growth()
+    }
+
+    /// Gives back the room that many had who are gone.
+    pub(crate) fn shrink(&mut self) {
+        self.on.shrink();
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {

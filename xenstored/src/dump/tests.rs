@@ -18,7 +18,7 @@ fn through_records(store: &Store, conns: &[(ConnId, ConnSpec)]) -> (Store, Vec<C
         store.dump_conn(*conn, id, &mut stream);
     }
     store.dump(&mut stream);
-    let bytes = stream.finish();
+    let bytes = stream.finish().unwrap();
     let mut reader = Reader::new(&bytes).unwrap();
     let mut import = Import::new();
     while let Some(record) = reader.next().unwrap() {

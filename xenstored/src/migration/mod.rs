@@ -4,12 +4,16 @@
 //! 4.20) and 2 are read, 2 is written. Numbers are little-endian but for the header's. Records of unknown type are
 //! passed over, so what only this daemon needs has types of its own.
 
+use std::io;
+
 mod fields;
 mod record;
 
 pub(crate) use record::{ConnSpec, NodePerm, Record};
 
 use fields::Fields;
+
+use crate::room::{self, MARGIN};
 
 const IDENT: &[u8; 8] = b"xenstore";
 /// The version that is written.
@@ -31,31 +35,73 @@ pub(crate) enum Malformed {
     Record(u32),
 }
 
-/// A stream being written.
+/// A stream being written. One for which memory runs out ends there, and says so when it is finished.
 #[derive(Debug)]
-pub(crate) struct Stream(Vec<u8>);
+pub(crate) struct Stream {
+    bytes: Vec<u8>,
+    whole: bool,
+    /// It takes no more memory.
+    fixed: bool,
+}
+
+/// Bytes of any record.
+pub(crate) const RECORD: usize = 256 * 1024;
 
 impl Stream {
     pub(crate) fn new() -> Self {
         let mut bytes = IDENT.to_vec();
         bytes.extend_from_slice(&VERSION.to_be_bytes());
         bytes.extend_from_slice(&0u32.to_be_bytes());
-        Self(bytes)
+        Self { bytes, whole: true, fixed: false }
+    }
+
+    /// One that is written beside the daemon's work, which may need what is left: it has room for so many bytes.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn of_size(len: usize) -> io::Result<Self> {
+        let mut stream = Self::new();
+        if !room::is_there(MARGIN + len) || stream.bytes.try_reserve_exact(len).is_err() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(Self { fixed: true, ..stream })
     }
 
     pub(crate) fn put(&mut self, record: &Record<'_>) {
-        append(&mut self.0, record);
+        let output = if let Record::Conn { output, .. } = record { output.len() } else { 0 };
+        if self.has_room(RECORD + output) {
+            append(&mut self.bytes, record);
+        }
     }
 
     /// Records that [`append`] made.
     pub(crate) fn put_all(&mut self, records: &[u8]) {
-        self.0.extend_from_slice(records);
+        if self.has_room(records.len()) {
+            self.bytes.extend_from_slice(records);
+        }
+    }
+
+    fn has_room(&mut self, len: usize) -> bool {
+        let need = self.bytes.len() + len;
+        if self.fixed {
+            self.whole &= need <= self.bytes.capacity();
+        } else if self.whole && need > self.bytes.capacity() {
+            // It must not take the last that there is.
+            self.whole = room::is_there(MARGIN + 2 * need) && self.bytes.try_reserve(len).is_ok();
+        }
+        self.whole
     }
 
     /// The whole stream, with its END.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&[0; 8]);
-        self.0
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn finish(mut self) -> io::Result<Vec<u8>> {
+        if !self.has_room(8) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(&[0; 8]);
+        Ok(self.bytes)
     }
 }
 

@@ -49,9 +49,9 @@ fn every_record_survives_and_is_aligned() {
     let mut stream = Stream::new();
     for record in &one_of_each() {
         stream.put(record);
-        assert_eq!(stream.0.len() % 8, 0, "{record:?}");
+        assert_eq!(stream.bytes.len() % 8, 0, "{record:?}");
     }
-    let bytes = stream.finish();
+    let bytes = stream.finish().unwrap();
     let mut reader = Reader::new(&bytes).unwrap();
     assert_eq!(reader.version, 2);
     for record in one_of_each() {
@@ -105,7 +105,7 @@ fn what_is_no_stream_is_refused_wherever_it_ends() {
     assert_eq!(Reader::new(b"xenstore\0\0\0\x01\0\0\0\x01").unwrap_err(), Malformed::Flags(1));
     let mut stream = Stream::new();
     one_of_each().iter().for_each(|record| stream.put(record));
-    let bytes = stream.finish();
+    let bytes = stream.finish().unwrap();
     for end in 16..bytes.len() {
         let mut reader = Reader::new(&bytes[..end]).unwrap();
         let error = loop {

@@ -110,7 +110,7 @@ fn quota_soft(store: &mut Store, args: &[&[u8]]) -> Result<String, Errno> {
         [] => Ok(format!(
             "{SETTINGS}{:<17}: {:8} {}\n",
             "memory",
-            store.usage.soft_memory,
+            store.quota.value(None, Limit::SoftMemory),
             Limit::Memory.about()
         )),
         [b"set", b"memory", value] => {
@@ -142,7 +142,7 @@ impl Store {
 pub(super) fn get_quota(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = if call.payload.is_empty() { vec![&b""[..]] } else { args(call.payload)? };
     let text = match list[..] {
-        [b""] => Limit::ALL.iter().map(|limit| limit.name()).collect::<Vec<_>>().join(" "),
+        [b""] => Limit::on_wire().map(Limit::name).collect::<Vec<_>>().join(" "),
         [name] => value(store, None, name)?,
         [domid, name] => value(store, Some(number(domid)?), name)?,
         _ => return Err(Errno::EINVAL),
@@ -151,7 +151,7 @@ pub(super) fn get_quota(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
 }
 
 fn value(store: &Store, domid: Option<DomId>, name: &[u8]) -> Result<String, Errno> {
-    let limit = Limit::from_name(name).ok_or(Errno::EINVAL)?;
+    let limit = Limit::from_wire(name).ok_or(Errno::EINVAL)?;
     known(store, domid)?;
     Ok(store.quota.value(domid, limit).to_string())
 }
@@ -164,7 +164,7 @@ pub(super) fn set_quota(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
         [domid, name, value] => (Some(number(domid)?), name, value),
         _ => return Err(Errno::EINVAL),
     };
-    let limit = Limit::from_name(name).ok_or(Errno::EINVAL)?;
+    let limit = Limit::from_wire(name).ok_or(Errno::EINVAL)?;
     known(store, domid)?;
     store.quota.set(domid, limit, number(value)?);
     out.ack(call)

@@ -2,9 +2,13 @@
 
 use crate::out::Out;
 use crate::quota::Limit;
+use crate::room::{self, MARGIN};
 use crate::store::{Call, Store};
 use crate::transaction::Transaction;
 use crate::wire::{Errno, one_arg};
+
+/// Bytes from which on a transaction takes much memory.
+const MUCH: usize = 64 * 1024;
 
 pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     if call.tx.is_some() {
@@ -47,11 +51,15 @@ pub(super) fn end(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Resu
         _ => return Err(Errno::EINVAL),
     };
     let tx = call.tx.take().ok_or(Errno::ENOENT)?;
+    store.note_freed(if tx.bytes > MUCH { tx.bytes } else { 0 });
     if !commit {
         store.transaction_over(call.conn, None, None);
         return out.ack(call);
     }
-    let result = tx.failed.map_or(Ok(()), Err);
+    // Its changes are nodes, records of the state folder and events before it is forgotten itself.
+    let fits = tx.bytes <= MUCH || room::is_there(MARGIN + 4 * tx.bytes);
+    let failed = tx.failed.or(if fits { None } else { Some(Errno::ENOMEM) });
+    let result = failed.map_or(Ok(()), Err);
     let lost = tx.conflict(&store.tree).or_else(|| store.special_conflict(&tx)).filter(|_| result.is_ok());
     let conflict = lost.is_some();
     store.transaction_over(call.conn, Some(&tx), lost);

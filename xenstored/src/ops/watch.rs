@@ -27,7 +27,7 @@ pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
         return Err(Errno::EINVAL);
     }
     // The domid is all that is below a special event.
-    if matches!(name, Name::Special(_)) && depth.is_some_and(|depth| depth != 1) {
+    if matches!(name, Name::Special(_)) && depth.is_some_and(|depth| depth > 1) {
         return Err(Errno::EINVAL);
     }
     let relative = if arg.first().is_some_and(|first| !b"/@".contains(first)) {
@@ -67,7 +67,9 @@ pub(super) fn unwatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> 
     let name = store.name(call, arg)?;
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
     let number = state.watches.remove(&(name.as_str().into(), token.into())).ok_or(Errno::ENOENT)?;
-    state.watch_bytes -= Store::watch_bytes(name.as_str(), token);
+    let bytes = Store::watch_bytes(name.as_str(), token);
+    state.watch_bytes -= bytes;
+    store.note_freed(bytes);
     let relative = store.watches.get(name.as_str(), number).map_or(0, |watch| watch.relative);
     store.watches.remove(name.as_str(), number);
     store.note_unwatched(call.caller.domid, name.as_str().get(relative..).unwrap_or_default(), token);

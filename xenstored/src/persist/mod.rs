@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::DomId;
 use crate::dormant::Dormant;
 use crate::dump::{Import, dump_nodes, record};
-use crate::migration::{Reader, Record, Stream, append};
+use crate::migration::{RECORD, Reader, Record, Stream, append};
 use crate::perms::{Life, Perms};
 use crate::store::Store;
 use crate::tree::Tree;
@@ -33,6 +33,8 @@ use crate::tree::Tree;
 const LOG: u64 = 4 * 1024 * 1024;
 /// How long what is written stays in the system's memory with [`Fsync::Interval`].
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of the stacks of threads that write.
+const STACK: usize = 256 * 1024;
 /// How often a disk that takes longer than that is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -85,6 +87,10 @@ pub struct Disk {
     log: File,
     log_len: u64,
     snapshot_len: u64,
+    /// Bytes of the log before, while a snapshot replaces it.
+    before: u64,
+    /// Bytes of the log from which on a snapshot is tried again for which there was no memory.
+    put_off: u64,
     written: Written,
     /// Used again for every frame.
     frame: Vec<u8>,
@@ -161,6 +167,8 @@ impl Disk {
             log,
             log_len: 0,
             snapshot_len,
+            before: 0,
+            put_off: 0,
             written: Written::of(store),
             frame: Vec::new(),
             unsynced: None,
@@ -222,7 +230,7 @@ impl Disk {
             Fsync::Interval => self.unsynced = self.unsynced.or_else(|| Some(Instant::now())),
             Fsync::Never => {}
         }
-        if self.log_len > LOG.max(self.snapshot_len) && self.snapshot.is_none() {
+        if self.log_len > LOG.max(self.snapshot_len).max(self.put_off) && self.snapshot.is_none() {
             self.next_snapshot(store)?;
         }
         Ok(())
@@ -231,21 +239,31 @@ impl Disk {
     /// Goes on in a new log, and has the snapshot it begins at written elsewhere.
     fn next_snapshot(&mut self, store: &Store) -> io::Result<()> {
         let (number, fsync) = (self.number + 1, self.policy.fsync);
+        let source = Source::of(store);
+        // Whatever there is is in the snapshot or in the log.
+        let len = usize::try_from(self.snapshot_len + self.log_len).unwrap_or(usize::MAX / 2);
+        let Ok(stream) = Stream::of_size(len + source.small.len() + RECORD) else {
+            tracing::warn!("state folder: no memory for a snapshot: it is put off");
+            self.put_off = self.log_len + LOG;
+            return Ok(());
+        };
+        self.before = self.log_len;
         let old = std::mem::replace(&mut self.log, create_log(&self.folder, number)?);
-        (self.number, self.log_len) = (number, 0);
-        let (folder, source) = (self.folder.clone(), Source::of(store));
+        (self.number, self.log_len, self.put_off) = (number, 0, 0);
+        let folder = self.folder.clone();
         if fsync == Fsync::Always {
             sync_folder(&folder, fsync)?;
         }
-        self.snapshot = Some(std::thread::Builder::new().name("snapshot".into()).spawn(move || {
-            if fsync == Fsync::Interval {
-                old.sync_data()?;
-                sync_folder(&folder, fsync)?;
-            }
-            let len = write_snapshot(&folder, number, &source.stream(), fsync)?;
-            remove_before(&folder, number);
-            Ok(len)
-        })?);
+        self.snapshot =
+            Some(std::thread::Builder::new().stack_size(STACK).name("snapshot".into()).spawn(move || {
+                if fsync == Fsync::Interval {
+                    old.sync_data()?;
+                    sync_folder(&folder, fsync)?;
+                }
+                let len = write_snapshot(&folder, number, &source.stream(stream)?, fsync)?;
+                remove_before(&folder, number);
+                Ok(len)
+            })?);
         Ok(())
     }
 
@@ -259,10 +277,11 @@ impl Disk {
     pub(crate) fn step(&mut self) {
         if let Some(done) = self.snapshot.take_if(|thread| thread.is_finished()) {
             match done.join() {
-                Ok(Ok(len)) => self.snapshot_len = len,
+                Ok(Ok(len)) => (self.snapshot_len, self.before) = (len, 0),
                 Ok(Err(error)) => tracing::error!("state folder: snapshot: {error}"),
                 Err(_) => tracing::error!("state folder: snapshot: the thread failed"),
             }
+            self.snapshot_len += std::mem::take(&mut self.before);
         }
         if let Some(done) = self.syncing.take_if(|thread| thread.is_finished())
             && !matches!(done.join(), Ok(Ok(())))
@@ -272,7 +291,10 @@ impl Disk {
         if self.syncing.is_none() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
             self.unsynced = None;
             let synced = self.log.try_clone().and_then(|log| {
-                std::thread::Builder::new().name("fsync".into()).spawn(move || log.sync_data())
+                std::thread::Builder::new()
+                    .stack_size(STACK)
+                    .name("fsync".into())
+                    .spawn(move || log.sync_data())
             });
             match synced {
                 Ok(thread) => self.syncing = Some(thread),
@@ -330,8 +352,7 @@ impl Source {
         Self { tree: store.tree.clone(), lives: store.lives(), small }
     }
 
-    fn stream(&self) -> Vec<u8> {
-        let mut stream = Stream::new();
+    fn stream(&self, mut stream: Stream) -> io::Result<Vec<u8>> {
         stream.put_all(&self.small);
         let life = |domid| if domid == 0 { Some(Life(0)) } else { self.lives.get(&domid).copied() };
         dump_nodes(&self.tree, life, |record| stream.put(record));
@@ -370,7 +391,10 @@ fn load(folder: &FilePath, transient: bool) -> io::Result<(Store, u64)> {
         File::open(folder.join(format!("log.{number}")))?.read_to_end(&mut bytes)?;
         let rest = frame::open(&bytes, |record| import.take(record));
         if rest > 0 {
-            tracing::warn!("log.{number}: {rest} bytes at the end are torn");
+            tracing::warn!("log.{number}: {rest} bytes at the end are torn; it stays as `torn`");
+            let torn = folder.join("torn");
+            let _ = fs::remove_file(&torn);
+            let _ = fs::hard_link(folder.join(format!("log.{number}")), torn);
             break;
         }
     }
@@ -400,7 +424,7 @@ fn numbers(folder: &FilePath, prefix: &str) -> io::Result<Vec<u64>> {
 
 /// Writes all of a store, and begins the log of what changes then.
 fn begin(folder: &FilePath, number: u64, store: &Store, fsync: Fsync) -> io::Result<(File, u64)> {
-    let len = write_snapshot(folder, number, &Source::of(store).stream(), fsync)?;
+    let len = write_snapshot(folder, number, &Source::of(store).stream(Stream::new())?, fsync)?;
     let log = create_log(folder, number)?;
     sync_folder(folder, fsync)?;
     remove_before(folder, number);

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
 use crate::out::Out;
+use crate::quota::Limit;
 use crate::store::ConnId;
 use crate::wire::{Header, MsgType};
 
@@ -14,7 +15,7 @@ fn ask(store: &mut Store, conn: ConnId, kind: MsgType, tx_id: u32, payload: &[u8
 
 /// All that a state folder keeps, comparable.
 fn content(store: &Store) -> Vec<u8> {
-    Source::of(store).stream()
+    Source::of(store).stream(Stream::new()).unwrap()
 }
 
 const POLICY: Policy = Policy { fsync: Fsync::Never, transient: false };
@@ -64,7 +65,7 @@ fn what_was_committed_is_there_again() {
     assert_eq!(content(&again), want);
     assert_eq!(again.check(), Ok(()));
     assert!(Disk::open(folder.path(), POLICY).is_err(), "one daemon per folder");
-    assert_eq!(again.usage.soft_memory, 5000);
+    assert_eq!(again.quota.value(None, Limit::SoftMemory), 5000);
     // Nobody is introduced, and whoever comes finds what is theirs.
     assert!(!again.domains.is_introduced(5) && again.domains.life(5).is_some());
     let host = again.connect();

@@ -108,14 +108,13 @@ impl Link {
         matches!(self.carrier, Carrier::Ring(_))
     }
 
-    /// Queues a message. For a guest that lets more than `limit` bytes wait, events are left out; a client on the socket
-    /// is then given up, because it would not know that it missed something.
+    /// Queues a message. Who lets events wait beyond `limit` bytes is given up: it would not know what it missed.
     pub(super) fn push(&mut self, message: &[u8], event: bool, limit: usize) {
-        if event && self.outbox.len() + message.len() > limit {
-            self.overflowed |= !self.is_ring();
+        let over = event && self.outbox.len() + message.len() > limit;
+        if over || !self.outbox.push(message, event) {
+            self.overflowed = true;
         } else {
             self.counters.sent(message.len(), event);
-            self.outbox.push(message, event);
         }
     }
 

@@ -21,6 +21,8 @@ use super::poll::Token;
 
 /// Connections accepted between two looks at the others.
 const BATCH: usize = 64;
+/// Bytes that a client takes, with the beginning of a request.
+const CLIENT: usize = 8 * 1024;
 /// How long nobody is accepted after descriptors or memory ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first descriptor of socket activation.
@@ -199,6 +201,9 @@ impl Server {
         for _ in 0..BATCH {
             if self.links.len() + 3 * self.rings >= self.descriptor_limit {
                 return self.pause_listening(Pause::Full, &"descriptors are used up");
+            }
+            if self.store.is_short(CLIENT) {
+                return self.pause_listening(Pause::Until(Instant::now() + PAUSE), &"memory runs out");
             }
             let accepted =
                 self.socket.listener.accept().and_then(|(stream, _)| self.add_client(stream.into()));

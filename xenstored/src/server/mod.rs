@@ -107,6 +107,8 @@ pub(crate) struct Server {
     /// When freed memory goes back to the system, and how many nodes were forgotten when it last did.
     trim_at: Option<Instant>,
     trimmed: u64,
+    /// How many were at the last look.
+    forgotten: u64,
     /// The most nodes there were since.
     most: usize,
     trim: fn(),
@@ -184,6 +186,7 @@ impl Server {
             untidy: false,
             trim_at: None,
             trimmed: 0,
+            forgotten: 0,
             most: 0,
             trim,
             stopping: false,
@@ -307,6 +310,12 @@ impl Server {
             }
         }
         let out = std::mem::take(&mut self.out);
+        for conn in &out.lost {
+            if let Some(link) = self.links.get_mut(conn) {
+                link.overflowed = true;
+            }
+            self.mark_written(*conn);
+        }
         for (conn, message, event) in out.messages() {
             self.trace.message(true, conn, message);
             self.post(conn, message, event);

@@ -25,13 +25,19 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Queues a message with its header. An event that is in the queue already is left out when it is crowded;
-    /// special events are always queued.
-    pub(super) fn push(&mut self, message: &[u8], event: bool) {
+    /// special events are always queued. `false` if there is no memory for it.
+    #[must_use]
+    pub(super) fn push(&mut self, message: &[u8], event: bool) -> bool {
+        let room = self.bytes.try_reserve(message.len()).and_then(|()| self.messages.try_reserve(1));
+        if room.is_err() || self.events.try_reserve(1).is_err() {
+            return false;
+        }
         let special = message.get(HEADER_LEN) == Some(&b'@');
         if event && !special && self.len() > CROWDED && !self.events.insert(message.into()) {
-            return;
+            return true;
         }
         self.push_raw(message, event);
+        true
     }
 
     fn push_raw(&mut self, message: &[u8], event: bool) {
@@ -51,7 +57,9 @@ impl Outbox {
         }
         while let Ok(Some((header, payload))) = split(rest) {
             let Some((message, others)) = rest.split_at_checked(HEADER_LEN + payload.len()) else { break };
-            outbox.push(message, header.kind == MsgType::WATCH_EVENT);
+            if !outbox.push(message, header.kind == MsgType::WATCH_EVENT) {
+                break;
+            }
             rest = others;
         }
         outbox
@@ -71,6 +79,11 @@ impl Outbox {
     /// How many bytes are unsent.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() - self.sent
+    }
+
+    /// Bytes that it keeps room for.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// How many replies are not sent entirely.
@@ -97,7 +110,7 @@ impl Outbox {
         if self.sent == self.bytes.len() {
             // One big reply must not keep its room for ever.
             if self.bytes.capacity() > 4 * CROWDED {
-                self.bytes = Vec::new();
+                (self.bytes, self.messages, self.events) = <_>::default();
             }
             self.bytes.clear();
             self.sent = 0;
@@ -129,7 +142,7 @@ mod tests {
         for kind in [MsgType::READ, MsgType::WATCH_EVENT, MsgType::WRITE] {
             let mut message = Vec::new();
             crate::wire::put(&mut message, kind, 1, 2, &[b"payload"]).unwrap();
-            outbox.push(&message, kind == MsgType::WATCH_EVENT);
+            assert!(outbox.push(&message, kind == MsgType::WATCH_EVENT));
         }
         for sent in [0, 1, 22, 1, 22, 1] {
             outbox.advance(sent);
@@ -144,21 +157,21 @@ mod tests {
     #[test]
     fn v7_crowded_events_are_collapsed_until_they_are_sent() {
         let mut outbox = Outbox::default();
-        outbox.push(&vec![1; CROWDED + 1], false);
+        assert!(outbox.push(&vec![1; CROWDED + 1], false));
         for _ in 0..3 {
-            outbox.push(&message("/a"), true);
-            outbox.push(&message("@releaseDomain"), true);
+            assert!(outbox.push(&message("/a"), true));
+            assert!(outbox.push(&message("@releaseDomain"), true));
         }
         assert_eq!(outbox.len(), CROWDED + 1 + 18 + 3 * 30);
         assert_eq!(outbox.replies(), 1);
         outbox.advance(CROWDED);
         assert_eq!((outbox.replies(), outbox.bytes()[0]), (1, 1));
         outbox.advance(1 + 17);
-        outbox.push(&vec![1; CROWDED + 1], false);
-        outbox.push(&message("/a"), true);
+        assert!(outbox.push(&vec![1; CROWDED + 1], false));
+        assert!(outbox.push(&message("/a"), true));
         assert_eq!(outbox.len(), 1 + 3 * 30 + CROWDED + 1, "still in the queue");
         outbox.advance(1);
-        outbox.push(&message("/a"), true);
+        assert!(outbox.push(&message("/a"), true));
         assert_eq!(outbox.len(), 3 * 30 + CROWDED + 1 + 18, "was sent");
         outbox.advance(outbox.len());
         assert_eq!((outbox.len(), outbox.replies(), outbox.bytes.len()), (0, 0, 0));

@@ -21,8 +21,12 @@ const SOCKET_BACKLOG: usize = 256 * 1024;
 /// much is rarely done with one request.
 const TRIM_AFTER: u64 = 10_000;
 const TRIM_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of a connection, besides what is in its buffers.
+const LINK: usize = 1024;
 /// How long the reply to a removal waits at most until the nodes are done away with.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Unsent bytes that anybody may have, whatever its limit, and however little memory is left.
+const LITTLE: usize = 64 * 1024;
 /// Unsent bytes for which a client on the socket is given up: it only watches and never reads.
 const SOCKET_LIMIT: usize = 64 * 1024 * 1024;
 
@@ -73,18 +77,23 @@ impl Server {
     /// One slice of left-over work. A while after a lot of it the freed memory goes back to the system; at once if most
     /// of all nodes are gone.
     fn tidy(&mut self) {
-        let before = self.store.forgotten();
         self.most = self.most.max(self.store.nodes());
         self.untidy = self.store.tidy(TIDY);
-        if self.store.forgotten() > before {
-            let much = self.store.forgotten() - self.trimmed >= TRIM_AFTER;
+        let forgotten = self.store.forgotten();
+        if std::mem::replace(&mut self.forgotten, forgotten) < forgotten {
+            let much = forgotten - self.trimmed >= TRIM_AFTER;
             self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE);
+        } else if self.store.room.was_short() {
+            // What is free here is not free for what asks the system.
+            self.trim_at = self.trim_at.or_else(|| Some(Instant::now() + TRIM_PAUSE));
         }
         let emptied = !self.untidy && self.store.nodes() < self.most / 2;
         if self.trim_at.is_some_and(|then| emptied || Instant::now() >= then) {
             (self.trim_at, self.trimmed) = (None, self.store.forgotten());
             self.most = self.store.nodes();
             self.links.shrink_to_fit();
+            self.queue.shrink_to(TIDY);
+            self.written.shrink_to(TIDY);
             self.store.shrink();
             (self.trim)();
         }
@@ -277,9 +286,9 @@ impl Server {
     pub(super) fn post(&mut self, conn: ConnId, message: &[u8], event: bool) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         let limit = match link.carrier {
+            _ if event && self.store.is_short(message.len()) => LITTLE,
             Carrier::Socket(_) => SOCKET_LIMIT,
-            Carrier::Ring(_) if event => self.store.conn_limit(conn, Limit::Memory),
-            Carrier::Ring(_) => usize::MAX,
+            Carrier::Ring(_) => self.store.conn_limit(conn, Limit::Memory).max(LITTLE),
         };
         link.push(message, event, limit);
         if !std::mem::replace(&mut link.written, true) {
@@ -322,11 +331,12 @@ impl Server {
         if link.settling {
             return Ok(());
         }
-        let before = link.outbox.len();
+        let (before, room) = (link.outbox.len(), link.outbox.capacity());
         if let Some(disk) = self.disk.as_mut().filter(|_| before > 0 || link.handled > 0) {
             disk.commit(&mut self.store);
         }
         link.flush()?;
+        self.store.note_freed(room.saturating_sub(link.outbox.capacity()));
         let more = link.is_ring() || link.readable || !link.inbox.is_empty();
         if let Carrier::Socket(fd) = &link.carrier {
             let wants_room = link.outbox.len() > 0;
@@ -372,6 +382,7 @@ impl Server {
     pub(super) fn drop_link(&mut self, conn: ConnId) {
         let Some(link) = self.links.remove(&conn) else { return };
         self.closed.add(&link.counters);
+        self.store.note_freed(LINK + link.inbox.capacity() + link.outbox.capacity());
         match link.carrier {
             Carrier::Socket(fd) => self.poller.remove(&fd),
             Carrier::Ring(domain) => {

@@ -87,7 +87,7 @@ impl Server {
             domain.faulty = false;
             link.inbox = Vec::new();
             link.outbox.clear();
-            link.held = false;
+            (link.held, link.overflowed) = (false, false);
             link.handled = 0;
             link.notify = true;
             self.store.reset(conn);
@@ -113,6 +113,7 @@ impl Server {
         let domid = domain.domid;
         link.inbox = Vec::new();
         link.outbox.clear();
+        link.overflowed = false;
         link.handled = 0;
         link.notify = true;
         link.signal();

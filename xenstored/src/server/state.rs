@@ -119,7 +119,10 @@ impl Link {
 
 impl Server {
     /// The whole state as a stream. Descriptors are in it by number.
-    pub(super) fn dump(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn dump(&self) -> io::Result<Vec<u8>> {
         let mut stream = Stream::new();
         stream.put(&Record::Global { socket: self.socket.as_fd().as_raw_fd(), evtchn: -1 });
         if let Some((path, fd)) = self.socket.own() {

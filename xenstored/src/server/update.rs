@@ -239,7 +239,7 @@ impl Server {
 
     /// Runs the new binary on the state as it is now; [`Server::trial_speaks`] is told of what comes of it.
     fn try_binary(&mut self) -> io::Result<()> {
-        let state = memfd(&self.dump())?;
+        let state = memfd(&self.dump()?)?;
         let (binary, args) = self.command_line();
         let mut command = Command::new(binary);
         command.args(args).arg(format!("{STATE_OPTION}=0")).arg(TRIAL_OPTION);
@@ -305,7 +305,7 @@ impl Server {
     }
 
     fn execute(&mut self) -> io::Result<std::convert::Infallible> {
-        let state = memfd(&self.dump())?;
+        let state = memfd(&self.dump()?)?;
         for fd in self.descriptors().chain([state.as_fd()]) {
             set_inherited(fd, true)?;
         }

@@ -318,3 +318,26 @@ fn a_life_line_says_s_once_and_hangs_up() {
     assert_eq!(host.read_opt("/local/domain/5").unwrap(), None);
     assert_eq!(host.resume(5).unwrap_err().errno(), Some(Errno::ENOENT));
 }
+
+#[test]
+fn v7_a_guest_that_lets_too_much_wait_learns_that_it_misses_something() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = introduced(&mut host, 5);
+    assert_eq!(host.request(MsgType::SET_QUOTA, "", &[b"5\0memory\x00200000\0"], &[]).unwrap(), b"OK\0");
+    host.mkdir("/d").unwrap();
+    host.set_perms("/d", &["r0".parse().unwrap()]).unwrap();
+    assert_eq!(guest.request(WATCH, b"/d\0t\0").0, WATCH);
+    assert_eq!(guest.event(), b"/d\0t\0");
+    for n in 0..600 {
+        host.write(&format!("/d/{n}/{}", "x".repeat(400)), "").unwrap();
+    }
+    assert_eq!(guest.wait_for_error(), 1);
+    assert!(host.is_introduced(5).unwrap());
+    guest.reconnect();
+    assert_eq!(guest.request(WATCH, b"device/new\0t\0").0, WATCH);
+    assert_eq!(guest.event(), b"device/new\0t\0");
+    host.write("/local/domain/5/device/new", "").unwrap();
+    assert_eq!(guest.event(), b"device/new\0t\0");
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}

@@ -273,6 +273,82 @@ fn a_refused_start_leaves_nothing_and_takes_nothing_away() {
     assert!(!at("dead").exists() && !at("dead.lock").exists());
 }
 
+/// It answers ENOMEM, keeps what it has, and goes on when there is memory again.
+#[test]
+fn when_memory_runs_out_requests_fail_and_the_daemon_goes_on() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let state = tempfile::tempdir().unwrap();
+    for options in [&[][..], &["--state-dir", state.path().to_str().unwrap(), "--fsync", "never"]] {
+        let daemon = Daemon::with(options);
+        let (mut host, mut other, mut deaf) = (daemon.client(), daemon.client(), daemon.client());
+        deaf.watch("/", "deaf").unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap().to_owned();
+        let used = line.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024;
+        let pid = Pid::from_raw(daemon.pid().try_into().unwrap());
+        let most = Some(used + (24 << 20));
+        prlimit(pid, Resource::As, Rlimit { current: most, maximum: None }).unwrap();
+        let fill = |host: &mut xenstored::client::Client, run: u32| {
+            let mut written = 0;
+            loop {
+                match host.write(&format!("/fill/{run}/{}/{written}", written / 100), [b'v'; 1000]) {
+                    Ok(()) => written += 1,
+                    Err(error) => break assert_eq!(error.errno(), Some(Errno::ENOMEM), "{written}"),
+                }
+            }
+            assert!(written > 1000, "{written}");
+        };
+        fill(&mut host, 0);
+        assert_eq!(other.read("/fill/0/0/0").unwrap().len(), 1000);
+        assert_eq!(other.watch("/x", "t").unwrap_err().errno(), Some(Errno::ENOMEM));
+        assert_eq!(other.transaction(|tx| tx.read("/tool")).unwrap_err().errno(), Some(Errno::ENOMEM));
+        assert!(other.directory("/fill/0").unwrap().len() > 10);
+        other.rm("/fill/0").unwrap();
+        until(|| host.write("/again", "1").is_ok());
+        // In one transaction, which is spoiled then.
+        let mut done = 0;
+        let spoiled = host.transaction(|tx| {
+            loop {
+                tx.write(&format!("/tx/{}/{done}", done / 100), [b'v'; 1000])?;
+                done += 1;
+            }
+        });
+        let spoiled: Result<(), xenstored::client::Error> = spoiled;
+        assert_eq!(spoiled.unwrap_err().errno(), Some(Errno::ENOMEM), "{done}");
+        assert_eq!(other.read_opt("/tx").unwrap(), None);
+        until(|| host.write("/again", "2").is_ok());
+        fill(&mut host, 1);
+        host.rm("/fill/1").unwrap();
+        until(|| host.write("/again", "3").is_ok());
+        assert_eq!(host.control(&["check"]).unwrap(), "OK");
+    }
+}
+
+#[test]
+fn memory_of_clients_and_their_watches_is_given_back() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
+        line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
+    };
+    let before = resident();
+    let mut others: Vec<_> = (0..20).map(|_| daemon.client()).collect();
+    for (n, other) in others.iter_mut().enumerate() {
+        for watch in 0..500 {
+            other.watch(&format!("/{n}/{watch}/{}", "x".repeat(500)), &"t".repeat(500)).unwrap();
+            other.next_event(LONG).unwrap();
+        }
+    }
+    let full = resident();
+    assert!(full > before + 10_000, "{before} KiB, then {full}");
+    // Something new lies above what goes.
+    host.write("/above", "x").unwrap();
+    drop(others);
+    until(|| resident().saturating_sub(before) < (full - before) / 3);
+}
+
 #[test]
 fn sighup_opens_the_trace_anew() {
     let folder = tempfile::tempdir().unwrap();

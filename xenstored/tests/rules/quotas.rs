@@ -87,6 +87,16 @@ fn q1_get_and_set_quota() {
     );
     let names = Player::new().step("0 get_quota ''");
     assert!(names.split(' ').any(|name| name == "transaction-nodes"), "{names}");
+    assert!(names.ends_with(" soft-memory"), "{names}");
+    play(
+        "0 introduce 5 1 1
+         0 get_quota soft-memory => 2097152
+         0 set_quota soft-memory 1000
+         0 set_quota 5 soft-memory 2000
+         0 get_quota soft-memory => 1000
+         0 get_quota 5 soft-memory => 2000
+         0 control quota set soft-memory 1 => EINVAL",
+    );
 }
 
 #[test]

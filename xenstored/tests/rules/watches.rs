@@ -184,7 +184,9 @@ fn v9_depth() {
          0 write /d 1 => OK ! 0 /d zero ! 0 /d one ! 0 /d two
          0 rm /d/a => OK ! 0 /d/a one ! 0 /d/a two
          0 watch /d x -1 => EINVAL
-         0 watch @releaseDomain x 0 => EINVAL
+         0 watch @releaseDomain x 0 => OK ! 0 @releaseDomain x
+         0 introduce 9 1 1
+         0 release 9 => OK ! 0 @releaseDomain x
          0 watch @releaseDomain x 2 => EINVAL",
     );
     play(
