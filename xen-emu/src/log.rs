@@ -17,13 +17,14 @@ pub const FILE_MAX: u64 = 1 << 20;
 /// Longest line taken from a guest; longer ones are split.
 const GUEST_LINE: usize = 1024;
 
-/// Log to stderr from now on (filter: `XLR_LOG`, default `info`) and keep the newest lines. With `file`, stderr is
-/// that file: it is rotated, and opened again by [`Dmesg::reopen`]. Call once, first of all.
+/// Log to stderr from now on (filter: `XLR_LOG`, default `info`, but of the qcow2 crate, which guests can make warn, only
+/// errors) and keep the newest lines. With `file`, stderr is that file: it is rotated, and opened again by
+/// [`Dmesg::reopen`]. Call once, first of all.
 pub fn init(file: Option<PathBuf>) -> Dmesg {
     let written = file.as_deref().and_then(|path| fs::metadata(path).ok()).map_or(0, |meta| meta.len());
     let dmesg = Dmesg(Arc::new(Mutex::new(Inner { file, written, ..Inner::default() })));
     let writer = dmesg.clone();
-    let filter = EnvFilter::try_from_env("XLR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("XLR_LOG").unwrap_or_else(|_| EnvFilter::new("info,imago=error"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -8,7 +8,6 @@ pub mod engine;
 mod lock;
 mod qcow2;
 mod raw;
-mod refcount;
 pub mod sys;
 mod threads;
 mod uring;
@@ -20,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use sys::Buffers;
 use xen_emu_api::device::{DiskCache, DiskConfig, DiskFormat};
 
@@ -150,6 +150,7 @@ pub struct Disk {
     writable: bool,
     bytes: AtomicU64,
     bounces: AtomicU64,
+    flushes: Flushes,
 }
 
 impl Disk {
@@ -169,6 +170,7 @@ impl Disk {
             writable: options.writable,
             bytes: AtomicU64::new(0),
             bounces: AtomicU64::new(0),
+            flushes: Flushes::default(),
         };
         disk.refresh().map_err(|e| DiskError::io(path, e))?;
         Ok(disk)
@@ -252,12 +254,19 @@ impl Disk {
                 self.image.write(io.at, &mut io.data)?;
                 // A raw image is open with O_DSYNC then.
                 let through = self.cache == DiskCache::Writethrough && self.image.file().is_none();
-                if through { self.image.flush() } else { Ok(()) }
+                if through { self.flush() } else { Ok(()) }
             }
             Op::Flush if self.cache == DiskCache::Unsafe => Ok(()),
-            Op::Flush => self.image.flush(),
+            Op::Flush => self.flush(),
             Op::Discard { len, secure } => self.image.discard(io.at, len, secure),
         }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.flushes.begin()?;
+        let result = self.image.flush();
+        self.flushes.end(result.is_ok());
+        result
     }
 
     /// Puts memory of our own in the place of the guest's where O_DIRECT asks for better alignment.
@@ -282,6 +291,63 @@ impl Disk {
             io.data.copy_to(&guest);
         }
         io.data = guest;
+    }
+}
+
+/// Whose turn it is to flush. The host tells of bytes that it could not write only once for an open file, whoever asks: so
+/// no two flushes are under way at once, and after one that failed all fail until the image is opened again.
+#[derive(Default)]
+struct Flushes {
+    state: Mutex<FlushState>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct FlushState {
+    busy: bool,
+    failed: bool,
+}
+
+impl Flushes {
+    fn state(&self) -> MutexGuard<'_, FlushState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn; [`Flushes::end`] ends it.
+    ///
+    /// # Errors
+    /// An earlier one failed; it is nobody's turn then.
+    fn begin(&self) -> io::Result<()> {
+        let busy = |state: &mut FlushState| state.busy && !state.failed;
+        let state = self.ended.wait_while(self.state(), busy);
+        state.unwrap_or_else(PoisonError::into_inner).begin()
+    }
+
+    /// Takes the turn if that needs no waiting; false: it does.
+    ///
+    /// # Errors
+    /// As [`Flushes::begin`].
+    fn try_begin(&self) -> io::Result<bool> {
+        let mut state = self.state();
+        if state.busy && !state.failed { Ok(false) } else { state.begin().map(|()| true) }
+    }
+
+    fn end(&self, well: bool) {
+        let mut state = self.state();
+        state.busy = false;
+        state.failed |= !well;
+        drop(state);
+        self.ended.notify_all();
+    }
+}
+
+impl FlushState {
+    fn begin(&mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier flush failed; what was written before it may be lost"));
+        }
+        self.busy = true;
+        Ok(())
     }
 }
 

@@ -56,12 +56,13 @@ pub fn hanging(gate: &Arc<Mutex<()>>, comes: Sender<()>) -> Disk {
         writable: false,
         bytes: AtomicU64::new(0),
         bounces: AtomicU64::new(0),
+        flushes: Flushes::default(),
     };
     disk.refresh().unwrap();
     disk
 }
 
-/// A qcow2 header of version 3 with 64 KiB clusters and perhaps a backing file.
+/// A qcow2 image of version 3 with 64 KiB clusters, nothing in it, and perhaps a backing file; up to 4 TiB.
 pub fn header(size: u64, backing: &str, format: Option<&str>) -> Vec<u8> {
     let mut bytes = vec![0; 4 << 16];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -72,7 +73,7 @@ pub fn header(size: u64, backing: &str, format: Option<&str>) -> Vec<u8> {
     }
     put(20, &16u32.to_be_bytes());
     put(24, &size.to_be_bytes());
-    put(36, &1u32.to_be_bytes());
+    put(36, &u32::try_from(size.div_ceil(512 << 20)).unwrap().to_be_bytes());
     put(40, &(3u64 << 16).to_be_bytes());
     put(48, &(1u64 << 16).to_be_bytes());
     put(56, &1u32.to_be_bytes());
@@ -133,9 +134,69 @@ pub fn erasing(wiped: Wiped) -> Disk {
         writable: true,
         bytes: AtomicU64::new(0),
         bounces: AtomicU64::new(0),
+        flushes: Flushes::default(),
     };
     disk.refresh().unwrap();
     disk
+}
+
+/// As a host whose disk fails once, and which tells of that once.
+struct FailsOnce(std::sync::atomic::AtomicBool);
+
+impl Image for FailsOnce {
+    fn len(&self) -> io::Result<u64> {
+        Ok(1 << 20)
+    }
+    fn sector_sizes(&self) -> (u32, u32) {
+        (512, 512)
+    }
+    fn discards(&self) -> Option<Discard> {
+        None
+    }
+    fn read(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &mut Buffers) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        let failed = self.0.swap(true, Ordering::Relaxed);
+        if failed { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
+    }
+    fn discard(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+    fn grow(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn after_a_failed_flush_every_queue_is_told_so() {
+    let failing = Disk { image: Box::new(FailsOnce(false.into())), ..erasing(Wiped::default()) };
+    let failing = Arc::new(failing);
+    for _ in 0..3 {
+        assert!(run_by(EngineKind::Auto, &failing, Op::Flush, 0, &[]).is_err());
+    }
+    run(&failing, Op::Read, 0, &[0; 512]);
+    for kind in [EngineKind::Threads, EngineKind::Uring] {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let disk = Arc::new(Disk::open(file.path(), &options(DiskFormat::Raw)).unwrap());
+        let flush = || run_by(kind, &disk, Op::Flush, 0, &[]);
+        flush().unwrap();
+        // Another queue's is under way, and fails.
+        disk.flushes.begin().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(flush);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            disk.flushes.end(false);
+            assert!(waiting.join().unwrap().is_err());
+        });
+        assert!(flush().is_err());
+        run(&disk, Op::Read, 0, &[0; 512]);
+    }
 }
 
 #[test]

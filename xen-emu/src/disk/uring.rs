@@ -22,7 +22,7 @@ pub struct Uring {
     disk: Arc<Disk>,
     slots: Vec<Option<Io>>,
     free: Vec<u32>,
-    /// For what a ring cannot or should not do: discards.
+    /// For what a ring cannot or should not do: discards, and flushes that have to wait.
     side: Threads,
     side_busy: usize,
     /// The last one is `side`'s.
@@ -109,9 +109,17 @@ impl Uring {
     fn end(&mut self, slot: u32, result: io::Result<()>) {
         if let Some(mut io) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             self.free.push(slot);
+            if io.op == Op::Flush {
+                self.disk.flushes.end(result.is_ok());
+            }
             Disk::settle(&mut io, &result);
             self.ready.push(Done { tag: io.tag, result, data: io.data });
         }
+    }
+
+    fn aside(&mut self, io: Io) {
+        self.side_busy += 1;
+        self.side.submit(io);
     }
 
     /// A completion of a request: its end, or it goes on.
@@ -187,12 +195,15 @@ impl Uring {
 impl Engine for Uring {
     fn submit(&mut self, mut io: Io) {
         let idle = match io.op {
-            Op::Flush => self.disk.cache == DiskCache::Unsafe,
+            Op::Flush if self.disk.cache == DiskCache::Unsafe => true,
+            Op::Flush => match self.disk.flushes.try_begin() {
+                Ok(true) => false,
+                // Another queue's is under way: waits for that, and begins then.
+                Ok(false) => return self.aside(io),
+                Err(e) => return self.ready.push(Done { tag: io.tag, result: Err(e), data: io.data }),
+            },
             Op::Read | Op::Write => io.data.len() == 0,
-            Op::Discard { .. } => {
-                self.side_busy += 1;
-                return self.side.submit(io);
-            }
+            Op::Discard { .. } => return self.aside(io),
         };
         if idle {
             return self.ready.push(Done { tag: io.tag, result: Ok(()), data: io.data });
@@ -238,6 +249,7 @@ impl Drop for Uring {
         while self.free.len() < self.slots.len() {
             if let Err(e) = self.enter(Gather::ONE) {
                 tracing::error!("io_uring: {e}; memory of requests in flight is kept for ever");
+                self.disk.flushes.end(false);
                 std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }

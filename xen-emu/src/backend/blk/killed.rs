@@ -6,7 +6,6 @@
 
 use super::Blk;
 use super::fake::{DATA, Guest, Ring, Wish, config, segments};
-use super::tests::{LEN, image};
 use crate::backend::device::Device;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -16,8 +15,12 @@ use std::time::Duration;
 use xen_abi::io::blkif::{BlkifOp, BlkifRsp};
 use xen_emu_api::device::{DiskCache, DiskFormat};
 
+/// Those that are written to.
 const BLOCKS: u32 = 2048;
-const _: () = assert!(BLOCKS as usize * 4096 == LEN);
+/// So many follow each other; the next ones are far away, where a qcow2 image has another L2 table.
+const NEIGHBOURS: u32 = 256;
+const LEN: u64 = BLOCKS as u64 / NEIGHBOURS as u64 * FAR;
+const FAR: u64 = 512 << 20;
 /// Id of a flush.
 const FLUSH: u64 = 99;
 /// Requests of a queue in a round.
@@ -87,12 +90,17 @@ impl Shape {
             let pieces: Vec<_> = (0..count).map(|k| (page + k, 0, 7)).collect();
             let (ring, id) = (&mut guest.rings[(n % self.queues) as usize], u64::from(n));
             if self.indirect {
-                ring.indirect(BlkifOp::WRITE, id, u64::from(first) * 8, &segments(&pieces), page + 40);
+                ring.indirect(BlkifOp::WRITE, id, sector(first), &segments(&pieces), page + 40);
             } else {
-                ring.direct(BlkifOp::WRITE, id, u64::from(first) * 8, &segments(&pieces));
+                ring.direct(BlkifOp::WRITE, id, sector(first), &segments(&pieces));
             }
         }
     }
+}
+
+/// Where a block is, in sectors.
+fn sector(block: u32) -> u64 {
+    u64::from(block / NEIGHBOURS) * (FAR / 512) + u64::from(block % NEIGHBOURS) * 8
 }
 
 fn content(round: u32, block: u32) -> Vec<u8> {
@@ -173,7 +181,7 @@ fn verify(shape: Shape, image: &Path, last: u32) {
     let mut guest = shape.open(image);
     for start in (0..BLOCKS).step_by(256) {
         let pieces: Vec<_> = (0..256).map(|n| (DATA + n, 0, 7)).collect();
-        guest.rings[0].indirect(BlkifOp::READ, 0, u64::from(start) * 8, &segments(&pieces), DATA + 300);
+        guest.rings[0].indirect(BlkifOp::READ, 0, sector(start), &segments(&pieces), DATA + 300);
         assert_eq!(guest.rings[0].statuses(1), [BlkifRsp::OKAY]);
         for block in start..start + 256 {
             let found = guest.page(DATA + block - start);
@@ -185,14 +193,17 @@ fn verify(shape: Shape, image: &Path, last: u32) {
     }
     guest.blk.disconnect();
     drop(guest);
-    if shape.format == DiskFormat::Qcow2 {
-        let check = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(image).status();
-        let Ok(check) = check else { return eprintln!("SKIP: second opinion on qcow2: no qemu-img here") };
-        assert!(
-            matches!(check.code(), Some(0 | 3)),
-            "{shape:?}: qemu-img check: {check}; leaks alone are no loss"
-        );
+    check(shape, image, &[0]);
+}
+
+/// What `qemu-img` says: 0 all is well, 3 clusters are counted that nobody uses.
+fn check(shape: Shape, image: &Path, well: &[i32]) {
+    if shape.format != DiskFormat::Qcow2 {
+        return;
     }
+    let check = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(image).status();
+    let Ok(check) = check else { return eprintln!("SKIP: second opinion on qcow2: no qemu-img here") };
+    assert!(check.code().is_some_and(|code| well.contains(&code)), "{shape:?}: qemu-img check: {check}");
 }
 
 #[test]
@@ -202,9 +213,16 @@ fn what_was_flushed_is_there_after_a_kill() {
         for bits in 0..16 {
             let shape = Shape::of(seed << 4 | bits);
             let shape = Shape { seed: seed * 16 + bits, ..shape };
-            let file = image(shape.format);
+            let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+            match shape.format {
+                DiskFormat::Raw => file.as_file().set_len(LEN).unwrap(),
+                DiskFormat::Qcow2 => {
+                    std::fs::write(file.path(), crate::disk::tests::header(LEN, "", None)).unwrap()
+                }
+            }
             let after = Duration::from_millis(u64::from(shape.plan(0)[0].0 % 64));
             let last = kill(shape, file.path(), after);
+            check(shape, file.path(), &[0, 3]);
             verify(shape, file.path(), last);
         }
     }

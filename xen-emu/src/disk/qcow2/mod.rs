@@ -1,30 +1,55 @@
 //! qcow2 images by the crate imago, with their backing files, each of which is locked for reading.
+//!
+//! Before an image is written to, its reference counts are put right ([`repair`]); from then on its file is whole at every
+//! moment ([`ordered`]).
+
+mod layout;
+mod ordered;
+mod repair;
+#[cfg(test)]
+mod tests;
+mod uses;
 
 use super::sys::{self, Buffers};
-use super::{Discard, DiskError, Image, Options, lock, open_file, refcount};
+use super::{Discard, DiskError, Image, Options, lock, open_file};
 use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{
-    FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, Storage, StorageOpenOptions,
+    DynStorage, FormatAccess, FormatDriverBuilder, Mapping, PermissiveImplicitOpenGate, Storage,
+    StorageOpenOptions,
 };
+use ordered::{Medium, Store, Tables};
 use std::io;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use xen_emu_api::device::DiskCache;
 
-type Layer = imago::qcow2::Qcow2<File>;
+type Layer = imago::qcow2::Qcow2<Store>;
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Layers on top of each other.
 const DEEPEST: usize = 200;
+/// Bytes of tables that wait in memory for a flush; more are written without one.
+const HELD: usize = 16 << 20;
 
 /// A qcow2 image and what is below it.
 pub struct Qcow2 {
-    access: RwLock<FormatAccess<File>>,
+    access: RwLock<FormatAccess<Store>>,
+    /// Of a writable image.
+    tables: Option<Arc<Tables>>,
+    /// Its data file, if it has one.
+    data: Option<Medium>,
+    /// Held by each write while it lasts, and by a flush while it takes what is to be written.
+    writes: RwLock<()>,
+    /// One flush at a time.
+    turn: Mutex<()>,
+    /// A flush failed: nobody knows what is on the disk.
+    failed: AtomicBool,
     sector_size: u32,
     discard: Option<Discard>,
     /// The image's own file, if what it has of the disk lies in it.
@@ -37,8 +62,13 @@ struct Stack<'a> {
     options: &'a Options,
     files: Vec<std::fs::File>,
     seen: Vec<(u64, u64, PathBuf)>,
+    tables: Option<Arc<Tables>>,
     /// A layer has its data in a file beside it.
     elsewhere: bool,
+    /// The topmost one's.
+    data: Option<Medium>,
+    /// What lies between the writable image and its file.
+    between: &'a dyn Fn(File) -> Box<dyn DynStorage>,
 }
 
 impl Qcow2 {
@@ -47,7 +77,24 @@ impl Qcow2 {
     /// # Errors
     /// Of the layer that is missing, broken, in use, or there twice.
     pub fn open(path: &Path, options: &Options) -> Result<Qcow2, DiskError> {
-        let mut stack = Stack { options, files: Vec::new(), seen: Vec::new(), elsewhere: false };
+        Qcow2::open_through(path, options, &|file| Box::new(file))
+    }
+
+    /// The same with something between the writable image and its file.
+    fn open_through(
+        path: &Path,
+        options: &Options,
+        between: &dyn Fn(File) -> Box<dyn DynStorage>,
+    ) -> Result<Qcow2, DiskError> {
+        let mut stack = Stack {
+            options,
+            files: Vec::new(),
+            seen: Vec::new(),
+            tables: None,
+            elsewhere: false,
+            data: None,
+            between,
+        };
         let access = stack.layer(path, options.writable)?;
         // Version 2 cannot say that a cluster reads as zeros.
         let cluster = access.inner().zero_granularity().and_then(|bytes| u32::try_from(bytes).ok());
@@ -55,18 +102,77 @@ impl Qcow2 {
         let sector_size = options.sector_size.unwrap_or(512);
         let own = stack.files.first().filter(|_| options.writable && !stack.elsewhere);
         let holes = own.and_then(|file| file.try_clone().ok());
-        Ok(Qcow2 { access: RwLock::new(access), sector_size, discard, holes, _locks: stack.files })
+        Ok(Qcow2 {
+            access: RwLock::new(access),
+            tables: stack.tables,
+            data: stack.data,
+            writes: RwLock::default(),
+            turn: Mutex::default(),
+            failed: AtomicBool::new(false),
+            sector_size,
+            discard,
+            holes,
+            _locks: stack.files,
+        })
     }
 
-    fn access(&self) -> RwLockReadGuard<'_, FormatAccess<File>> {
+    fn access(&self) -> RwLockReadGuard<'_, FormatAccess<Store>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing else happens meanwhile.
+    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<Store>> {
+        self.access.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings everything to the disk that is sealed when `seal` is done; what that returns is kept as long. After an error it fails for
+    /// ever: the host tells of lost bytes only once.
+    fn settle<T>(&self, seal: impl FnOnce() -> io::Result<T>) -> io::Result<()> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let settled = guarded(|| {
+            let _held = seal()?;
+            self.data.as_ref().map_or(Ok(()), |data| data.sync())?;
+            tables.commit()
+        });
+        self.failed.store(settled.is_err(), Ordering::Relaxed);
+        settled
+    }
+
+    /// What the crate keeps in memory becomes the next commit.
+    fn seal(&self, access: &FormatAccess<Store>) -> io::Result<()> {
+        access.flush()?;
+        self.tables.iter().for_each(|tables| tables.seal());
+        Ok(())
+    }
+
+    /// Frees clusters, so that they may be used again.
+    fn freeing<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.tables.iter().for_each(|tables| tables.freeing(true));
+        let result = guarded(f);
+        self.tables.iter().for_each(|tables| tables.freeing(false));
+        result
+    }
+}
+
+/// A guest need not flush before it goes.
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        if !self.failed.load(Ordering::Relaxed)
+            && let Err(e) = self.flush()
+        {
+            tracing::error!("qcow2 image: the last writes are lost: {e}");
+        }
     }
 }
 
 impl Qcow2 {
     /// Discards whole clusters, and gives the host back what they took of the image's file: the crate counts them as free, and
     /// leaves what is in them. Nobody else may allocate meanwhile.
-    fn punch(&self, access: &mut FormatAccess<File>, at: u64, len: u64) -> io::Result<()> {
+    fn punch(&self, access: &mut FormatAccess<Store>, at: u64, len: u64) -> io::Result<()> {
         let (Some(file), Some(Discard { granularity, .. })) = (&self.holes, self.discard) else {
             return Ok(());
         };
@@ -95,28 +201,26 @@ impl Qcow2 {
 }
 
 impl Stack<'_> {
-    fn layer(&mut self, path: &Path, writable: bool) -> Result<FormatAccess<File>, DiskError> {
+    fn layer(&mut self, path: &Path, writable: bool) -> Result<FormatAccess<Store>, DiskError> {
         let mut file = self.enter(path, writable)?;
         let mut magic = [0; 4];
         if file.read_exact(&mut magic).is_err() || magic != MAGIC {
             return Err(DiskError::format(path, "not a qcow2 image; for plain bytes say format=raw"));
         }
-        let counted = !writable || refcount::counts_what_it_uses(&file).unwrap_or(false);
+        let right = if writable { self.repair(&file, path) } else { Ok(()) };
         self.files.push(file);
         let opened = guarded(|| {
-            let open = |direct| {
-                let builder = Layer::builder_path(path).write(writable).backing(None).data_file(None);
-                builder.storage_open_options(storage(direct)).open(PermissiveImplicitOpenGate::default())
+            let medium = self.medium(path, writable)?;
+            let (tables, data) = match writable {
+                true => (Store::tables(self.tables(medium.clone())?), Store::data(medium)),
+                false => (Store::plain(medium.clone()), Store::plain(medium)),
             };
-            self.direct().then(|| open(true).ok()).flatten().map_or_else(|| open(false), Ok)
+            let builder = Layer::builder(tables).write(writable).backing(None);
+            builder.data_file(Some(data)).open(PermissiveImplicitOpenGate::default())
         });
         let mut layer =
             opened.map_err(|e| DiskError::format(path, format!("not a usable qcow2 image: {e}")))?;
-        if !counted {
-            let what =
-                "a corrupt qcow2 image: its reference counts deny what it uses; try qemu-img check -r all";
-            return Err(DiskError::format(path, what));
-        }
+        right?;
         if layer.requires_external_data_file() {
             let name = layer.implicit_external_data_file().cloned();
             let name = name.ok_or_else(|| DiskError::format(path, "its data file has no name"))?;
@@ -125,7 +229,9 @@ impl Stack<'_> {
             self.files.push(lock);
             self.elsewhere = true;
             let opened = File::open(storage(false).filename(&data).write(writable));
-            layer.set_data_file(Some(opened.map_err(|e| DiskError::io(&data, e))?));
+            let opened: Medium = Arc::new(Box::new(opened.map_err(|e| DiskError::io(&data, e))?));
+            self.data = self.data.take().or_else(|| writable.then(|| opened.clone()));
+            layer.set_data_file(Some(Store::plain(opened)));
         }
         if let Some(name) = layer.implicit_backing_file().cloned() {
             let format = layer.implicit_backing_format().cloned();
@@ -140,7 +246,7 @@ impl Stack<'_> {
         above: &Path,
         path: &Path,
         format: Option<&str>,
-    ) -> Result<FormatAccess<File>, DiskError> {
+    ) -> Result<FormatAccess<Store>, DiskError> {
         match format {
             Some("qcow2") => self.layer(path, false),
             Some("raw" | "file") => self.raw(path),
@@ -160,21 +266,44 @@ impl Stack<'_> {
         }
     }
 
-    fn raw(&mut self, path: &Path) -> Result<FormatAccess<File>, DiskError> {
+    fn raw(&mut self, path: &Path) -> Result<FormatAccess<Store>, DiskError> {
         let file = self.enter(path, false)?;
         self.files.push(file);
         let opened = guarded(|| {
-            let open = |direct| {
-                let builder = imago::raw::Raw::<File>::builder_path(path).write(false);
-                builder.storage_open_options(storage(direct)).open(PermissiveImplicitOpenGate::default())
-            };
-            self.direct().then(|| open(true).ok()).flatten().map_or_else(|| open(false), Ok)
+            let store = Store::plain(self.medium(path, false)?);
+            imago::raw::Raw::builder(store).write(false).open(PermissiveImplicitOpenGate::default())
         });
         opened.map(FormatAccess::new).map_err(|e| DiskError::io(path, e))
     }
 
-    fn direct(&self) -> bool {
-        self.options.cache == DiskCache::None
+    /// A file of the chain for the crate; around the host's page cache if it may and can be.
+    fn medium(&self, path: &Path, writable: bool) -> io::Result<Medium> {
+        let open = |direct| File::open(storage(direct).filename(path).write(writable));
+        let direct = self.options.cache == DiskCache::None;
+        let file = direct.then(|| open(true).ok()).flatten().map_or_else(|| open(false), Ok)?;
+        Ok(Arc::new(if writable { (self.between)(file) } else { Box::new(file) }))
+    }
+
+    /// Those of the writable image.
+    fn tables(&mut self, medium: Medium) -> io::Result<Arc<Tables>> {
+        let tables = Arc::new(Tables::new(medium)?);
+        self.tables = Some(tables.clone());
+        Ok(tables)
+    }
+
+    /// Before the crate sees the image.
+    fn repair(&self, file: &std::fs::File, path: &Path) -> Result<(), DiskError> {
+        let repaired = repair::repair(file, !self.options.force).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                DiskError::format(path, format!("a corrupt qcow2 image: {e}; try qemu-img check -r all"))
+            }
+            _ => DiskError::io(path, e),
+        })?;
+        if repaired != repair::Repaired::default() {
+            let repair::Repaired { raised, lowered } = repaired;
+            tracing::info!("{}: was not closed: {raised} clusters counted, {lowered} freed", path.display());
+        }
+        Ok(())
     }
 
     /// Locks one file of the chain, which is not in it yet.
@@ -247,14 +376,16 @@ impl Image for Qcow2 {
         guarded(|| {
             let slices = from.slices();
             let (vector, _guard) = IoVector::from_volatile_slice(&slices);
+            let _write = self.writes.read().unwrap_or_else(PoisonError::into_inner);
             self.access().writev(vector, at)
-        })
+        })?;
+        if self.tables.as_ref().is_some_and(|tables| tables.held() > HELD) { self.flush() } else { Ok(()) }
     }
 
     fn flush(&self) -> io::Result<()> {
-        guarded(|| {
-            self.access().flush()?;
-            self.access().sync()
+        self.settle(|| {
+            let _quiet = self.writes.write().unwrap_or_else(PoisonError::into_inner);
+            self.seal(&self.access())
         })
     }
 
@@ -262,14 +393,22 @@ impl Image for Qcow2 {
         if secure {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        guarded(|| {
-            let access = &mut *self.access.write().unwrap_or_else(PoisonError::into_inner);
+        let access = &mut *self.alone();
+        self.freeing(|| {
             self.punch(access, at, len)?;
             access.discard_to_any(at, len)
         })
     }
 
     fn grow(&self, bytes: u64) -> io::Result<()> {
-        guarded(|| self.access().resize_grow(bytes, PreallocateMode::None))
+        let mut grown = Ok(());
+        self.settle(|| {
+            // The old L1 table's clusters are free afterwards, and used by nobody before the new one is on the disk.
+            let access = self.alone();
+            grown = self.freeing(|| access.resize_grow(bytes, PreallocateMode::None));
+            self.seal(&access)?;
+            Ok(access)
+        })?;
+        grown
     }
 }
