@@ -8,7 +8,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Bytes kept in memory.
 const RING: usize = 256 << 10;
@@ -24,12 +27,16 @@ pub fn init(file: Option<PathBuf>) -> Dmesg {
     let written = file.as_deref().and_then(|path| fs::metadata(path).ok()).map_or(0, |meta| meta.len());
     let dmesg = Dmesg(Arc::new(Mutex::new(Inner { file, written, ..Inner::default() })));
     let writer = dmesg.clone();
-    let filter = EnvFilter::try_from_env("XLR_LOG").unwrap_or_else(|_| EnvFilter::new("info,imago=error"));
+    let asked = std::env::var("XLR_LOG").ok().and_then(|text| text.parse().ok());
+    let filter =
+        asked.unwrap_or_else(|| Targets::new().with_default(Level::INFO).with_target("imago", Level::ERROR));
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(Level::TRACE)
         .with_target(false)
         .with_ansi(false)
-        .with_writer(move || writer.clone());
+        .with_writer(move || writer.clone())
+        .finish()
+        .with(filter);
     if subscriber.try_init().is_err() {
         eprintln!("xen-emu: the log was already set up");
     }

@@ -3,6 +3,7 @@
 //! Started by `xlr create` (and by itself for a reboot) as `xen-emu --run-dir DIR`; DIR holds `launch.json`. The
 //! order of things is in [`start`]; design and map of the code are in docs/design.md.
 
+mod args;
 mod backend;
 mod boot;
 mod build;
@@ -30,18 +31,18 @@ mod vm;
 mod xenbus_setup;
 
 use anyhow::{Context, bail};
+use args::Call;
 use backend::bus::{self, Bus};
 use backend::console::{Console, Wiring};
 use backend::evtchn::GuestChannels;
 use backend::kinds;
 use build::Built;
-use clap::Parser;
 use log::Dmesg;
 use reactor::{Exit, Parts};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,21 +52,6 @@ use xen_domain::effect::Backend;
 use xen_domain::mem::SpecialPage;
 use xen_emu_api::config::Launch;
 use xen_emu_api::run_dir::{RunDir, RunRoot};
-
-/// One Xen domain on Linux KVM.
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    /// Run directory of the domain, with launch.json in it.
-    #[arg(long, required_unless_present = "probe")]
-    run_dir: Option<PathBuf>,
-    /// Where to say `ok`, or in one line what went wrong.
-    #[arg(long)]
-    ready_fd: Option<i32>,
-    /// Print what this host offers, as JSON.
-    #[arg(long)]
-    probe: bool,
-}
 
 /// Descriptors that a domain may need at most: two for each of its channels and one for each page it shares.
 const DESCRIPTORS: u64 = 16 << 10;
@@ -80,13 +66,21 @@ fn raise_descriptor_limit() {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if args.probe {
-        println!("{}", kvm::probe());
-        return ExitCode::SUCCESS;
-    }
-    let Some(path) = args.run_dir else { return ExitCode::from(2) };
-    let mut ready = args.ready_fd.and_then(take_fd);
+    let (path, mut ready) = match args::parse(lexopt::Parser::from_env()) {
+        Ok(Call::Run { run_dir, ready_fd }) => (run_dir, ready_fd.and_then(take_fd)),
+        Ok(Call::Say(text)) => {
+            println!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Call::Probe) => {
+            println!("{}", kvm::probe());
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            eprintln!("xen-emu: {e}; try `xen-emu --help`");
+            return ExitCode::from(2);
+        }
+    };
     // Fails when we are a session's leader already.
     let _ = nix::unistd::setsid();
     raise_descriptor_limit();

@@ -17,6 +17,10 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use xenstored::persist::{Disk, Fsync, Policy};
 use xenstored::server::{ACCEPTED, Begin, Setup, Socket, State, Trace, run, state_file};
 
@@ -62,7 +66,7 @@ struct Args {
     /// Keep no nodes about connections and domains under /tool/xenstored
     #[arg(long)]
     no_counters: bool,
-    /// What to log: error, warn, info, debug, trace, or a filter of `tracing`
+    /// What to log: error, warn, info, debug, trace, or TARGET=LEVEL,…
     #[arg(long, env = "XENSTORED_LOG", default_value = "info", value_name = "LEVEL")]
     log: String,
     /// Go on with the state of the daemon that executed this one
@@ -84,9 +88,13 @@ const TRIM: fn() = || {};
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
-        .with_context(|| format!("--log {}: not a level", args.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).init();
+    let filter: Targets = args.log.parse().with_context(|| format!("--log {}: not a level", args.log))?;
+    tracing_subscriber::fmt()
+        .with_max_level(Level::TRACE)
+        .with_writer(|| Stderr)
+        .finish()
+        .with(filter)
+        .init();
     let mut state = if args.live_update { Some(read_state(&args).context("live update")?) } else { None };
     if args.trial {
         rehearse(&args)?;
