@@ -68,7 +68,7 @@ fn programs(packages: &[(&str, &[&str])], debug: bool) -> Result<Vec<PathBuf>> {
         command.args(["-p", package]);
     }
     // With an explicit target the flags are for it alone, so that procedural macros still load.
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs");
     if !debug {
         command.arg("--release");
     }
