@@ -328,6 +328,7 @@ impl Guest {
             Interrupt::None => {}
             Interrupt::Kick => self.kick(index),
             Interrupt::Vector(vector) => {
+                self.accel.wakes(vcpu, &self.memory);
                 if self.signal(LAPIC_MSI | u64::from(apic_id(vcpu)) << 12, vector.into()).is_ok_and(|n| n > 0)
                 {
                     if refused.swap(0, Ordering::AcqRel) > 0 {

@@ -50,9 +50,24 @@ pub fn patient(is: bool) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Nanoseconds that a thread has run and has waited for a CPU, by its `schedstat` (proc(5)); `most` together.
+pub fn times(schedstat: &str, most: u64) -> [u64; 2] {
+    let mut words = schedstat.split_whitespace().map(|word| word.parse().unwrap_or(0));
+    let running = words.next().unwrap_or(0).min(most);
+    [running, words.next().unwrap_or(0).min(most - running)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_a_thread_are_bounded() {
+        assert_eq!(times("30 20 7\n", 100), [30, 20]);
+        assert_eq!(times("30 20 7\n", 40), [30, 10]);
+        assert_eq!(times("30 20 7\n", 10), [10, 0]);
+        assert_eq!(times("", 10), [0, 0]);
+    }
 
     /// The calling thread's policy: the field behind the name that says it.
     fn policy() -> String {

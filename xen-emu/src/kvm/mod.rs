@@ -223,13 +223,19 @@ pub trait XenAccel: Send + Sync {
     }
     /// The hypercall that the last KVM_RUN came back with; `None` when the exit was none.
     fn decode(&self, fd: &mut VcpuFd, vcpu: VcpuId) -> Option<Call>;
-    /// What the guest finds in RAX when the vCPU runs again; it does not at once where VCPUOP_down has ended it.
-    fn complete(&self, fd: &mut VcpuFd, result: i64, runs_on: bool) -> io::Result<()>;
+    /// What the guest finds in RAX when the vCPU runs again.
+    fn complete(&self, fd: &mut VcpuFd, result: i64) -> io::Result<()>;
+    /// Have KVM know all registers before something else looks at them, or changes the vCPU's state.
+    fn settle(&self, _fd: &mut VcpuFd) -> io::Result<()> {
+        Ok(())
+    }
     /// What is due on every hypercall, on the vCPU's own thread. True when the vCPU has been reset by an INIT since, and
     /// its local APIC has forgotten a pending upcall.
     fn attend(&self, _fd: &VcpuFd, _vcpu: VcpuId, _memory: &Memory) -> bool {
         false
     }
+    /// A vCPU is about to be interrupted, which may have been blocked for long. On any thread.
+    fn wakes(&self, _vcpu: VcpuId, _memory: &Memory) {}
     /// The times of a vCPU, on its own thread; `None` where only the scheduler's statistics tell.
     fn runstate(&self, _fd: &VcpuFd) -> Option<Runstate> {
         None

@@ -144,7 +144,7 @@ impl Thread {
             std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(256 << 10).spawn(move || {
                 told.store(gettid().as_raw(), Ordering::Release);
                 sched::vcpu(id, &cpus, among);
-                Vcpu { guest, fd, id }.run();
+                Vcpu { guest, fd, id, served: false }.run();
             })?;
         Ok(Thread { id, tid, handle: Some(handle), affinity })
     }
@@ -178,8 +178,8 @@ impl Thread {
 
     /// CPU time of the thread.
     pub fn time_ns(&self) -> u64 {
-        let schedstat = self.proc("schedstat").unwrap_or_default();
-        schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0)
+        let [running, _] = sched::times(&self.proc("schedstat").unwrap_or_default(), u64::MAX);
+        running
     }
 
     /// For `xlr list` and `vcpu-list`; whether the vCPU is online is for the caller to say.
@@ -204,11 +204,12 @@ impl Guest {
     pub fn runstate_from_thread(&self, vcpu: u32, own: bool) -> Runstate {
         let now = self.now().system_ns;
         let threads = lock(&self.threads);
-        let status = threads.iter().find(|t| t.id == vcpu).map(Thread::status);
-        let (runs, time_ns) = status.map_or((false, 0), |status| (status.running, status.time_ns));
-        let running = time_ns.min(now);
-        let state = if own || runs { RUNNING } else { BLOCKED };
-        Runstate { state, entry_time: now, time: [running, 0, now - running, 0] }
+        let thread = threads.iter().find(|t| t.id == vcpu);
+        let runs = own || thread.is_some_and(|thread| thread.status().running);
+        let schedstat = thread.and_then(|thread| thread.proc("schedstat")).unwrap_or_default();
+        let [running, runnable] = sched::times(&schedstat, now);
+        let state = if runs { RUNNING } else { BLOCKED };
+        Runstate { state, entry_time: now, time: [running, runnable, now - running - runnable, 0] }
     }
 }
 
@@ -233,6 +234,8 @@ struct Vcpu {
     guest: Arc<Guest>,
     fd: VcpuFd,
     id: u32,
+    /// Mail has been served during the current hypercall.
+    served: bool,
 }
 
 impl Drop for Vcpu {
@@ -263,9 +266,17 @@ impl Vcpu {
         }
     }
 
-    fn serve(&self) -> Flow {
+    fn serve(&mut self) -> Flow {
+        self.served = true;
+        self.settle();
         let (guest, fd, id) = (&self.guest, &self.fd, self.id);
         guest.mailboxes.serve(self.index(), &mut |mail| deliver(guest, fd, id, mail))
+    }
+
+    fn settle(&mut self) {
+        if let Err(e) = self.guest.accel.settle(&mut self.fd) {
+            self.fail(&format!("the result of a hypercall: {e}"));
+        }
     }
 
     /// Run the guest up to one exit and handle it.
@@ -368,12 +379,10 @@ impl Vcpu {
         if call.is_yield() {
             std::thread::yield_now();
         }
-        let mut online;
+        self.served = false;
         let mut fresh = true;
         let result = loop {
-            let outcome;
-            (outcome, online) = self.dispatch(&call, std::mem::take(&mut fresh));
-            match outcome {
+            match self.dispatch(&call, std::mem::take(&mut fresh)) {
                 Outcome::Done(value) => break value,
                 Outcome::Again(next) => {
                     call = next;
@@ -399,8 +408,11 @@ impl Vcpu {
                 }
             }
         };
-        if let Err(e) = guest.accel.complete(&mut self.fd, result, online) {
+        if let Err(e) = guest.accel.complete(&mut self.fd, result) {
             self.fail(&format!("the result of a hypercall: {e}"));
+        }
+        if self.served {
+            self.settle();
         }
         Flow::Run
     }
@@ -420,15 +432,13 @@ impl Vcpu {
         }
     }
 
-    /// What the core says, and whether the vCPU is still up. `fresh` from the guest it was, unless another vCPU has taken it
-    /// down just now.
-    fn dispatch(&self, call: &Call, fresh: bool) -> (Outcome, bool) {
+    /// What the core says. `fresh` from the guest the vCPU was, unless another one has taken it down just now.
+    fn dispatch(&self, call: &Call, fresh: bool) -> Outcome {
         self.with_domain(|domain, cx| {
             if fresh && !domain.vcpu_online(self.id) {
                 domain.note_vcpu_online(self.id, true, (cx.now)().system_ns);
             }
-            let outcome = domain.hypercall(call, cx);
-            (outcome, domain.vcpu_online(self.id))
+            domain.hypercall(call, cx)
         })
     }
 
@@ -452,7 +462,7 @@ impl Vcpu {
     }
 
     /// Another domain has been asked; meanwhile the vCPU does what others want of it.
-    fn await_answer(&self) -> Flow {
+    fn await_answer(&mut self) -> Flow {
         while !lock(&self.guest.domain).answered(self.id) {
             if self.guest.mailboxes.wanted(self.index()) && self.serve() == Flow::Stop {
                 return Flow::Stop;
@@ -467,7 +477,7 @@ impl Vcpu {
     /// halts is still read before it enters the guest. With interrupts off only mail can wake it, which it sleeps for
     /// here: until the event or the deadline comes, or the vCPU is wanted for something else; without a deadline the guest
     /// looks for itself now and then.
-    fn block(&self, deadline: Option<u64>) -> Flow {
+    fn block(&mut self, deadline: Option<u64>) -> Flow {
         let now = self.guest.system_ns(&self.fd, self.id);
         let left = deadline.map(|deadline| until(deadline, now));
         let deaf = self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0);
@@ -483,7 +493,7 @@ impl Vcpu {
         Flow::Run
     }
 
-    fn sleep_deaf(&self, deadline: Option<u64>) -> Flow {
+    fn sleep_deaf(&mut self, deadline: Option<u64>) -> Flow {
         loop {
             let now = self.guest.system_ns(&self.fd, self.id);
             let left = deadline.map_or(LOOK_AGAIN, |deadline| until(deadline, now));
@@ -545,8 +555,6 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
                 _ => true,
             };
             let mut domain = lock(&guest.domain);
-            // One that waits in a hypercall may have interrupts off.
-            let online = online || domain.waits(id);
             domain.note_vcpu_online(id, online, guest.now().system_ns);
         }
     }

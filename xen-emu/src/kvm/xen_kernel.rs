@@ -249,7 +249,7 @@ impl XenAccel for XenKernel {
         ioctl::hypercall(fd, vcpu)
     }
 
-    fn complete(&self, fd: &mut VcpuFd, result: i64, _runs_on: bool) -> io::Result<()> {
+    fn complete(&self, fd: &mut VcpuFd, result: i64) -> io::Result<()> {
         ioctl::complete_hypercall(fd, result);
         Ok(())
     }

@@ -50,8 +50,8 @@ pub(crate) trait PortOps: Debug + Send {
     }
     /// Sets the port pending and notifies the vCPU as far as memory goes.
     fn set_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<Raised, Fault>;
-    /// Forgets a pending event; for ports that close.
-    fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<(), Fault>;
+    /// Forgets a pending event, which the port's vCPU may take at the same moment. True: there was one.
+    fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
     /// Unmasks the port. True: an event waits behind the mask; raise it again.
     fn unmask(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault>;
     /// Whether an event is pending.

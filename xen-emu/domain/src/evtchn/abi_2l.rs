@@ -106,8 +106,8 @@ impl PortOps for TwoLevel {
         }
     }
 
-    fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<(), Fault> {
-        pending(at, port)?.clear(mem).map(drop)
+    fn clear_pending(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault> {
+        pending(at, port)?.clear(mem)
     }
 
     fn unmask(&mut self, mem: &dyn GuestMem, at: &Place, port: Port) -> Result<bool, Fault> {

@@ -217,11 +217,11 @@ impl PortOps for Fifo {
         }
     }
 
-    fn clear_pending(&mut self, mem: &dyn GuestMem, _at: &Place, port: Port) -> Result<(), Fault> {
-        self.state(port).early = false;
+    fn clear_pending(&mut self, mem: &dyn GuestMem, _at: &Place, port: Port) -> Result<bool, Fault> {
+        let early = std::mem::take(&mut self.state(port).early);
         match self.word(port) {
-            Some(word) => mem.fetch_and_u32(word, !PENDING).map(drop),
-            None => Ok(()),
+            Some(word) => Ok(mem.fetch_and_u32(word, !PENDING)? & PENDING != 0),
+            None => Ok(early),
         }
     }
 

@@ -59,9 +59,8 @@ impl Domain {
         let ports: Vec<(Port, VcpuId)> = self.ports.in_use().map(|(port, c)| (port, c.vcpu)).collect();
         for (port, vcpu) in ports {
             let at = self.place(vcpu);
-            let pending = TwoLevel.is_pending(cx.mem, &at, port) == Ok(true);
-            let _ = TwoLevel.clear_pending(cx.mem, &at, port);
-            if pending {
+            // A vCPU that is still at its 2-level bitmap takes the event, or it is taken here: never both.
+            if TwoLevel.clear_pending(cx.mem, &at, port) == Ok(true) {
                 // It waits for the event array, unless another vCPU has been so quick as to provide that.
                 self.set_pending(port, cx);
             }

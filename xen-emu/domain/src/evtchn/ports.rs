@@ -85,6 +85,9 @@ pub(crate) struct Ports {
 /// Ports are made by so many, as Xen's fit into a page (`EVTCHNS_PER_BUCKET`).
 const BUCKET: u32 = 64;
 
+/// Closed ports that still stand in a queue, which a search for a free one passes over at most.
+const BUSY_MAX: usize = 1024;
+
 impl Ports {
     pub(crate) fn new(limit: u32) -> Ports {
         let reserved = Channel { kind: Kind::Reserved, ..Channel::FREE };
@@ -125,10 +128,11 @@ impl Ports {
         }
     }
 
-    /// Takes the lowest free port.
+    /// Takes the lowest free port that is not busy.
     ///
     /// # Errors
-    /// -ENOSPC when all are in use.
+    /// -ENOSPC when all are in use, or [`BUSY_MAX`] of them busy: a guest could have all of its event words read by every
+    /// binding otherwise.
     pub(crate) fn allocate(
         &mut self,
         kind: Kind,
@@ -140,7 +144,7 @@ impl Ports {
         let free =
             |port: &Port| self.channels.get(*port as usize).is_none_or(|channel| channel.kind == Kind::Free);
         let lowest = (self.first_free..max).find(free).unwrap_or(max);
-        let idle = (lowest..max).filter(free).find(|&port| !self.abi.is_busy(mem, port));
+        let idle = (lowest..max).filter(free).take(BUSY_MAX).find(|&port| !self.abi.is_busy(mem, port));
         // One that is busy is free all the same.
         self.first_free = if idle == Some(lowest) { lowest + 1 } else { lowest };
         let port = idle.ok_or(Errno::ENOSPC)?;

@@ -237,10 +237,14 @@ fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     DONE
 }
 
-/// An event that waited behind the mask is raised anew, by whoever raises events on this domain.
+/// An event that waited behind the mask is raised anew, by whoever raises events on this domain. The words of closed ports
+/// are the guest's own.
 fn unmask(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Unmask { port } = cx.get(call.arg(1))?;
     let channel = domain.ports.get(port.0, domain.width)?;
+    if matches!(channel.kind, Kind::Free | Kind::Reserved | Kind::Held(_)) {
+        return DONE;
+    }
     let at = domain.place(channel.vcpu);
     if domain.ports.abi.unmask(cx.mem, &at, port.0)? {
         domain.set_pending(port.0, cx);

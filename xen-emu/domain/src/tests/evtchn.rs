@@ -125,6 +125,11 @@ fn a_masked_event_waits_for_unmask() {
         assert_eq!(b.effects(), [Effect::Upcall(2)]);
         assert_eq!((b.unmask(port), b.unmask(5000)), (Ok(0), Err(Errno::EINVAL)));
         assert_eq!(b.effects(), []);
+        b.close(port).unwrap();
+        b.mask(port);
+        let masked = b.ram.load_u32(SpecialPage::SharedInfo.home().offset(b.layout().mask as u64));
+        assert_eq!((b.unmask(port), b.unmask(0)), (Ok(0), Ok(0)), "closed, and the reserved one");
+        assert_eq!(b.ram.load_u32(SpecialPage::SharedInfo.home().offset(b.layout().mask as u64)), masked);
     }
 }
 

@@ -168,6 +168,24 @@ fn model(
     }
 }
 
+/// A handler that is still at the 2-level bitmap while the domain goes over to FIFO.
+#[test]
+fn an_event_goes_along_to_fifo_or_is_taken_before() {
+    loom::model(|| {
+        let world = World::new(Box::new(TwoLevel));
+        world.raise(1);
+        let beside = {
+            let world = world.clone();
+            thread::spawn(move || {
+                world.abi.lock().unwrap().clear_pending(&world.words, &world.at, 1) == Ok(true)
+            })
+        };
+        let word = SHARED_INFO.gpa().offset(world.at.layout.pending as u64);
+        let taken = world.words.fetch_and_u32(word, !(1 << 1)).unwrap() & 1 << 1 != 0;
+        assert_ne!(beside.join().unwrap(), taken);
+    });
+}
+
 #[test]
 fn two_events_are_taken_once_each() {
     let raising = |world: &World| {

@@ -4,6 +4,7 @@
 use crate::kvm::pvclock;
 use crate::kvm::regs::set_msr;
 use crate::memory::Memory;
+use crate::sched;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use std::fs::File;
@@ -40,14 +41,18 @@ pub struct Areas {
 }
 
 impl Areas {
-    /// Whether it is time for another look.
+    /// Whether it is time for another look, which is taken then.
     pub fn due(&mut self) -> bool {
-        let now = Instant::now();
-        let due = self.looked.is_none_or(|looked| now.duration_since(looked) >= EVERY);
+        let due = self.stale();
         if due {
-            self.looked = Some(now);
+            self.looked = Some(Instant::now());
         }
         due
+    }
+
+    /// The vCPU has made no hypercall for a while.
+    pub fn stale(&self) -> bool {
+        self.looked.is_none_or(|looked| looked.elapsed() >= EVERY)
     }
 
     fn clock(&self) -> Option<Gpa> {
@@ -124,9 +129,12 @@ impl Areas {
     }
 
     /// Write the runstate: the vCPU runs, and its times are what the scheduler counts.
-    pub fn write_runstate(&mut self, memory: &Memory, width: Width, flagged: bool, now: u64) {
+    pub fn write_runstate(&self, memory: &Memory, width: Width, flagged: bool, now: u64) {
         let (Some(at), Some(schedstat)) = (self.runstate, &self.schedstat) else { return };
-        let [running, runnable] = times(schedstat, now);
+        let mut text = [0; 64];
+        let length = schedstat.read_at(&mut text, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+        let [running, runnable] = sched::times(&text, now);
         let info = RunstateInfo {
             state: Runstate::RUNNING,
             pad: 0,
@@ -141,17 +149,6 @@ impl Areas {
             }
         };
     }
-}
-
-/// Nanoseconds that a thread ran and waited for a CPU, of `now` at most.
-fn times(schedstat: &File, now: u64) -> [u64; 2] {
-    let mut text = [0; 64];
-    let length = schedstat.read_at(&mut text, 0).unwrap_or(0);
-    let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default()).into_owned();
-    let mut words = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
-    let running: u64 = words.next().unwrap_or(0).min(now);
-    let runnable: u64 = words.next().unwrap_or(0).min(now - running);
-    [running, runnable]
 }
 
 /// A whole and stable time info.

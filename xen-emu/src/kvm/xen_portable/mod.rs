@@ -125,7 +125,7 @@ impl XenPortable {
         if self.long_mode.load(Ordering::Acquire) { Width::W64 } else { Width::W32 }
     }
 
-    fn write_runstate(&self, areas: &mut Areas, memory: &Memory) {
+    fn write_runstate(&self, areas: &Areas, memory: &Memory) {
         let flagged = self.update_flag.load(Ordering::Acquire);
         areas.write_runstate(memory, self.width(), flagged, self.system_ns());
     }
@@ -181,14 +181,20 @@ impl XenAccel for XenPortable {
         Some(calls::decode(&fd.sync_regs(), vcpu))
     }
 
-    fn complete(&self, fd: &mut VcpuFd, result: i64, runs_on: bool) -> io::Result<()> {
+    fn complete(&self, fd: &mut VcpuFd, result: i64) -> io::Result<()> {
         fd.sync_regs_mut().regs.rax = result.cast_unsigned();
-        if runs_on {
-            fd.set_sync_dirty_reg(SyncReg::Register);
-            return Ok(());
+        fd.set_sync_dirty_reg(SyncReg::Register);
+        Ok(())
+    }
+
+    /// The KVM_RUN of a vCPU that is down comes back before it has taken the dirty registers, and overwrites them.
+    fn settle(&self, fd: &mut VcpuFd) -> io::Result<()> {
+        let dirty = fd.get_kvm_run().kvm_dirty_regs & u64::from(KVM_SYNC_X86_REGS) != 0;
+        if dirty {
+            fd.set_regs(&fd.sync_regs().regs)?;
+            fd.clear_sync_dirty_reg(SyncReg::Register);
         }
-        // Dirty registers would overwrite those that an INIT gives it while it is down.
-        Ok(fd.set_regs(&fd.sync_regs().regs)?)
+        Ok(())
     }
 
     fn attend(&self, fd: &VcpuFd, vcpu: VcpuId, memory: &Memory) -> bool {
@@ -197,11 +203,17 @@ impl XenAccel for XenPortable {
         if !areas.due() {
             return false;
         }
-        self.write_runstate(&mut areas, memory);
+        self.write_runstate(&areas, memory);
         areas.restore_clock(fd).unwrap_or_else(|e| {
             limited!(warn, "vCPU {vcpu}: its clock: {e}");
             false
         })
+    }
+
+    fn wakes(&self, vcpu: VcpuId, memory: &Memory) {
+        if let Some(areas) = self.areas(vcpu).filter(|areas| areas.stale()) {
+            self.write_runstate(&areas, memory);
+        }
     }
 
     fn latch_long_mode(&self, long_mode: bool) -> io::Result<()> {
@@ -262,7 +274,7 @@ impl XenAccel for XenPortable {
             }
             VcpuAttr::Runstate(gpa) => {
                 areas.set_runstate(gpa);
-                self.write_runstate(&mut areas, memory);
+                self.write_runstate(&areas, memory);
                 Ok(())
             }
             // Timers and vectors are userspace's alone.
