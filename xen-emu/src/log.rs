@@ -49,8 +49,8 @@ pub struct Dmesg(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    lines: VecDeque<String>,
-    bytes: usize,
+    /// Whole lines, one behind the other: one by one they would take twice the memory, in the heap of whichever thread wrote them.
+    kept: VecDeque<u8>,
     /// What a guest has written of a line that has no end yet.
     partial: Vec<u8>,
     file: Option<PathBuf>,
@@ -60,7 +60,9 @@ struct Inner {
 impl Dmesg {
     /// Everything kept, oldest first.
     pub fn text(&self) -> String {
-        self.inner().lines.iter().map(String::as_str).collect()
+        let inner = self.inner();
+        let (first, rest) = inner.kept.as_slices();
+        String::from_utf8_lossy(&[first, rest].concat()).into_owned()
     }
 
     /// Output of the guest through CONSOLEIO_write or the debug port. All of it is kept, as far as the memory goes;
@@ -78,7 +80,7 @@ impl Dmesg {
                 if LIMIT.pass(Instant::now()).is_some() {
                     inner.print(line.as_bytes());
                 }
-                inner.keep(line);
+                inner.keep(line.as_bytes());
             }
         }
     }
@@ -98,7 +100,7 @@ impl Write for Dmesg {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut inner = self.inner();
         inner.print(line);
-        inner.keep(String::from_utf8_lossy(line).into_owned());
+        inner.keep(line);
         Ok(line.len())
     }
 
@@ -108,14 +110,13 @@ impl Write for Dmesg {
 }
 
 impl Inner {
-    fn keep(&mut self, line: String) {
-        self.bytes += line.len();
-        self.lines.push_back(line);
-        while self.bytes > RING
-            && let Some(oldest) = self.lines.pop_front()
+    fn keep(&mut self, line: &[u8]) {
+        while self.kept.len() + line.len() > RING
+            && let Some(end) = self.kept.iter().position(|byte| *byte == b'\n')
         {
-            self.bytes -= oldest.len();
+            self.kept.drain(..=end);
         }
+        self.kept.extend(line);
     }
 
     /// Nowhere to report to when this fails.
@@ -230,7 +231,7 @@ mod tests {
         dmesg.guest(3, b"lo\r\n\x1b[2Jgone\nunfinished");
         assert_eq!(dmesg.text(), "(d3) hello\n(d3) .[2Jgone\n");
         for n in 0..20_000 {
-            dmesg.inner().keep(format!("line {n} of a long log\n"));
+            dmesg.inner().keep(format!("line {n} of a long log\n").as_bytes());
         }
         let text = dmesg.text();
         assert!(text.len() <= RING && text.len() > RING / 2);
