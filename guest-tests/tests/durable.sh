@@ -4,7 +4,8 @@
 # FEATURES are parameters of the guest's driver, such as feature_persistent=0, or `all`.
 . /lab/tests/lib-devices.sh
 format=$2 cache=$3 cpus=$4 features=$5
-size=64 # MiB of each disk
+# MiB of the writers' disk, and bytes from one writer's part of it to the next one's.
+case $format in raw) size=64 far=12582912 ;; qcow2) size=4096 far=805306368 ;; esac
 
 # The host's disk: a file system of its own on a loop device in memory, written to only by flushes.
 echo 0 >/proc/sys/vm/dirty_writeback_centisecs
@@ -27,9 +28,10 @@ tools mke2fs -q -t ext4 -F "$PWD/store.img" || fail 'mke2fs fails'
 mounted /dev/loop5 store.img store
 # new NAME: an image in it; written says what qemu-img calls the format.
 new() {
+    mib=$([ "$1" = records ] && echo "$size" || echo 64)
     case $format in
-    raw) truncate -s ${size}M "/disk/store/$1" ;;
-    qcow2) tools qemu-img create -q -f qcow2 "/media/store/$1" ${size}M || fail 'qemu-img makes no image' ;;
+    raw) truncate -s "${mib}M" "/disk/store/$1" ;;
+    qcow2) tools qemu-img create -q -f qcow2 "/media/store/$1" "${mib}M" || fail 'qemu-img makes no image' ;;
     esac
 }
 new records
@@ -54,11 +56,12 @@ all) want said '^32$' 'no indirect segments' ;;
 *max_indirect_segments=0*) want said '^11$' 'indirect segments where none should be' ;;
 esac
 
-# Each writer has 12 MiB of xvdb. Record N is 512 bytes that say so; a block of 4 KiB has eight of them. A round writes eight blocks here and
-# there, or 256 KiB in a row, then flushes, then says how far it has got.
+# Each writer has 12 MiB of xvdb, far from the others' in a qcow2 image, so that each has an L2 table of its own there. Record N is 512 bytes
+# that say so; a block of 4 KiB has eight of them. A round writes eight blocks here and there, or 256 KiB in a row, then flushes, then says
+# how far it has got.
 must 30 'cat >/tmp/writer <<"END"
 use Fcntl;
-my ($w, $n) = @ARGV;
+my ($w, $n, $far) = @ARGV;
 sysopen(my $d, "/dev/xvdb", O_RDWR) or die "open: $!";
 $| = 1;
 for (my $round = 0; ; $round++) {
@@ -67,7 +70,7 @@ for (my $round = 0; ; $round++) {
     for my $block (@blocks) {
         my $record = sprintf("record %d %d %d ", $w, $n++, $block);
         $record .= "x" x (511 - length $record) . "\n";
-        sysseek($d, ($w * 3072 + $block) * 4096, 0);
+        sysseek($d, $w * $far + $block * 4096, 0);
         syswrite($d, $record x 8) == 4096 or do { print "error $w $!\n"; exit 0 };
     }
     syscall(75, fileno $d) == 0 or do { print "error $w $!\n"; exit 0 };
@@ -97,7 +100,7 @@ mke2fs -q -t ext4 /dev/xvdc'
 
 # All that was said to be flushed must be in the image; what was begun later may be there too, and nothing else.
 cat >verify <<'END'
-my ($log, $disk) = @ARGV;
+my ($log, $disk, $far) = @ARGV;
 my (%flushed, %need, %last);
 open(my $l, "<", $log) or die "$log: $!";
 my @lines = map { tr/\r//d; $_ } <$l>;
@@ -116,7 +119,7 @@ for my $w (sort keys %need) {
     for my $block (keys %{$need{$w}}) {
         my ($from, $to) = ($need{$w}{$block}, $last{$w}{$block});
         for my $sector (0 .. 7) {
-            sysseek($d, ($w * 3072 + $block) * 4096 + $sector * 512, 0);
+            sysseek($d, $w * $far + $block * 4096 + $sector * 512, 0);
             sysread($d, my $record, 512);
             my ($of, $n, $at) = $record =~ /^record (\d+) (\d+) (\d+) x+$/;
             $checked++;
@@ -144,7 +147,7 @@ verified() {
             ;;
         esac
     done
-    tools perl "$PWD/verify" "$PWD/$1" "$PWD/records.raw" || fail "what was flushed is not in $2/records"
+    tools perl "$PWD/verify" "$PWD/$1" "$PWD/records.raw" $far || fail "what was flushed is not in $2/records"
     # The journal is replayed, and then all is well.
     tools e2fsck -fy "$PWD/files.raw" >fsck.log 2>&1
     case $? in 0 | 1) ;; *) cat fsck.log; fail 'the file system is beyond repair' ;; esac
@@ -165,7 +168,7 @@ verified() {
 # load FROM: four writers and the one with files, until each has got somewhere.
 load() {
     before=$(wc -l <g.log)
-    say "for w in 0 1 2 3; do perl /tmp/writer \$w $1 & done; sh /tmp/filer & n=0 sh /tmp/trimmer & echo loa''ding"
+    say "for w in 0 1 2 3; do perl /tmp/writer \$w $1 $far & done; sh /tmp/filer & n=0 sh /tmp/trimmer & echo loa''ding"
     until_true 200 progress || { tail -n 20 g.log; fail 'the writers make no progress'; }
 }
 progress() {
