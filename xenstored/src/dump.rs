@@ -308,6 +308,10 @@ impl Import {
         for (domid, target) in std::mem::take(&mut self.targets) {
             self.store.set_target(domid, target);
         }
+        // A target that is not there yet was set without its connection being told.
+        for state in self.store.conns.values_mut().filter(|state| state.caller.domid != 0) {
+            state.caller = self.store.domains.caller(state.caller.domid);
+        }
         for (conn, id) in std::mem::take(&mut self.transactions) {
             let tx = Transaction::lost();
             if let Some(state) = self.store.conns.get_mut(&conn) {

@@ -7,9 +7,10 @@ use crate::ops::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use crate::out::Out;
 use crate::path::Path;
 use crate::perms::{Caller, Perms};
+use crate::quota::Limit;
 use crate::store::{Call, Store};
 use crate::transaction::{Special, Transaction};
-use crate::wire::number;
+use crate::wire::{Errno, number};
 
 impl Store {
     /// Tells the watches of a special event.
@@ -50,11 +51,18 @@ impl Store {
     }
 
     /// The permissions of a special name as the request sees them; its transaction remembers that it has looked.
-    pub(crate) fn find_special(&self, call: &mut Call<'_>, name: &str) -> Option<Perms> {
+    ///
+    /// # Errors
+    /// As for a node: `ENOSPC` in a transaction that looked at too much, `ENOMEM` in one that takes too much memory.
+    pub(crate) fn find_special(&mut self, call: &mut Call<'_>, name: &str) -> Result<Option<Perms>, Errno> {
+        let limit = self.limit(&call.caller, Limit::TransactionNodes);
         let perms = self.special.get(name);
-        let Some(tx) = &mut call.tx else { return perms.cloned() };
-        let Special { base, own } = tx.note_special(name, perms);
-        own.as_ref().or(base.as_ref()).cloned()
+        let Some(tx) = &mut call.tx else { return Ok(perms.cloned()) };
+        let before = tx.bytes;
+        let Special { base, own } = tx.note_special(name, perms, limit)?;
+        let found = own.as_ref().or(base.as_ref()).cloned();
+        let more = tx.bytes - before;
+        self.check_memory(call, more).map(|()| found)
     }
 
     /// Sets the permissions of a special name and tells of it, in a transaction at its end.
@@ -68,7 +76,7 @@ impl Store {
     ) {
         if let Some(tx) = &mut call.tx {
             tx.event(name, [old.as_ref(), Some(&perms)]);
-            tx.note_special(name, old.as_ref()).own = Some(perms);
+            tx.set_special(name, perms);
         } else {
             self.set_special(name, Some(perms.clone()));
             self.special_changed(name, &[old, Some(perms)], out);

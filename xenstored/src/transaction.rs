@@ -165,13 +165,7 @@ impl Transaction {
         if known || self.hides(path) {
             return Ok(());
         }
-        // One that is spoiled already takes no more.
-        if let Some(errno @ (Errno::ENOSPC | Errno::ENOMEM)) = self.failed {
-            return Err(errno);
-        }
-        if new && self.seen.len() >= limit {
-            return Err(Errno::ENOSPC);
-        }
+        self.has_room(new.into(), limit)?;
         let seen = entry(&mut self.seen, &mut self.bytes, path);
         let node = tree.get(path);
         if !std::mem::replace(&mut seen.looked, true) {
@@ -261,7 +255,7 @@ impl Transaction {
     ) -> Result<(), Errno> {
         let missing = || prefixes(path).skip(depth + 1);
         let new = missing().filter(|above| self.seen.at(above).is_none()).count();
-        if self.seen.len() + new > limit {
+        if self.seen.len() + self.special.len() + new > limit {
             return Err(Errno::ENOSPC);
         }
         let mut parent = prefix(path, depth);
@@ -353,13 +347,38 @@ impl Transaction {
         self.seen.growth()
     }
 
-    /// Remembers that a special name was looked at, and what `base` was.
-    pub(crate) fn note_special(&mut self, name: &str, base: Option<&Perms>) -> &mut Special {
+    /// Whether `new` more names may be looked at. One that is spoiled already takes no more.
+    fn has_room(&self, new: usize, limit: usize) -> Result<(), Errno> {
+        match self.failed {
+            Some(errno @ (Errno::ENOSPC | Errno::ENOMEM)) => Err(errno),
+            _ if new > 0 && self.seen.len() + self.special.len() + new > limit => Err(Errno::ENOSPC),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers that a special name was looked at, and what `base` was. With nodes at most `limit`.
+    ///
+    /// # Errors
+    /// `ENOSPC` for more.
+    pub(crate) fn note_special(
+        &mut self,
+        name: &str,
+        base: Option<&Perms>,
+        limit: usize,
+    ) -> Result<&mut Special, Errno> {
         if !self.special.contains_key(name) {
+            self.has_room(1, limit)?;
             self.bytes += name.len() + ENTRY;
         }
         let base = || Special { base: base.cloned(), own: None };
-        self.special.entry(name.to_owned()).or_insert_with(base)
+        Ok(self.special.entry(name.to_owned()).or_insert_with(base))
+    }
+
+    /// Sets the permissions of a special name that was looked at.
+    pub(crate) fn set_special(&mut self, name: &str, perms: Perms) {
+        if let Some(special) = self.special.get_mut(name) {
+            special.own = Some(perms);
+        }
     }
 
     /// The first path of which something that was looked at is different in the store.

@@ -91,7 +91,7 @@ pub(super) fn get_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
         Name::Special(name) => {
             // Who may read none of them does not learn which there are.
             let hidden = if call.caller.privileged { Errno::ENOENT } else { Errno::EACCES };
-            let perms = store.find_special(call, &name).ok_or(hidden)?;
+            let perms = store.find_special(call, &name)?.ok_or(hidden)?;
             Some(perms).filter(|perms| perms.access(&call.caller).read()).ok_or(Errno::EACCES)?
         }
     };
@@ -111,7 +111,7 @@ pub(super) fn set_perms(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -
     let perms = parse_perms(store, &call.caller, texts)?;
     match name {
         Name::Special(name) => {
-            let old = store.find_special(call, &name);
+            let old = store.find_special(call, &name)?;
             if !call.caller.privileged && !old.as_ref().is_some_and(|old| old.owned_by(&call.caller)) {
                 return Err(Errno::EACCES);
             }

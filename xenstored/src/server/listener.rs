@@ -18,11 +18,14 @@ use nix::sys::stat::{Mode as FileMode, umask};
 
 use super::Server;
 use super::poll::Token;
+use crate::room;
 
 /// Connections accepted between two looks at the others.
 const BATCH: usize = 64;
 /// Bytes that a client takes, with the beginning of a request.
 const CLIENT: usize = 8 * 1024;
+/// Bytes that must be left for a client to be accepted.
+const NARROW: usize = 1024 * 1024;
 /// How long nobody is accepted after descriptors or memory ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first descriptor of socket activation.
@@ -202,7 +205,8 @@ impl Server {
             if self.links.len() + 3 * self.rings >= self.descriptor_limit {
                 return self.pause_listening(Pause::Full, &"descriptors are used up");
             }
-            if self.store.is_short(CLIENT) {
+            // Who could free something must still come in when the store takes no more.
+            if self.store.is_short(CLIENT) && !room::is_there(NARROW) {
                 return self.pause_listening(Pause::Until(Instant::now() + PAUSE), &"memory runs out");
             }
             let accepted =

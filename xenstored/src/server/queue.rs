@@ -79,11 +79,12 @@ impl Server {
     fn tidy(&mut self) {
         self.most = self.most.max(self.store.nodes());
         self.untidy = self.store.tidy(TIDY);
-        let forgotten = self.store.forgotten();
+        let (forgotten, short) = (self.store.forgotten(), self.store.room.was_short());
         if std::mem::replace(&mut self.forgotten, forgotten) < forgotten {
             let much = forgotten - self.trimmed >= TRIM_AFTER;
-            self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE);
-        } else if self.store.room.was_short() {
+            self.trim_at = much.then(|| Instant::now() + TRIM_PAUSE).or(self.trim_at.filter(|_| short));
+        }
+        if short {
             // What is free here is not free for what asks the system.
             self.trim_at = self.trim_at.or_else(|| Some(Instant::now() + TRIM_PAUSE));
         }

@@ -29,7 +29,14 @@ fn q1_every_limit_and_its_error() {
          5.1 read /d => ''
          5.1 read /d/v => {v*4000}
          5.1 read /d/w => ENOSPC
-         5.1 transaction_end T => ENOSPC",
+         5.1 transaction_end T => ENOSPC
+         5 transaction_start => 2
+         5.2 read /d => ''
+         5.2 get_perms @one => EACCES
+         5.2 get_perms @one => EACCES
+         5.2 get_perms @two => ENOSPC
+         5.2 read /d/v => ENOSPC
+         5.2 transaction_end F",
     );
     play(
         "0 mkdir /d
