@@ -287,7 +287,8 @@ impl Server {
     pub(super) fn post(&mut self, conn: ConnId, message: &[u8], event: bool) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         let limit = match link.carrier {
-            _ if event && self.store.is_short(message.len()) => LITTLE,
+            // What the last look has shown will do: one request may have a thousand events.
+            _ if event && (self.store.room.was_short() || self.store.is_short(message.len())) => LITTLE,
             Carrier::Socket(_) => SOCKET_LIMIT,
             Carrier::Ring(_) => self.store.conn_limit(conn, Limit::Memory).max(LITTLE),
         };
