@@ -218,7 +218,7 @@ fn what_is_no_disk_is_refused_in_one_line() {
         ("", qcow2, "a directory cannot be a disk"),
         ("fifo", raw, "a FIFO cannot be a disk"),
         ("plain", qcow2, "not a qcow2 image; for plain bytes say format=raw"),
-        ("corrupt", qcow2, "not a usable qcow2 image: "),
+        ("corrupt", qcow2, "a corrupt qcow2 image: its header is damaged; try qemu-img check -r all"),
         ("a", qcow2, "its backing files form a loop: "),
         ("vmdk", qcow2, "its backing file has format vmdk; raw and qcow2 are supported"),
         ("gone", qcow2, "nothing: No such file"),

@@ -15,7 +15,6 @@ pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Incompatible feature: counts may be wrong.
 pub const DIRTY: u64 = 1 << 0;
 pub const EXTERNAL_DATA: u64 = 1 << 2;
-pub const EXTENDED_L2: u64 = 1 << 4;
 /// Where the incompatible features are.
 pub const FEATURES: u8 = 72;
 /// Where the header says what the table of counts is: its offset and its clusters.
@@ -50,9 +49,12 @@ impl Layout {
     /// From the first bytes of an image.
     ///
     /// # Errors
-    /// A number that cannot be.
+    /// A number that cannot be; `Unsupported`: a version or an incompatible feature that we do not know.
     pub fn of(header: &[u8; HEADER]) -> io::Result<Layout> {
         let version = u32::from_be_bytes(field(header, 4));
+        if !(2..=3).contains(&version) {
+            return Err(unsupported(format!("it has version {version}; 2 and 3 are supported")));
+        }
         let newer = |number: u64, older: u64| if version < 3 { older } else { number };
         let cluster_bits = u32::from_be_bytes(field(header, 20));
         let order = u32::try_from(newer(u32::from_be_bytes(field(header, 96)).into(), 4)).unwrap_or(u32::MAX);
@@ -63,6 +65,10 @@ impl Layout {
         let l1_size = u64::from(u32::from_be_bytes(field(header, 36))) * 8;
         let counts_size = u64::from(u32::from_be_bytes(field(header, 56))) << cluster_bits;
         let features = newer(u64::from_be_bytes(field(header, FEATURES.into())), 0);
+        let unknown = features & !(DIRTY | EXTERNAL_DATA);
+        if unknown != 0 {
+            return Err(unsupported(format!("its incompatible features {unknown:#x} are not supported")));
+        }
         let unsafe_bits = newer(u64::from_be_bytes(field(header, 88)), 0);
         let layout = Layout {
             version,
@@ -128,6 +134,10 @@ impl Layout {
 /// An error of the image's, not of the host's.
 pub fn corrupt(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+fn unsupported(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, what)
 }
 
 /// Some bytes of more; zeros beyond their end.

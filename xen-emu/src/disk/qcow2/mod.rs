@@ -26,7 +26,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use xen_emu_api::device::DiskCache;
 
 type Layer = imago::qcow2::Qcow2<Store>;
@@ -34,8 +34,9 @@ type Layer = imago::qcow2::Qcow2<Store>;
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Layers on top of each other.
 const DEEPEST: usize = 200;
-/// Bytes of tables that wait in memory for a flush; more are written without one.
+/// Bytes of tables that wait in memory for a flush, and discarded ranges that do; with more there is one unasked.
 const HELD: usize = 16 << 20;
+const DISCARDED: usize = 4096;
 
 /// A qcow2 image and what is below it.
 pub struct Qcow2 {
@@ -54,6 +55,8 @@ pub struct Qcow2 {
     discard: Option<Discard>,
     /// The image's own file, if what it has of the disk lies in it.
     holes: Option<std::fs::File>,
+    /// Ranges of the disk that read as zeros and still have their clusters, until the next flush.
+    discarded: Mutex<Vec<(u64, u64)>>,
     _locks: Vec<std::fs::File>,
 }
 
@@ -96,6 +99,11 @@ impl Qcow2 {
             between,
         };
         let access = stack.layer(path, options.writable)?;
+        if let Some(tables) = stack.tables.as_ref().filter(|tables| tables.held() > 0) {
+            // The crate has cleared the features that a program must know to keep true (autoclear): on the disk before any data change.
+            tables.seal();
+            tables.commit().map_err(|e| DiskError::io(path, e))?;
+        }
         // Version 2 cannot say that a cluster reads as zeros.
         let cluster = access.inner().zero_granularity().and_then(|bytes| u32::try_from(bytes).ok());
         let discard = cluster.map(|granularity| Discard { granularity, alignment: 0, secure: false });
@@ -112,6 +120,7 @@ impl Qcow2 {
             sector_size,
             discard,
             holes,
+            discarded: Mutex::default(),
             _locks: stack.files,
         })
     }
@@ -149,7 +158,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Frees clusters, so that they may be used again.
+    /// Frees clusters. To be called alone, and until a commit has brought what `f` did to the disk, nothing may be allocated: the image there
+    /// still uses them.
     fn freeing<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.tables.iter().for_each(|tables| tables.freeing(true));
         let result = guarded(f);
@@ -170,26 +180,31 @@ impl Drop for Qcow2 {
 }
 
 impl Qcow2 {
-    /// Discards whole clusters, and gives the host back what they took of the image's file: the crate counts them as free, and
-    /// leaves what is in them. Nobody else may allocate meanwhile.
-    fn punch(&self, access: &mut FormatAccess<Store>, at: u64, len: u64) -> io::Result<()> {
-        let (Some(file), Some(Discard { granularity, .. })) = (&self.holes, self.discard) else {
-            return Ok(());
-        };
+    /// Makes whole clusters read as zeros and gives the host back what they took of the image's file. They stay their owner's: others may
+    /// have them when the file's tables do not say so any more, after a flush ([`Qcow2::release`]).
+    fn punch(&self, access: &mut FormatAccess<Store>, mut at: u64, len: u64) -> io::Result<()> {
+        let Some(Discard { granularity, .. }) = self.discard else { return Ok(()) };
         let cluster = u64::from(granularity);
-        let end = at.saturating_add(len).min(access.size()) / cluster * cluster;
-        let mut at = at.next_multiple_of(cluster);
+        let (end, size) = (at.saturating_add(len), access.size());
+        // The last cluster need not be whole.
+        let end = if end < size { end / cluster * cluster } else { size };
+        at = at.checked_next_multiple_of(cluster).unwrap_or(end);
         while at < end {
             let (mapping, len) = access.get_mapping(at, end - at)?;
-            // What cannot be written to in place is another's too: a backing file's, or a snapshot's.
-            if let Mapping::Raw { offset, writable: true, .. } = mapping {
-                access.discard_to_any(at, len)?;
-                if let (Mapping::Zero { .. }, all) = access.get_mapping(at, len)?
-                    && all == len
-                {
-                    // Free in the image it is in any case.
-                    let _ = sys::punch(file, offset, len);
+            match (mapping, &self.holes) {
+                (Mapping::Zero { .. }, _) => {}
+                // What cannot be written to in place is another's too: a backing file's, or a snapshot's.
+                (Mapping::Raw { offset, writable: true, .. }, Some(file)) => {
+                    access.write_zeroes(at, len)?;
+                    if let (Mapping::Zero { .. }, all) = access.get_mapping(at, len)?
+                        && all == len
+                    {
+                        // Zeros it is in any case.
+                        let _ = sys::punch(file, offset, len);
+                        self.discarded().push((at, len));
+                    }
                 }
+                _ => access.discard_to_any(at, len)?,
             }
             if len == 0 {
                 break;
@@ -197,6 +212,34 @@ impl Qcow2 {
             at += len;
         }
         Ok(())
+    }
+
+    /// Frees the clusters that were discarded and not written to since. It allocates none: their L2 tables are there, and this image's alone.
+    fn release(access: &mut FormatAccess<Store>, discarded: &[(u64, u64)]) -> io::Result<()> {
+        for (start, len) in discarded {
+            let (mut at, end) = (*start, start + len);
+            while at < end {
+                let (mapping, len) = access.get_mapping(at, end - at)?;
+                if let Mapping::Zero { .. } = mapping {
+                    access.discard_to_any(at, len)?;
+                }
+                if len == 0 {
+                    break;
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    fn discarded(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
+        self.discarded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Flushes when much waits for it.
+    fn bound(&self) -> io::Result<()> {
+        let held = self.tables.as_ref().is_some_and(|tables| tables.held() > HELD);
+        if held || self.discarded().len() > DISCARDED { self.flush() } else { Ok(()) }
     }
 }
 
@@ -207,7 +250,9 @@ impl Stack<'_> {
         if file.read_exact(&mut magic).is_err() || magic != MAGIC {
             return Err(DiskError::format(path, "not a qcow2 image; for plain bytes say format=raw"));
         }
-        let right = if writable { self.repair(&file, path) } else { Ok(()) };
+        if writable {
+            self.repair(&file, path)?;
+        }
         self.files.push(file);
         let opened = guarded(|| {
             let medium = self.medium(path, writable)?;
@@ -220,7 +265,6 @@ impl Stack<'_> {
         });
         let mut layer =
             opened.map_err(|e| DiskError::format(path, format!("not a usable qcow2 image: {e}")))?;
-        right?;
         if layer.requires_external_data_file() {
             let name = layer.implicit_external_data_file().cloned();
             let name = name.ok_or_else(|| DiskError::format(path, "its data file has no name"))?;
@@ -297,6 +341,7 @@ impl Stack<'_> {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                 DiskError::format(path, format!("a corrupt qcow2 image: {e}; try qemu-img check -r all"))
             }
+            io::ErrorKind::Unsupported => DiskError::format(path, format!("not a usable qcow2 image: {e}")),
             _ => DiskError::io(path, e),
         })?;
         if repaired != repair::Repaired::default() {
@@ -379,13 +424,22 @@ impl Image for Qcow2 {
             let _write = self.writes.read().unwrap_or_else(PoisonError::into_inner);
             self.access().writev(vector, at)
         })?;
-        if self.tables.as_ref().is_some_and(|tables| tables.held() > HELD) { self.flush() } else { Ok(()) }
+        self.bound()
     }
 
     fn flush(&self) -> io::Result<()> {
         self.settle(|| {
-            let _quiet = self.writes.write().unwrap_or_else(PoisonError::into_inner);
-            self.seal(&self.access())
+            if self.discarded().is_empty() {
+                let _quiet = self.writes.write().unwrap_or_else(PoisonError::into_inner);
+                return self.seal(&self.access()).map(|()| None);
+            }
+            let mut access = self.alone();
+            let discarded = std::mem::take(&mut *self.discarded());
+            if let Err(e) = self.freeing(|| Qcow2::release(&mut access, &discarded)) {
+                tracing::warn!("qcow2 image: discarded clusters stay counted: {e}");
+            }
+            self.seal(&access)?;
+            Ok(Some(access))
         })
     }
 
@@ -393,11 +447,8 @@ impl Image for Qcow2 {
         if secure {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let access = &mut *self.alone();
-        self.freeing(|| {
-            self.punch(access, at, len)?;
-            access.discard_to_any(at, len)
-        })
+        guarded(|| self.punch(&mut self.alone(), at, len))?;
+        self.bound()
     }
 
     fn grow(&self, bytes: u64) -> io::Result<()> {

@@ -1,7 +1,10 @@
 //! Where the crate writes a qcow2 image to. Data go to the file at once. Tables stay in memory until a flush, which brings them to
 //! the file in an order in which each step holds without the next: counts that rise, then L2 tables, L1 table, header, then
-//! counts that fall; a sync between any two. So whenever the process is killed or the host loses its power, the file is
-//! the image of some flush, with at most clusters that are counted and not used.
+//! counts that fall; a sync between any two. So whenever the process is killed or the host loses its power, the tables in the file
+//! refer to nothing that is not there, with at most clusters that are counted and not used; all that was flushed is there.
+//!
+//! This holds as long as no cluster is used anew that the file's tables still refer to: two L2 tables are written in no order. So what is
+//! replaced stays counted, and what is discarded is freed by a commit during which nothing is allocated ([`Tables::freeing`]).
 //!
 //! The crate itself writes references at once and counts later (a new L2 table's), and orders writes without a sync.
 #![expect(unsafe_code, reason = "the crate's trait for storage has methods that are unsafe to call")]
@@ -109,8 +112,8 @@ impl Tables {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether clusters that become free may be used again before the next flush. Only those may of which the guest has said that
-    /// what is in them does not matter; others are lost until the image is opened again.
+    /// Whether clusters that become free are counted as free: only where nothing is allocated before all that is written here is on the disk,
+    /// which until then uses them. Others are lost until the image is opened again.
     pub fn freeing(&self, may: bool) {
         self.freeing.store(may, Ordering::Relaxed);
     }

@@ -23,13 +23,16 @@ pub struct Repaired {
     pub lowered: u64,
 }
 
-/// Compares every count with the references there are, and corrects it; `sole`: nobody else writes to the image, so that what is
-/// counted and not used may be freed.
+/// Compares every count with the references there are, and corrects it. Without `sole` others may write to the image: it is left as it is.
 ///
 /// # Errors
-/// The host's; `InvalidData`: no counts could make this image right.
+/// The host's; `Unsupported`: a kind of image that we do not know, which stays as it is; `InvalidData`: no counts could make this image
+/// right, or it is not and others may write to it.
 pub fn repair(file: &File, sole: bool) -> io::Result<Repaired> {
     let layout = Layout::read(file)?;
+    if !sole && layout.features & DIRTY != 0 {
+        return Err(corrupt("it is marked dirty, which is put right only where it is locked (without `!`)"));
+    }
     let mut blocks = table(file, layout.counts.start, layout.counts.end - layout.counts.start)?;
     let mut uses = Uses::count(file, &layout, &blocks)?;
     let mut done = Repaired::default();
@@ -38,12 +41,14 @@ pub fn repair(file: &File, sole: bool) -> io::Result<Repaired> {
         let mut bytes = vec![0; 1 << layout.cluster_bits];
         read(file, &mut bytes, block)?;
         if correct(&mut bytes, &layout, n, &uses, sole && layout.is_plain(), &mut done)? {
+            writable(sole)?;
             file.write_all_at(&bytes, block)?;
             changed = true;
         }
     }
     let new = missing(&layout, &mut blocks, &mut uses)?;
     if !new.is_empty() {
+        writable(sole)?;
         add(file, &layout, &blocks, &uses, &new, &mut done)?;
     }
     if changed || layout.features & DIRTY != 0 {
@@ -54,6 +59,12 @@ pub fn repair(file: &File, sole: bool) -> io::Result<Repaired> {
         file.sync_all()?;
     }
     Ok(done)
+}
+
+fn writable(sole: bool) -> io::Result<()> {
+    let not =
+        || corrupt("what it uses is not counted, which is put right only where it is locked (without `!`)");
+    sole.then_some(()).ok_or_else(not)
 }
 
 /// As much as the file has of a block.

@@ -1,7 +1,7 @@
 //! How often an image's tables refer to each of its clusters.
 
-use super::layout::{EXTENDED_L2, EXTERNAL_DATA, Layout, OFFSET, corrupt, field, table};
-use std::collections::HashMap;
+use super::layout::{EXTERNAL_DATA, Layout, OFFSET, corrupt, field, table};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -65,7 +65,8 @@ impl Uses {
             uses.whole(block)?;
             uses.own(block..block + 1)?;
         }
-        let mut tables = HashMap::new();
+        // In the file's order.
+        let mut tables = BTreeMap::new();
         uses.l1(file, layout.l1.start, layout.l1.end - layout.l1.start, &mut tables, true)?;
         uses.snapshots(file, layout, &mut tables)?;
         for (at, users) in tables {
@@ -163,7 +164,7 @@ impl Uses {
         file: &File,
         at: u64,
         size: u64,
-        tables: &mut HashMap<u64, Users>,
+        tables: &mut BTreeMap<u64, Users>,
         active: bool,
     ) -> io::Result<()> {
         for entry in table(file, at, size)? {
@@ -189,7 +190,7 @@ impl Uses {
         &mut self,
         file: &File,
         layout: &Layout,
-        tables: &mut HashMap<u64, Users>,
+        tables: &mut BTreeMap<u64, Users>,
     ) -> io::Result<()> {
         let (start, mut at) = (layout.snapshots_at, layout.snapshots_at);
         let mut entries = 0;
@@ -215,10 +216,9 @@ impl Uses {
 
     /// The clusters of an L2 table, for each L1 table that has it.
     fn l2(&mut self, file: &File, layout: &Layout, at: u64, users: &Users) -> io::Result<()> {
-        let step = if layout.features & EXTENDED_L2 == 0 { 1 } else { 2 };
         // A compressed cluster begins at any byte; behind its offset is in how many more sectors it lies.
         let bits = 62 - (layout.cluster_bits - 8);
-        for entry in table(file, at, layout.cluster())?.into_iter().step_by(step) {
+        for entry in table(file, at, layout.cluster())? {
             if entry & COMPRESSED != 0 {
                 let offset = entry & ((1 << bits) - 1);
                 let sectors = (entry & !(COPIED | COMPRESSED)) >> bits;
