@@ -110,7 +110,7 @@ echo "memory beside the guest's: $used KiB before, $(memory) now"
 echo "pins: $pinned before, $(pins) now"
 [ "$(pins)" -le $((pinned + 64)) ] || fail "pages are pinned: $pinned before, $(pins) now"
 [ "$(memory)" -le $((used + 256)) ] || { maps | diff maps-before -; fail "the process has grown from $used KiB to $(memory) KiB"; }
-in_guest 90 'dmesg | grep -E "deferring g.e.|BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
+in_guest 90 'dmesg | grep -E -A 30 "deferring g.e.|BUG:|Oops|Call Trace|WARNING: CPU"' && { cat said; fail 'the guest complains'; }
 must 90 'cat /tmp/load.log | sort | uniq -c | sort -rn | head'
 cat said
 xlr destroy g || fail "destroy ended with status $?"
