@@ -40,6 +40,13 @@ impl Daemon {
         self.folder.path().join("socket")
     }
 
+    /// A number that `/proc/PID/status` tells, such as `VmRSS:` in KiB.
+    pub fn status(&self, name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    }
+
     pub fn pid_file(&self) -> PathBuf {
         self.folder.path().join("pid")
     }

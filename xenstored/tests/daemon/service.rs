@@ -176,11 +176,7 @@ fn connections_and_domains_are_counted_in_the_report_and_in_nodes() {
 fn a_removal_is_answered_when_its_memory_is_free() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
-        line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
-    };
+    let resident = || daemon.status("VmRSS:");
     let before = resident();
     let mut batch = Batch::default();
     (0..20_000).for_each(|n| batch.write(&format!("/big/{}/{n}", n / 100), [b'v'; 400]));
@@ -328,11 +324,7 @@ fn when_memory_runs_out_requests_fail_and_the_daemon_goes_on() {
 fn memory_of_clients_and_their_watches_is_given_back() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
-        line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
-    };
+    let resident = || daemon.status("VmRSS:");
     let before = resident();
     let mut others: Vec<_> = (0..20).map(|_| daemon.client()).collect();
     for (n, other) in others.iter_mut().enumerate() {

@@ -187,12 +187,6 @@ fn rude(socket: &Path, sockets: usize, stop: &AtomicBool, tally: &Tally) {
     }
 }
 
-fn status(daemon: &Daemon, name: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
-}
-
 fn descriptors(daemon: &Daemon) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
 }
@@ -258,7 +252,7 @@ fn torture() {
     let mut host = daemon.client();
     host.set_timeout(LONG);
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
-    println!("{tally:?} kills {kills} live updates {updates} RSS {} KiB", status(&daemon, "VmRSS:"));
+    println!("{tally:?} kills {kills} live updates {updates} RSS {} KiB", daemon.status("VmRSS:"));
     // All guests and clients are gone, and what they had with them. Of a domain that died while there was no daemon
     // nobody has told this one.
     for domid in 100..100 + HOSTILE_RINGS {
@@ -272,7 +266,7 @@ fn torture() {
     }
     assert_eq!(left_over(&daemon, &mut host, before), [""; 0]);
     assert!((100..100 + HOSTILE_RINGS).all(|domid| !host.is_introduced(domid).unwrap()));
-    assert!(status(&daemon, "VmRSS:") < 64 * 1024);
+    assert!(daemon.status("VmRSS:") < 64 * 1024);
     let files = std::fs::read_dir(folder.path()).unwrap();
     let kept: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
     println!("{kept} bytes in the state folder");

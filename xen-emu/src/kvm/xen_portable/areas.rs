@@ -38,21 +38,24 @@ pub struct Areas {
     /// The thread's scheduler statistics.
     schedstat: Option<File>,
     looked: Option<Instant>,
+    /// When the runstate was written last.
+    written: Option<Instant>,
 }
 
 impl Areas {
     /// Whether it is time for another look, which is taken then.
     pub fn due(&mut self) -> bool {
-        let due = self.stale();
+        let now = Instant::now();
+        let due = long_ago(self.looked, now);
         if due {
-            self.looked = Some(Instant::now());
+            self.looked = Some(now);
         }
         due
     }
 
-    /// The vCPU has made no hypercall for a while.
+    /// The guest has a runstate area, and what it says is old.
     pub fn stale(&self) -> bool {
-        self.looked.is_none_or(|looked| looked.elapsed() >= EVERY)
+        self.runstate.is_some() && long_ago(self.written, Instant::now())
     }
 
     fn clock(&self) -> Option<Gpa> {
@@ -129,8 +132,9 @@ impl Areas {
     }
 
     /// Write the runstate: the vCPU runs, and its times are what the scheduler counts.
-    pub fn write_runstate(&self, memory: &Memory, width: Width, flagged: bool, now: u64) {
+    pub fn write_runstate(&mut self, memory: &Memory, width: Width, flagged: bool, now: u64) {
         let (Some(at), Some(schedstat)) = (self.runstate, &self.schedstat) else { return };
+        self.written = Some(Instant::now());
         let mut text = [0; 64];
         let length = schedstat.read_at(&mut text, 0).unwrap_or(0);
         let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
@@ -149,6 +153,10 @@ impl Areas {
             }
         };
     }
+}
+
+fn long_ago(then: Option<Instant>, now: Instant) -> bool {
+    then.is_none_or(|then| now.duration_since(then) >= EVERY)
 }
 
 /// A whole and stable time info.

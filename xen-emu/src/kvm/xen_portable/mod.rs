@@ -125,7 +125,7 @@ impl XenPortable {
         if self.long_mode.load(Ordering::Acquire) { Width::W64 } else { Width::W32 }
     }
 
-    fn write_runstate(&self, areas: &Areas, memory: &Memory) {
+    fn write_runstate(&self, areas: &mut Areas, memory: &Memory) {
         let flagged = self.update_flag.load(Ordering::Acquire);
         areas.write_runstate(memory, self.width(), flagged, self.system_ns());
     }
@@ -203,7 +203,7 @@ impl XenAccel for XenPortable {
         if !areas.due() {
             return false;
         }
-        self.write_runstate(&areas, memory);
+        self.write_runstate(&mut areas, memory);
         areas.restore_clock(fd).unwrap_or_else(|e| {
             limited!(warn, "vCPU {vcpu}: its clock: {e}");
             false
@@ -211,8 +211,8 @@ impl XenAccel for XenPortable {
     }
 
     fn wakes(&self, vcpu: VcpuId, memory: &Memory) {
-        if let Some(areas) = self.areas(vcpu).filter(|areas| areas.stale()) {
-            self.write_runstate(&areas, memory);
+        if let Some(mut areas) = self.areas(vcpu).filter(|areas| areas.stale()) {
+            self.write_runstate(&mut areas, memory);
         }
     }
 
@@ -274,7 +274,7 @@ impl XenAccel for XenPortable {
             }
             VcpuAttr::Runstate(gpa) => {
                 areas.set_runstate(gpa);
-                self.write_runstate(&areas, memory);
+                self.write_runstate(&mut areas, memory);
                 Ok(())
             }
             // Timers and vectors are userspace's alone.
