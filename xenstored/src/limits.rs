@@ -36,9 +36,56 @@ pub struct Limits {
     /// Without effect: events are never given up for their age; WHAT is watch-event
     #[arg(short = 'w', long, value_name = "WHAT=SECONDS", value_parser = timeout)]
     timeout: Option<u32>,
-    /// Without effect: the nodes of a domain go with it
+    /// Leave the nodes of a domain that is no more to domain 0, instead of removing them
     #[arg(short = 'K', long)]
-    keep_orphans: bool,
+    pub keep_orphans: bool,
+}
+
+/// What C xenstoreds have besides: 4.20 those with a number and no short name, earlier ones the others. None has an
+/// effect here.
+#[derive(Args)]
+pub struct Others {
+    #[arg(short = 'D', long, hide = true)]
+    no_domain_init: bool,
+    #[arg(short = 'I', long, hide = true, value_name = "FLAG", num_args = 0..=1, require_equals = true)]
+    internal_db: Option<Option<String>>,
+    #[arg(short = 'L', long, hide = true)]
+    preserve_local: bool,
+    #[arg(short = 'P', long, hide = true)]
+    output_pid: bool,
+    #[arg(short = 'R', long, hide = true)]
+    no_recovery: bool,
+    #[arg(short = 'V', long, hide = true)]
+    verbose: bool,
+    #[arg(short = 'e', long, hide = true, value_name = "PORT")]
+    event: Option<u32>,
+    #[arg(short = 'm', long, hide = true, value_name = "DOMID")]
+    master_domid: Option<u32>,
+    #[arg(short = 'p', long, hide = true, value_name = "DOMID")]
+    priv_domid: Option<u32>,
+}
+
+impl Others {
+    /// Says which were given.
+    pub fn warn(&self) {
+        without_effect(&[
+            (self.no_domain_init, "--no-domain-init"),
+            (self.internal_db.is_some(), "--internal-db"),
+            (self.preserve_local, "--preserve-local"),
+            (self.output_pid, "--output-pid"),
+            (self.no_recovery, "--no-recovery"),
+            (self.verbose, "--verbose"),
+            (self.event.is_some(), "--event"),
+            (self.master_domid.is_some(), "--master-domid"),
+            (self.priv_domid.is_some(), "--priv-domid"),
+        ]);
+    }
+}
+
+fn without_effect(options: &[(bool, &str)]) {
+    for (_, option) in options.iter().filter(|(given, _)| *given) {
+        tracing::warn!("{option} is without effect");
+    }
 }
 
 impl Limits {
@@ -61,12 +108,7 @@ impl Limits {
 
     /// Says which options have no effect.
     pub fn warn(&self) {
-        for (given, option) in [(self.timeout.is_some(), "--timeout"), (self.keep_orphans, "--keep-orphans")]
-        {
-            if given {
-                tracing::warn!("{option} is without effect");
-            }
-        }
+        without_effect(&[(self.timeout.is_some(), "--timeout")]);
     }
 }
 

@@ -26,16 +26,22 @@ use xenstored::server::{ACCEPTED, Begin, Setup, Socket, State, Trace, run, state
 
 /// XenStore daemon: serves clients on a socket, and guests through their ring pages.
 #[derive(Parser)]
-#[command(name = "xenstored", version, disable_help_flag = true)]
+#[command(name = "xenstored", version, disable_help_flag = true, disable_version_flag = true)]
+#[command(args_override_self = true)]
 struct Args {
     /// Print help
     #[arg(short = 'h', short_alias = 'H', long, action = clap::ArgAction::Help)]
     help: Option<bool>,
+    /// Print version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     /// Stay in the foreground; it always does
     #[arg(short = 'N', long, alias = "nofork")]
     no_fork: bool,
     #[command(flatten)]
     limits: limits::Limits,
+    #[command(flatten)]
+    others: limits::Others,
     /// Folder of the socket
     #[arg(long, env = "XENSTORED_RUNDIR", default_value = "/run/xenstored", value_name = "DIR")]
     rundir: PathBuf,
@@ -109,7 +115,9 @@ fn main() -> Result<()> {
     if let Begin::Store(store) = &mut begin {
         args.limits.set(store);
         args.limits.warn();
+        args.others.warn();
     }
+    begin.store().keep_orphans(args.limits.keep_orphans);
     let trace = trace(&args).or_else(|error| unless(resumed, error))?;
     let setup = Setup { socket, trace, disk, counters: !args.no_counters, trim: TRIM };
     let pid_file = args.pid_file.as_deref();

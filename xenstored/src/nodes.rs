@@ -3,12 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::DomId;
 use crate::out::Out;
 use crate::path::{Name, components, parent, prefix, resolve};
 use crate::perms::{Access, Perms};
 use crate::quota::{Limit, node_bytes, node_size};
-use crate::store::{Call, Store};
+use crate::store::{Call, Remover, Store};
 use crate::transaction::{Aspect, Sight, Step, Transaction};
 use crate::tree::Node;
 use crate::watch::Change;
@@ -172,7 +171,7 @@ impl Store {
     /// Removes a node and all below it; without a `call` because its owner died.
     pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &str, out: &mut Out) {
         let Some(call) = call else {
-            if let Some(node) = self.take(path) {
+            if let Some(node) = self.take((false, None), path) {
                 self.fire(&Change { path, removed: Some(&node), perms: [Some(&node.perms), None] }, out);
             }
             return;
@@ -185,9 +184,10 @@ impl Store {
                 if caller != 0 {
                     tx.owned -= tx.count(&self.tree, (path, caller), self.accounts.tops_in(caller, path));
                 }
-                tx.remove(path, self.tree.next_generation());
+                let generation = self.tree.next_generation();
+                tx.remove(&self.tree, path, generation);
             }
-            None => removed = self.take(path),
+            None => removed = self.take(call.remover(), path),
         }
         self.changed(call, path, removed.as_ref(), [Some(&perms), None], out);
     }
@@ -227,8 +227,7 @@ impl Store {
         mut tx: Transaction,
         out: &mut Out,
     ) -> Result<(), Errno> {
-        let quota = self.limit(&call.caller, Limit::Nodes);
-        if tx.owned > 0 && !self.has_room(call.caller.domid, tx.owned, quota) {
+        if tx.owned > 0 && !self.has_room(call, tx.owned) {
             return Err(Errno::ENOSPC);
         }
         let special = std::mem::take(&mut tx.special);
@@ -236,7 +235,7 @@ impl Store {
         for step in steps {
             match step {
                 Step::Remove(path, event) => {
-                    let node = self.take(&path);
+                    let node = self.take(call.remover(), &path);
                     if let Some(Some(event)) = event.and_then(|event| events.get_mut(event)) {
                         event.removed = node;
                     }
@@ -288,9 +287,9 @@ impl Store {
         }
     }
 
-    fn take(&mut self, path: &str) -> Option<Arc<Node>> {
+    fn take(&mut self, by: Remover, path: &str) -> Option<Arc<Node>> {
         let node = self.tree.remove(path)?;
-        self.bury(Arc::clone(&node));
+        self.bury(by, Arc::clone(&node));
         self.note_removed(path);
         Some(node)
     }
@@ -348,20 +347,14 @@ impl Store {
     }
 
     fn check_count(&mut self, call: &Call<'_>, more: usize) -> Result<(), Errno> {
-        let limit = self.limit(&call.caller, Limit::Nodes);
         let more = call.tx.as_ref().map_or(0, |tx| tx.owned).saturating_add_unsigned(more);
-        if self.has_room(call.caller.domid, more, limit) { Ok(()) } else { Err(Errno::ENOSPC) }
+        if self.has_room(call, more) { Ok(()) } else { Err(Errno::ENOSPC) }
     }
 
-    /// Whether a domain may own that many nodes more. Removed nodes that are still counted are counted off first.
-    fn has_room(&mut self, owner: DomId, more: isize, limit: usize) -> bool {
-        loop {
-            if self.accounts.nodes(owner).saturating_add_signed(more) <= limit {
-                return true;
-            }
-            if !self.tidy(64) {
-                return self.accounts.nodes(owner).saturating_add_signed(more) <= limit;
-            }
-        }
+    /// Whether the caller may own that many nodes more.
+    fn has_room(&mut self, call: &Call<'_>, more: isize) -> bool {
+        let (owner, limit) = (call.caller.domid, self.limit(&call.caller, Limit::Nodes));
+        let fits = |store: &Self| store.accounts.nodes(owner).saturating_add_signed(more) <= limit;
+        self.fits_after_removals(call, fits)
     }
 }

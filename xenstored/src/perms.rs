@@ -201,10 +201,15 @@ impl Perms {
         if caller.privileged || self.0.first().is_some_and(own) {
             return self.clone();
         }
+        self.owned_now_by(caller)
+    }
+
+    /// The same with another owner.
+    #[must_use]
+    pub fn owned_now_by(&self, new: &Caller) -> Self {
         let mut entries = self.0.to_vec();
         if let Some(owner) = entries.first_mut() {
-            owner.perm.domid = caller.domid;
-            owner.life = caller.life;
+            (owner.perm.domid, owner.life) = (new.domid, new.life);
         }
         Self(entries.into())
     }

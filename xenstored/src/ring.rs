@@ -111,6 +111,21 @@ impl Ring {
         Ok(Self { page, file })
     }
 
+    /// Finds out whether the page is there and can be written, and changes nothing.
+    ///
+    /// # Errors
+    /// [`Fault::Page`].
+    pub fn touch(&self) -> Result<(), Fault> {
+        // Only the store writes this word.
+        self.page.store(SERVER_FEATURES, self.page.load(SERVER_FEATURES)?)?;
+        self.is_there()
+    }
+
+    fn is_there(&self) -> Result<(), Fault> {
+        let pulled = self.page.guard.is_pulled();
+        if pulled { Err(Fault::Page(std::io::Error::other("it was shortened"))) } else { Ok(()) }
+    }
+
     /// Says what the store can do and that it serves the ring; with `reset` empties both rings.
     ///
     /// # Errors
@@ -132,9 +147,7 @@ impl Ring {
     /// # Errors
     /// [`Fault::Page`], also if the page is found pulled away.
     pub fn wants_reconnect(&self) -> Result<bool, Fault> {
-        if self.page.guard.is_pulled() {
-            return Err(Fault::Page(std::io::Error::other("it was shortened")));
-        }
+        self.is_there()?;
         Ok(self.page.load(CONNECTION)? == XENSTORE_RECONNECT)
     }
 

@@ -26,12 +26,19 @@ use crate::wire::{Errno, Header, MsgType};
 const FIRST_NODES: usize = 3;
 /// About the bytes of a small node.
 const NODE: usize = 256;
+/// Removed nodes that a request itself does away with, at its end.
+const AT_ONCE: usize = 128;
+/// Removed nodes that are done away with before an owner is refused something.
+const BEFORE_REFUSAL: usize = 64;
 /// Bytes that a watch takes, besides its name and token.
 const WATCH: usize = 192;
 
 /// A connection: a client on the socket, or a domain's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
+
+/// Who has removed something: clients come before guests; no connection stands for nobody who waits.
+pub(crate) type Remover = (bool, Option<ConnId>);
 
 /// What the store keeps for a connection.
 #[derive(Debug)]
@@ -77,6 +84,12 @@ pub struct Call<'a> {
     pub tx: Option<Box<Transaction>>,
 }
 
+impl Call<'_> {
+    pub(crate) fn remover(&self) -> Remover {
+        (!self.caller.privileged, Some(self.conn))
+    }
+}
+
 /// The store.
 #[derive(Debug)]
 pub struct Store {
@@ -102,12 +115,14 @@ pub struct Store {
     /// What has to be written to the state folder, if there is one.
     pub(crate) journal: Option<Box<Journal>>,
     /// Removed nodes whose owners have not been credited yet.
-    removed: Vec<Arc<Node>>,
+    removed: BTreeMap<Remover, Vec<Arc<Node>>>,
     /// How many removed nodes have been.
     forgotten: u64,
     /// Bytes of other things that are gone.
     freed: usize,
     pub(crate) room: Room,
+    /// Nodes outlive their owners.
+    keeps_orphans: bool,
 }
 
 impl Default for Store {
@@ -140,10 +155,11 @@ impl Store {
             woken: Vec::new(),
             last_conn: 0,
             journal: None,
-            removed: Vec::new(),
+            removed: BTreeMap::new(),
             forgotten: 0,
             freed: 0,
             room: Room::default(),
+            keeps_orphans: false,
         }
     }
 
@@ -154,16 +170,17 @@ impl Store {
 
     /// A client's socket is closed. Its watches and transactions go.
     pub fn disconnect(&mut self, conn: ConnId) {
-        self.reset(conn);
-        let domid = self.conns.remove(&conn).map(|state| state.caller.domid);
-        // A ring that is lost without its domain: another one can be introduced.
-        if let Some(domid) = domid
-            && let Some(domain) = self.domains.get_mut(domid)
+        // A ring that is lost without its domain: another one can be introduced, and has its watches.
+        let domid = self.domain_of(conn);
+        if let Some((domid, domain)) = domid.and_then(|domid| Some((domid, self.domains.get_mut(domid)?)))
             && domain.conn == Some(conn)
         {
             domain.conn = None;
-            self.dormant.entry(domid).or_default();
+            let watches = self.watches_of(conn);
+            self.dormant.insert(domid, watches);
         }
+        self.reset(conn);
+        self.conns.remove(&conn);
     }
 
     /// It is `now`, counted from any moment in the past; the server says so before it has requests handled.
@@ -196,6 +213,9 @@ impl Store {
                 tx.failed = Some(errno);
             }
             out.error(&call, errno);
+        }
+        if !self.removed.is_empty() {
+            self.tidy_of(call.remover(), AT_ONCE);
         }
         let id = call.header.tx_id;
         if let Some(tx) = call.tx
@@ -263,14 +283,20 @@ impl Store {
         let limit = self.limit(&call.caller, Limit::Memory);
         let open = call.tx.as_ref().map_or(0, |tx| tx.bytes);
         let more = self.usage.unread_bytes(call.caller.domid) + open + more;
-        // Removed nodes that are still counted are counted off first.
-        while self.memory(call.conn).saturating_add(more) > limit {
-            if self.removed.is_empty() {
-                return Err(Errno::ENOMEM);
+        let fits = |store: &Self| store.memory(call.conn).saturating_add(more) <= limit;
+        if self.fits_after_removals(call, fits) { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Whether something fits. If not, removed nodes that are still counted are counted off before it is refused: those
+    /// that the caller has removed, until it fits, and some of the others.
+    pub(crate) fn fits_after_removals(&mut self, call: &Call<'_>, fits: impl Fn(&Self) -> bool) -> bool {
+        while !fits(self) {
+            if self.tidy_of(call.remover(), BEFORE_REFUSAL) == 0 {
+                self.tidy(BEFORE_REFUSAL);
+                return fits(self);
             }
-            self.tidy(64);
         }
-        Ok(())
+        true
     }
 
     /// The domain of this connection has shut down. Announced once, until RESUME.
@@ -294,7 +320,12 @@ impl Store {
             self.replace_perms(&Path::root(), Perms::private());
         }
         for path in self.accounts.tops(domid) {
-            if self.tree.get(&path).is_some_and(|node| node.perms.owner() == domid) {
+            if self.tree.get(&path).is_none_or(|node| node.perms.owner() != domid) {
+                continue;
+            }
+            if self.keeps_orphans {
+                self.adopt(path, domid);
+            } else {
                 self.remove_node(None, &path, out);
             }
         }
@@ -309,22 +340,42 @@ impl Store {
         true
     }
 
-    /// Does up to `budget` nodes of work that requests left behind. `false` when nothing is left.
-    pub fn tidy(&mut self, budget: usize) -> bool {
-        for _ in 0..budget {
-            let Some(node) = self.removed.pop() else {
-                // What held a wide directory need not be kept.
-                self.removed.shrink_to(1024);
-                return false;
-            };
-            self.forgotten += 1;
+    /// Does up to `budget` nodes of work that requests left behind, clients' before guests'. `false` when nothing is left.
+    pub fn tidy(&mut self, mut budget: usize) -> bool {
+        while let Some((&by, _)) = self.removed.first_key_value() {
+            if budget == 0 {
+                return true;
+            }
+            budget -= self.tidy_of(by, budget);
+        }
+        false
+    }
+
+    /// The same for what one has left behind. Answers how many nodes it were.
+    fn tidy_of(&mut self, by: Remover, budget: usize) -> usize {
+        let Some(mut rest) = self.removed.remove(&by) else { return 0 };
+        let mut done = 0;
+        while done < budget
+            && let Some(node) = rest.pop()
+        {
+            done += 1;
             self.accounts.discharge(node.perms.owner(), node.id, node.bytes());
             match Arc::try_unwrap(node) {
-                Ok(mut node) => self.removed.extend(node.take_children()),
-                Err(shared) => self.removed.extend(shared.children().cloned()),
+                Ok(mut node) => rest.extend(node.take_children()),
+                Err(shared) => rest.extend(shared.children().cloned()),
             }
         }
-        true
+        self.forgotten += done as u64;
+        if !rest.is_empty() {
+            self.removed.insert(by, rest);
+        }
+        done
+    }
+
+    /// Whether something that a client has removed has not been done away with yet.
+    #[must_use]
+    pub fn is_removing(&self, client: ConnId) -> bool {
+        !self.removed.is_empty() && self.removed.contains_key(&(false, Some(client)))
     }
 
     /// How many nodes there are, with removed ones that are not done away with.
@@ -362,6 +413,23 @@ impl Store {
         self.accounts.shrink();
     }
 
+    /// Whether the nodes of a domain that is no more are domain 0's from then on, and stay.
+    pub fn keep_orphans(&mut self, keep: bool) {
+        self.keeps_orphans = keep;
+    }
+
+    /// Makes domain 0 the owner of a node, and of those right below it that have the same one, and so on.
+    fn adopt(&mut self, top: Path, owner: DomId) {
+        let mut rest = vec![top];
+        while let Some(path) = rest.pop() {
+            let Some(node) = self.tree.get(&path) else { continue };
+            let own = node.children().filter(|child| child.perms.owner() == owner);
+            rest.extend(own.map(|child| path.join(child.name())));
+            let perms = node.perms.owned_now_by(&Caller::PRIVILEGED);
+            self.replace_perms(&path, perms);
+        }
+    }
+
     /// Sets a limit for all domains.
     pub fn set_limit(&mut self, limit: Limit, value: u32) {
         self.quota.set(None, limit, value);
@@ -390,8 +458,13 @@ impl Store {
         conn
     }
 
-    pub(crate) fn bury(&mut self, node: Arc<Node>) {
-        self.removed.push(node);
+    pub(crate) fn bury(&mut self, by: Remover, node: Arc<Node>) {
+        if node.has_children() {
+            self.removed.entry(by).or_default().push(node);
+        } else {
+            self.forgotten += 1;
+            self.accounts.discharge(node.perms.owner(), node.id, node.bytes());
+        }
     }
 
     /// Tells the watches of a change.

@@ -4,7 +4,7 @@
 //! the rest it sees as the store has it. At its end the nodes it has seen are compared with the store: if one of them
 //! differs, the transaction conflicts and the client tries again. If not, its changes are brought over. Looking at a
 //! node's value or permissions and looking at its list of children are different things, so transactions that create
-//! different children of one node do not conflict. An open transaction costs the store nothing but what it has seen.
+//! different children of one node do not conflict. A removal has looked at all that is below. An open transaction costs the store nothing but what it has seen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -83,6 +83,8 @@ struct Seen {
     now: Now,
     /// What the store has here and below is removed.
     covered: bool,
+    /// Last change of anything below when it was.
+    below: Option<u64>,
     /// Children created here, with their ids, and removed ones.
     names: BTreeMap<Box<str>, Option<u64>>,
     /// Last own change of the node or its children.
@@ -176,6 +178,7 @@ impl Transaction {
         if aspect == Aspect::Children && seen.listing.is_none() {
             seen.listing = node.map(|node| (node.listed(), node.listing()));
             seen.listing_len = node.map_or(0, |node| node.listing_len());
+            self.bytes += seen.listing_len;
         }
         Ok(())
     }
@@ -272,7 +275,7 @@ impl Transaction {
     }
 
     /// Removes a node that exists, and all below.
-    pub fn remove(&mut self, path: &str, generation: u64) {
+    pub fn remove(&mut self, tree: &Tree, path: &str, generation: u64) {
         self.removes = true;
         let below = format!("{path}/");
         let mut freed = 0;
@@ -284,7 +287,11 @@ impl Transaction {
             (seen.names, seen.listing_change) = (BTreeMap::new(), 0);
         };
         self.seen.iter_mut().filter(|(other, _)| other.starts_with(&below)).for_each(|(_, seen)| gone(seen));
-        gone(entry(&mut self.seen, &mut self.bytes, path));
+        let seen = entry(&mut self.seen, &mut self.bytes, path);
+        if !seen.covered {
+            seen.below = tree.get(path).map(|node| node.below());
+        }
+        gone(seen);
         self.bytes -= freed;
         if let Some(parent) = parent(path).filter(|_| path != "/") {
             let parent = entry(&mut self.seen, &mut self.bytes, parent);
@@ -388,6 +395,7 @@ impl Transaction {
             (None, None) => false,
             (Some(base), Some(now)) => {
                 (base.id, base.changed) != (now.id, now.changed)
+                    || seen.below.is_some_and(|below| below != now.below())
                     || seen.listing.as_ref().is_some_and(|(listed, _)| *listed != now.listed())
             }
             _ => true,

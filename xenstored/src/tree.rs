@@ -65,6 +65,18 @@ impl Node {
         self.list.as_ref().map_or(self.id, |list| list.changed)
     }
 
+    /// Generation of the last change of anything below, or of the set of children.
+    #[must_use]
+    pub fn below(&self) -> u64 {
+        self.list.as_ref().map_or(self.id, |list| list.below)
+    }
+
+    /// Whether there is anything below.
+    #[must_use]
+    pub fn has_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
     /// A child by name.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Arc<Self>> {
@@ -119,7 +131,11 @@ impl Node {
         Arc::new(Self { text, id: *id, changed: *changed, perms, children, list: None })
     }
 
-    fn child_mut(&mut self, name: &[u8]) -> Option<&mut Self> {
+    /// To change it, or something below it.
+    fn child_mut(&mut self, name: &[u8], generation: u64) -> Option<&mut Self> {
+        if let Some(list) = &mut self.list {
+            list.below = generation;
+        }
         self.children.get_mut(hash_name(name), name)
     }
 
@@ -165,6 +181,8 @@ impl Drop for Node {
 struct List {
     /// Generation of its last change.
     changed: u64,
+    /// The same of anything below.
+    below: u64,
     /// Bytes of it.
     len: usize,
     /// Made when somebody asks.
@@ -173,7 +191,7 @@ struct List {
 
 impl List {
     fn change(&mut self, generation: u64, len: usize) {
-        *self = Self { changed: generation, len, names: OnceLock::new() };
+        *self = Self { changed: generation, below: generation, len, names: OnceLock::new() };
     }
 }
 
@@ -433,7 +451,8 @@ impl Tree {
             node = parent;
         }
         let mut parent = names(path).take(depth);
-        let parent = parent.try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))?;
+        let root = Arc::make_mut(&mut self.root);
+        let parent = parent.try_fold(root, |node, name| node.child_mut(name, top))?;
         parent.insert(node);
         Some(top)
     }
@@ -445,20 +464,21 @@ impl Tree {
             return None;
         }
         let generation = self.next_generation();
-        self.node_mut(above)?.remove(name(path), generation)
+        self.node_mut(above, generation)?.remove(name(path), generation)
     }
 
     /// Changes an existing node; answers what `edit` says.
     fn change<T>(&mut self, path: &str, edit: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let generation = self.next_generation();
-        let node = self.node_mut(path)?;
+        let node = self.node_mut(path, generation)?;
         node.changed = generation;
         Some(edit(node))
     }
 
     /// Copies what snapshots share on the way down.
-    fn node_mut(&mut self, path: &str) -> Option<&mut Node> {
-        names(path).try_fold(Arc::make_mut(&mut self.root), |node, name| node.child_mut(name))
+    fn node_mut(&mut self, path: &str, generation: u64) -> Option<&mut Node> {
+        let root = Arc::make_mut(&mut self.root);
+        names(path).try_fold(root, |node, name| node.child_mut(name, generation))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::wire::{Errno, MsgType, number};
 /// The descriptors of a domain's ring, in the order INTRODUCE carries them.
 #[derive(Clone, Copy, Debug)]
 pub struct RingFds<'a> {
-    /// Memfd of the ring page: 4096 bytes at offset 0. The store seals it against shrinking.
+    /// Memfd of the ring page: 4096 bytes at offset 0. One that is shortened later is not served any more.
     pub page: BorrowedFd<'a>,
     /// Eventfd that the guest's kick signals.
     pub kick: BorrowedFd<'a>,

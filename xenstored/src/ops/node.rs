@@ -68,7 +68,7 @@ pub(super) fn mkdir(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
 
 pub(super) fn rm(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let path = store.path(call, one_arg(call.payload)?)?;
-    store.note(call, &path, Aspect::Children)?;
+    store.note(call, &path, Aspect::Content)?;
     match store.fetch(call, &path, Access::write).map(drop) {
         Ok(()) if path == "/" => return Err(Errno::EINVAL),
         Ok(()) => store.remove_node(Some(call), &path, out),

@@ -107,6 +107,9 @@ pub(crate) struct Server {
     /// When freed memory goes back to the system, and how many nodes were forgotten when it last did.
     trim_at: Option<Instant>,
     trimmed: u64,
+    put_off: u32,
+    /// Something has come since the loop last waited.
+    asked: bool,
     /// How many were at the last look.
     forgotten: u64,
     /// The most nodes there were since.
@@ -123,6 +126,16 @@ pub enum Begin {
     Store(Box<Store>),
     /// All that the daemon before had.
     State(Box<State>),
+}
+
+impl Begin {
+    /// The store in it.
+    pub fn store(&mut self) -> &mut Store {
+        match self {
+            Self::Store(store) => store,
+            Self::State(state) => state.store_mut(),
+        }
+    }
 }
 
 /// Serves a socket until SIGTERM or SIGINT; `ready` is called once, when clients can connect, and `ended` when it was
@@ -186,6 +199,8 @@ impl Server {
             untidy: false,
             trim_at: None,
             trimmed: 0,
+            put_off: 0,
+            asked: false,
             forgotten: 0,
             most: 0,
             trim,
@@ -198,6 +213,7 @@ impl Server {
         let mut ready = Vec::new();
         while !self.stopping {
             self.poller.wait(self.patience(), &mut ready)?;
+            self.asked = !ready.is_empty();
             for (token, hung_up) in ready.drain(..) {
                 self.note(token, hung_up);
             }
@@ -279,14 +295,17 @@ impl Server {
         let ring = if header.kind == MsgType::INTRODUCE { self.take_ring(conn) } else { None };
         self.store.handle(conn, header, payload, ring.is_some(), &mut self.out);
         self.deliver(ring);
-        if client && header.kind == MsgType::RM {
+        if client && self.store.is_removing(conn) {
             self.removed(conn);
         }
     }
 
     fn take_ring(&mut self, conn: ConnId) -> Option<RingSet> {
         let fds = std::mem::take(&mut self.links.get_mut(&conn)?.fds);
-        RingSet::new(fds).map_err(|error| self.log.warn(format_args!("INTRODUCE refused: {error}"))).ok()
+        RingSet::new(fds)
+            .and_then(|ring| self.would_serve(ring))
+            .map_err(|error| self.log.warn(format_args!("INTRODUCE refused: {error}")))
+            .ok()
     }
 
     /// A request of the daemon itself; its reply goes nowhere.

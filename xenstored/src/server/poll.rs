@@ -9,6 +9,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::store::ConnId;
 
+/// No connection.
+const NOBODY: ConnId = ConnId(0);
 /// Events taken from the kernel at a time.
 const BATCH: usize = 256;
 
@@ -81,6 +83,13 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.encode()))?)
     }
 
+    /// Whether it could be waited for now: what the kernel says.
+    pub(super) fn would_add(&self, fd: &OwnedFd) -> io::Result<()> {
+        self.add_kick(fd, Token::Kick(NOBODY))?;
+        self.remove(fd);
+        Ok(())
+    }
+
     /// Edge triggered: told once when more has come, when the peer hung up, and, if asked for, when there is room again.
     /// Nothing has to be said here as long as nobody waits for room.
     pub(super) fn add_client(&self, fd: impl AsFd, conn: ConnId) -> io::Result<()> {
@@ -148,6 +157,19 @@ mod tests {
         poller.set(&ours, token, EpollFlags::EPOLLIN);
         poller.wait(Some(Duration::ZERO), &mut ready).unwrap();
         assert_eq!(ready, [(token, true); 2]);
+    }
+
+    #[test]
+    fn what_could_be_waited_for_is_not_waited_for() {
+        use nix::sys::eventfd::EventFd;
+        let poller = Poller::new().unwrap();
+        let kick = OwnedFd::from(EventFd::new().unwrap());
+        for _ in 0..2 {
+            poller.would_add(&kick).unwrap();
+        }
+        poller.add_kick(&kick, Token::Kick(ConnId(1))).unwrap();
+        assert!(poller.would_add(&kick).is_err(), "it is waited for");
+        assert!(poller.would_add(&std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
     }
 
     #[test]

@@ -21,6 +21,9 @@ const SOCKET_BACKLOG: usize = 256 * 1024;
 /// much is rarely done with one request.
 const TRIM_AFTER: u64 = 10_000;
 const TRIM_PAUSE: Duration = Duration::from_secs(1);
+/// By how much it is put off when somebody asks for something just then, and how often at most.
+const TRIM_STEP: Duration = Duration::from_millis(10);
+const TRIM_PUT_OFF: u32 = 1000;
 /// Bytes of a connection, besides what is in its buffers.
 const LINK: usize = 1024;
 /// How long the reply to a removal waits at most until the nodes are done away with.
@@ -89,8 +92,16 @@ impl Server {
             self.trim_at = self.trim_at.or_else(|| Some(Instant::now() + TRIM_PAUSE));
         }
         let emptied = !self.untidy && self.store.nodes() < self.most / 2;
+        if self.asked
+            && !emptied
+            && self.put_off < TRIM_PUT_OFF
+            && self.trim_at.is_some_and(|then| Instant::now() >= then)
+        {
+            self.put_off += 1;
+            self.trim_at = Some(Instant::now() + TRIM_STEP);
+        }
         if self.trim_at.is_some_and(|then| emptied || Instant::now() >= then) {
-            (self.trim_at, self.trimmed) = (None, self.store.forgotten());
+            (self.trim_at, self.trimmed, self.put_off) = (None, self.store.forgotten(), 0);
             self.most = self.store.nodes();
             self.links.shrink_to_fit();
             self.queue.shrink_to(TIDY);
@@ -100,13 +111,16 @@ impl Server {
         }
     }
 
-    /// Who has removed something hears of it when that is done away with: its memory is free then.
+    /// Who has removed much hears of it when that is done away with: its memory is free then.
     fn settle(&mut self) {
-        let Some((_, until)) = self.settling.first() else { return };
-        if self.untidy && self.began.elapsed() < *until {
+        if self.settling.is_empty() {
             return;
         }
-        for (conn, _) in std::mem::take(&mut self.settling) {
+        let now = self.began.elapsed();
+        let waits = |(conn, until): &(ConnId, Duration)| now < *until && self.store.is_removing(*conn);
+        let (wait, done): (Vec<_>, Vec<_>) = std::mem::take(&mut self.settling).into_iter().partition(waits);
+        self.settling = wait;
+        for (conn, _) in done {
             let Some(link) = self.links.get_mut(&conn) else { continue };
             link.settling = false;
             if link.ended {
@@ -117,7 +131,7 @@ impl Server {
         self.flush_written();
     }
 
-    /// A client's removal was handled.
+    /// A client has removed more than was done away with at once.
     pub(super) fn removed(&mut self, conn: ConnId) {
         if let Some(link) = self.links.get_mut(&conn)
             && !std::mem::replace(&mut link.settling, true)
@@ -400,7 +414,10 @@ fn congested(store: &Store, conn: ConnId, link: &Link) -> bool {
     let full = match link.carrier {
         Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,
         Carrier::Ring(_) => {
-            link.outbox.replies() > 0 && link.outbox.replies() >= store.conn_limit(conn, Limit::Outstanding)
+            let replies = link.outbox.replies();
+            let crowded = || link.outbox.len() > LITTLE.max(store.conn_limit(conn, Limit::Memory) / 2);
+            replies > 0 && replies >= store.conn_limit(conn, Limit::Outstanding)
+                || link.outbox.len() > LITTLE && crowded()
         }
     };
     full || link.held

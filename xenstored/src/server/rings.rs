@@ -1,5 +1,7 @@
 //! Domains: their rings, kicks and life lines.
 
+use std::io;
+
 use nix::errno::Errno as Sys;
 use xen_abi::io::xs_wire::{XENSTORE_ERROR_COMM, XENSTORE_ERROR_PROTO, XENSTORE_ERROR_RINGIDX};
 
@@ -15,6 +17,16 @@ use crate::store::ConnId;
 const SHUT_DOWN: u8 = b's';
 
 impl Server {
+    /// A ring that can be served: what may fail is tried before its domain is introduced.
+    pub(super) fn would_serve(&self, set: RingSet) -> io::Result<RingSet> {
+        set.ring.touch().map_err(io::Error::other)?;
+        [Some(&set.kick), set.lifeline.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|fd| self.poller.would_add(fd))?;
+        Ok(set)
+    }
+
     /// Serves a ring as a domain's connection from now on.
     pub(super) fn serve_ring(
         &mut self,

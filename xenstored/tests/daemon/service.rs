@@ -30,7 +30,7 @@ fn until(mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn control_says_what_c_xenstored_says() {
+fn control_log_says_what_c_xenstored_says() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
     let help = host.control(&["help"]).unwrap();
@@ -91,8 +91,10 @@ fn limits_are_set_by_c_xenstoreds_options() {
         assert_eq!(command(wrong).output().unwrap().status.code(), Some(2), "{wrong:?}");
     }
     assert!(command(&["-H"]).output().unwrap().status.success());
-    let options = "-E 11 -S 12 -W 13 -t 14 -A 15 -M 16 -Q transaction-nodes=17 --quota outstanding=18 \
-                   -Q memory=19 -q memory=20 -w watch-event=30 -K";
+    // Of what is given twice the last counts. The last line has no effect, in C xenstored 4.20 neither.
+    let options = "-E 10 -N -S 12 -W 13 -t 14 -A 15 -M 16 -Q transaction-nodes=17 --quota outstanding=18 \
+                   -Q memory=19 -q memory=2 -q memory=20 -w watch-event=30 -K -N -E 11 -Q memory=19 \
+                   -V -D -P -I -R -L --event 7 --priv-domid=0 --master-domid 0";
     let mut daemon = command(&options.split_whitespace().collect::<Vec<_>>()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -112,7 +114,7 @@ fn limits_are_set_by_c_xenstoreds_options() {
     daemon.kill().unwrap();
     let mut log = String::new();
     daemon.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-    assert_eq!(log.matches("without effect").count(), 2, "{log}");
+    assert_eq!(log.matches("without effect").count(), 10, "{log}");
     daemon.wait().unwrap();
 }
 
@@ -342,7 +344,7 @@ fn memory_of_clients_and_their_watches_is_given_back() {
 }
 
 #[test]
-fn sighup_opens_the_trace_anew() {
+fn control_log_sighup_opens_the_trace_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (file, moved) = (folder.path().join("trace"), folder.path().join("trace.1"));
     let daemon = Daemon::with(&["--trace-file", file.to_str().unwrap(), "--trace-control", "-obj"]);

@@ -43,7 +43,7 @@ fn reply(stream: &mut UnixStream) -> Vec<u8> {
 }
 
 #[test]
-fn everything_survives_a_live_update() {
+fn live_update_everything_survives() {
     let daemon = Daemon::start();
     let (mut host, mut watcher) = (daemon.client(), daemon.client());
     watcher.watch("@releaseDomain", "out").unwrap();
@@ -115,7 +115,7 @@ fn everything_survives_a_live_update() {
 }
 
 #[test]
-fn what_was_set_survives_a_live_update() {
+fn live_update_what_was_set_survives() {
     let daemon = Daemon::start();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace");
@@ -145,7 +145,7 @@ fn what_was_set_survives_a_live_update() {
 }
 
 #[test]
-fn a_binary_that_fails_leaves_the_old_one_serving() {
+fn live_update_a_binary_that_fails_leaves_the_old_one_serving() {
     let daemon = Daemon::start();
     let mut host = daemon.client();
     host.write("/a", "1").unwrap();
@@ -205,7 +205,7 @@ fn a_binary_that_fails_leaves_the_old_one_serving() {
 }
 
 #[test]
-fn arguments_that_cannot_be_followed_leave_the_old_one_serving() {
+fn live_update_arguments_that_cannot_be_followed_leave_the_old_one_serving() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     std::fs::create_dir(at("traces")).unwrap();
@@ -241,7 +241,7 @@ fn arguments_that_cannot_be_followed_leave_the_old_one_serving() {
 }
 
 #[test]
-fn open_transactions_are_waited_for_and_new_ones_wait() {
+fn live_update_open_transactions_are_waited_for_and_new_ones_wait() {
     let daemon = Daemon::start();
     let (mut host, mut other) = (daemon.client(), daemon.client());
     host.write("/a", "1").unwrap();
@@ -293,7 +293,7 @@ fn open_transactions_are_waited_for_and_new_ones_wait() {
 
 /// Clients and a guest count, each in a node of its own, while the daemon is replaced again and again.
 #[test]
-fn nothing_is_lost_in_live_updates_under_load() {
+fn live_update_nothing_is_lost_under_load() {
     let daemon = Daemon::start();
     let stop = AtomicBool::new(false);
     let mut host = daemon.client();
@@ -343,4 +343,35 @@ fn nothing_is_lost_in_live_updates_under_load() {
         assert_eq!(host.read_string("/local/domain/5/n").unwrap(), count.to_string());
     });
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+/// A domain of C xenstored's stream: its ring cannot be taken over, but its watches are its own when it is introduced.
+#[test]
+fn live_update_watches_of_another_store_come_back_with_their_domain() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let stream = include_bytes!("../data/c-xenstored-4.20.stream");
+    std::fs::write(folder.path().join("state_dump"), stream).unwrap();
+    // The stream names the socket by its number.
+    let script = format!("exec 3<&0 0</dev/null; exec {BINARY} -N -U --log error");
+    let mut child = std::process::Command::new("/bin/sh")
+        .args(["-c", &script])
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .env("XENSTORED_RUNDIR", folder.path())
+        .env_remove("XENSTORED_PATH")
+        .spawn()
+        .unwrap();
+    let mut host = Client::connect(&socket).unwrap();
+    host.set_timeout(LONG);
+    assert!(!host.is_introduced(7).unwrap());
+    let mut guest = Guest::new();
+    host.introduce(7, 1, 2, guest.fds()).unwrap();
+    assert_eq!(guest.event(), b"data\0g\0", "nobody knows what it missed");
+    host.write("/local/domain/7/data", "new").unwrap();
+    assert_eq!(guest.event(), b"data\0g\0");
+    assert_eq!(guest.request(2, b"/local/domain/7\0").0, 2, "its own");
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

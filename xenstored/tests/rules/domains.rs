@@ -165,3 +165,34 @@ fn r6_features() {
          0 get_feature 6 => 15",
     );
 }
+
+/// The daemon's option -K.
+#[test]
+fn d_orphans_can_be_kept() {
+    let mut player = Player::new();
+    player.store().keep_orphans(true);
+    for step in ["0 mkdir /d", "0 set_perms /d b0", "5 write /d/five/a/b 1", "6 write /d/five/a/six 2"] {
+        player.step(step);
+    }
+    for (step, want) in [
+        ("0 set_perms /d/five b5 r6", "OK"),
+        ("5 write /d/five/a/six/five/x 3", "OK"),
+        ("6 mkdir /d/five/a/six/more", "OK"),
+        ("0 set_perms /d/five/a/six/more n5", "OK"),
+        ("0 watch /d w", "OK ! 0 /d w"),
+        ("0 release 5", "OK"),
+        ("0 control check", "OK"),
+        ("0 get_perms /d/five", "b0|r6"),
+        ("0 get_perms /d/five/a/b", "b0"),
+        ("0 get_perms /d/five/a/six/more", "n0"),
+        ("0 get_perms /d/five/a/six/five/x", "b0"),
+        ("0 get_perms /d/five/a/six", "b6"),
+        ("0 read /d/five/a/b", "1"),
+        ("5 write /d/five/a/b 2", "OK"),
+        ("5 set_perms /d/five/a/b n5", "EACCES"),
+    ] {
+        let reply = player.step(step);
+        assert_eq!(reply.split(" ! 0 /d/five").next().unwrap(), want, "{step}");
+    }
+    assert_eq!(player.store().check(), Ok(()));
+}

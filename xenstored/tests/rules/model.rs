@@ -334,6 +334,7 @@ impl Run {
             self.model = before;
         } else {
             assert_eq!((reply, events), ("OK", &*want));
+            assert!(who == 0 || self.model.owned(who) <= NODES.max(before.owned(who)));
         }
     }
 }

@@ -163,3 +163,39 @@ fn s7_directory_part() {
     }
     assert_ne!(parts(&mut player, "/big").0, generation);
 }
+
+/// Whose memory is told to be free when an RM is answered.
+#[test]
+fn s4_a_removal_waits_for_its_own_nodes_only() {
+    let mut player = Player::new();
+    for step in ["0 mkdir /d", "0 set_perms /d b0"] {
+        player.step(step);
+    }
+    for n in 0..900 {
+        assert_eq!(player.step(&format!("5 write /d/five/{}/{n} 1", n / 100)), "OK");
+        assert_eq!(player.step(&format!("0 write /big/{n} 1")), "OK");
+    }
+    player.step("x write /small/leaf 1");
+    player.step("5 rm /d/five");
+    player.step("0 rm /big");
+    let [client, other] = ["0", "x"].map(|who| player.connection(who));
+    assert!(player.store().is_removing(client));
+    for step in [
+        "x rm /small",
+        "x rm /gone",
+        "x rm /no/way",
+        "x transaction_start",
+        "x.1 rm /d",
+        "x.1 transaction_end F",
+    ] {
+        player.step(step);
+        assert!(!player.store().is_removing(other), "{step}");
+    }
+    // Its own come before the guest's. Some went at the end of the request.
+    let (before, left) = (player.store().nodes(), 901 - 128);
+    assert!(player.store().tidy(left));
+    assert!(!player.store().is_removing(client));
+    assert_eq!(player.store().nodes(), before - left);
+    assert!(!player.store().tidy(1000));
+    assert_eq!(player.store().check(), Ok(()));
+}

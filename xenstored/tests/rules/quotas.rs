@@ -57,6 +57,63 @@ fn q1_every_limit_and_its_error() {
     );
 }
 
+/// What a transaction takes away is what is there when it commits.
+#[test]
+fn q1_changes_outside_do_not_make_room_for_a_transaction() {
+    play(
+        "0 mkdir /d
+         0 set_perms /d b0
+         0 set_quota nodes 5
+         5 write /d/s/b/x 1
+         5 write /d/s/b/y 1
+         5 transaction_start => 1
+         5.1 rm /d/s
+         5.1 write /d/p/1 1
+         5.1 write /d/p/2 1
+         5.1 write /d/p/3 1
+         5 rm /d/s/b/x
+         5 rm /d/s/b/y
+         5 write /d/q/1 1
+         5 write /d/q/2 1
+         5.1 transaction_end T => EAGAIN
+         0 directory /d => s|q
+         5 write /d/q/3 1 => ENOSPC",
+    );
+}
+
+/// Whose nodes are among others that were removed and are still counted need not wait for all of them.
+#[test]
+fn q2_a_refusal_does_not_do_everybodys_work() {
+    let mut player = Player::new();
+    for step in ["0 mkdir /d", "0 set_perms /d b0", "0 set_quota 5 nodes 300"] {
+        player.step(step);
+    }
+    for n in 0..5000 {
+        player.step(&format!("0 write /big/{}/{n} 1", n / 100));
+    }
+    player.step("5 get_feature ''");
+    player.step("0 set_quota 5 nodes 300");
+    for n in 0..299 {
+        assert_eq!(player.step(&format!("5 write /d/a/{n} 1")), "OK");
+    }
+    let all = player.store().nodes();
+    assert_eq!(player.step("0 rm /big"), "OK");
+    let before = player.store().nodes();
+    assert!(before > all - 1000, "{before} of {all}: done at its end");
+    assert_eq!(player.step("5 write /d/a/more 1"), "ENOSPC");
+    assert!(player.store().nodes() + 100 > before, "{before}, then {}", player.store().nodes());
+    // What it has removed itself counts no more, whatever waits before it.
+    assert_eq!(player.step("5 rm /d/a"), "OK");
+    for n in 0..299 {
+        assert_eq!(player.step(&format!("5 write /d/b/{n} 1")), "OK");
+    }
+    assert_eq!(player.step("5 write /d/b/more 1"), "ENOSPC");
+    let client = player.connection("0");
+    assert!(player.store().is_removing(client), "{} of {all}", player.store().nodes());
+    assert_eq!(player.store().check(), Ok(()));
+    assert!(!player.store().is_removing(client));
+}
+
 #[test]
 fn q1_defaults() {
     let mut player = Player::new();

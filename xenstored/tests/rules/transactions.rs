@@ -76,6 +76,15 @@ fn t3_a_commit_fails_if_what_was_seen_has_changed() {
         ("write /a 2", "write /b 1", "OK"),
         ("rm /a", "write /a 1", "EAGAIN"),
         ("rm /a", "write /b 1", "OK"),
+        ("rm /a", "write /a/new 1", "EAGAIN"),
+        ("rm /a", "write /a/new/x/y 1", "EAGAIN"),
+        ("rm /d", "write /d/s/x/y 1", "EAGAIN"),
+        ("rm /d", "rm /d/s/x", "EAGAIN"),
+        ("rm /d", "rm /d/s", "EAGAIN"),
+        ("rm /d", "set_perms /d/s/x r0", "EAGAIN"),
+        ("rm /d/s/x", "write /d/s/other 1", "OK"),
+        ("write /d 1", "write /d/s/x 1", "OK"),
+        ("directory /d", "write /d/s/x/y 1", "OK"),
         ("read /none", "write /none 1", "EAGAIN"),
         ("read /none/x", "mkdir /none", "EAGAIN"),
         ("read /none", "write /other 1", "OK"),
@@ -90,7 +99,7 @@ fn t3_a_commit_fails_if_what_was_seen_has_changed() {
     ];
     for (inside, outside, want) in table {
         let mut player = Player::new();
-        for step in ["0 write /a 0", "0 write /b 0", "x transaction_start"] {
+        for step in ["0 write /a 0", "0 write /b 0", "0 write /d/s/x 0", "x transaction_start"] {
             player.step(step);
         }
         player.step(&format!("x.1 {inside}"));

@@ -287,7 +287,11 @@ fn xsa_418_deep_trees_need_no_deep_stack() {
              x.1 directory {deep} => ''
              0 control check => OK
              0.1 transaction_end T
-             x.1 transaction_end T
+             x.1 transaction_end T => EAGAIN
+             x transaction_start => 2
+             x.2 rm /a
+             x.2 write {deep} 3
+             x.2 transaction_end T
              0 watch {deep} w => OK ! 0 {deep} w
              0 rm /a => OK ! 0 {deep} w
              0 control check => OK
