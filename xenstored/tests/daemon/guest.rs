@@ -132,7 +132,13 @@ impl Guest {
         while self.connection() != 0 {
             self.wait();
         }
+        self.forget();
+    }
+
+    /// What it has read so far is of an earlier life.
+    pub fn forget(&mut self) {
         self.input.clear();
+        self.events.clear();
     }
 
     pub fn send(&mut self, mut bytes: &[u8]) {
@@ -140,10 +146,10 @@ impl Guest {
             let prod = self.word(REQ_PROD);
             let room = 1024 - prod.wrapping_sub(self.word(REQ_CONS)) as usize;
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
-            for (n, byte) in now.iter().enumerate() {
-                let at = prod.wrapping_add(u32::try_from(n).unwrap()) % 1024;
-                self.page.write_all_at(&[*byte], at.into()).unwrap();
-            }
+            let at = prod % 1024;
+            let (head, tail) = now.split_at(now.len().min(1024 - at as usize));
+            self.poke(at.into(), head);
+            self.poke(0, tail);
             self.set_word(REQ_PROD, prod.wrapping_add(u32::try_from(now.len()).unwrap()));
             // As Linux does it: not while the store has something of before to take.
             if self.word(REQ_CONS).wrapping_sub(prod) <= 1024 {
@@ -169,43 +175,64 @@ impl Guest {
 
     /// Type and payload of the next reply.
     pub fn reply(&mut self) -> (u32, Vec<u8>) {
+        let (kind, _, payload) = self.whole_reply();
+        (kind, payload)
+    }
+
+    /// Type, id and payload of the next reply.
+    pub fn whole_reply(&mut self) -> (u32, u32, Vec<u8>) {
         loop {
-            let (kind, payload) = self.message();
+            let (kind, id, payload) = self.message();
             if kind != WATCH_EVENT {
-                return (kind, payload);
+                return (kind, id, payload);
             }
             self.events.push(payload);
         }
+    }
+
+    /// How much more of requests the ring can take now.
+    pub fn room(&self) -> usize {
+        1024 - self.unread() as usize
     }
 
     pub fn event(&mut self) -> Vec<u8> {
         if !self.events.is_empty() {
             return self.events.remove(0);
         }
-        let (kind, payload) = self.message();
+        let (kind, _, payload) = self.message();
         assert_eq!(kind, WATCH_EVENT);
         payload
     }
 
-    fn message(&mut self) -> (u32, Vec<u8>) {
+    fn message(&mut self) -> (u32, u32, Vec<u8>) {
+        loop {
+            if let Some(message) = self.try_message() {
+                return message;
+            }
+            self.wait();
+        }
+    }
+
+    /// The next message, if it is there.
+    pub fn try_message(&mut self) -> Option<(u32, u32, Vec<u8>)> {
         loop {
             if let Some((header, payload)) = split(&self.input).unwrap() {
-                let message = (header.kind.0, payload.to_vec());
-                self.input.drain(..HEADER_LEN + message.1.len());
-                return message;
+                let message = (header.kind.0, header.req_id, payload.to_vec());
+                self.input.drain(..HEADER_LEN + message.2.len());
+                return Some(message);
             }
             let (prod, cons) = (self.word(RSP_PROD), self.word(RSP_CONS));
             let count = prod.wrapping_sub(cons);
             assert!(count <= 1024);
-            for n in 0..count {
-                let mut byte = [0];
-                let at = 1024 + cons.wrapping_add(n) % 1024;
-                self.page.read_exact_at(&mut byte, at.into()).unwrap();
-                self.input.push(byte[0]);
-            }
+            let at = cons % 1024;
+            let (all, head) = (count as usize, (count.min(1024 - at)) as usize);
+            let mut bytes = vec![0; all];
+            self.page.read_exact_at(&mut bytes[..head], (1024 + at).into()).unwrap();
+            self.page.read_exact_at(&mut bytes[head..], 1024).unwrap();
+            self.input.extend_from_slice(&bytes);
             self.set_word(RSP_CONS, prod);
             match count {
-                0 => self.wait(),
+                0 => return None,
                 // As Linux does it: the store can have waited for room only if there was none.
                 1024 => self.kick(),
                 _ => {}
@@ -215,8 +242,16 @@ impl Guest {
 
     /// Until the store notifies.
     fn wait(&self) {
+        assert!(self.wait_for(60_000), "the store is silent");
+    }
+
+    /// `false` if it does not within so many milliseconds.
+    pub fn wait_for(&self, millis: u16) -> bool {
         let mut fds = [PollFd::new(self.notify.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll(&mut fds, PollTimeout::from(60_000u16)), Ok(1), "the store is silent");
-        self.notify.read().unwrap();
+        let notified = poll(&mut fds, PollTimeout::from(millis)) == Ok(1);
+        if notified {
+            self.notify.read().unwrap();
+        }
+        notified
     }
 }

@@ -250,6 +250,71 @@ fn requests_behind_too_many_descriptors_are_answered() {
     }
 }
 
+/// Over a socket and over a ring.
+#[test]
+fn w3_messages_come_in_any_pieces_and_are_answered_in_order() {
+    use std::io::{Read, Write};
+    use xenstored::wire::{MsgType, put, split};
+    const MESSAGES: u32 = 60;
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    host.mkdir("/local/domain/5").unwrap();
+    host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+    let mut guest = Guest::new();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    let mut client = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    client.set_read_timeout(LONG).unwrap();
+    // Every third is a write, whose value the next one reads; then one that fails.
+    let path = "/local/domain/5/x\0";
+    let (mut bytes, mut want) = (Vec::new(), Vec::new());
+    for n in 0..MESSAGES {
+        let value = format!("{n}-{}", "v".repeat(n as usize * 7));
+        let (kind, payload) = match n % 3 {
+            0 => (MsgType::WRITE, format!("{path}{value}")),
+            1 => (MsgType::READ, path.to_owned()),
+            _ => (MsgType::READ, format!("/local/domain/5/none/{n}\0")),
+        };
+        put(&mut bytes, kind, n, 0, &[payload.as_bytes()]).unwrap();
+        let before = format!("{}-{}", n.wrapping_sub(1), "v".repeat(n.saturating_sub(1) as usize * 7));
+        want.push(match n % 3 {
+            0 => (11, n, b"OK\0".to_vec()),
+            1 => (2, n, before.into_bytes()),
+            _ => (16, n, b"ENOENT\0".to_vec()),
+        });
+    }
+    let take = |input: &mut Vec<u8>| {
+        let (header, payload) = split(input).unwrap()?;
+        let reply = (header.kind.0, header.req_id, payload.to_vec());
+        input.drain(..16 + reply.2.len());
+        Some(reply)
+    };
+    for piece in [1, 2, 15, 16, 17, 1000, bytes.len()] {
+        for some in bytes.chunks(piece) {
+            client.write_all(some).unwrap();
+        }
+        let (mut input, mut replies) = (Vec::new(), Vec::new());
+        while replies.len() < want.len() {
+            let mut some = [0; 4096];
+            let count = client.read(&mut some).unwrap();
+            input.extend_from_slice(&some[..count]);
+            replies.extend(std::iter::from_fn(|| take(&mut input)));
+        }
+        assert_eq!((replies, input.len()), (want.clone(), 0), "in pieces of {piece}");
+        // The ring holds fewer requests and replies than these.
+        let mut rest = bytes.as_slice();
+        let mut replies = Vec::new();
+        while replies.len() < want.len() {
+            let (now, later) = rest.split_at(rest.len().min(piece).min(guest.room()));
+            guest.send(now);
+            rest = later;
+            if rest.is_empty() || guest.room() == 0 {
+                replies.push(guest.whole_reply());
+            }
+        }
+        assert_eq!(replies, want, "in pieces of {piece} through the ring");
+    }
+}
+
 /// What was asked for before the nonsense is done, and answered.
 #[test]
 fn w2_replies_go_out_before_a_connection_is_given_up() {

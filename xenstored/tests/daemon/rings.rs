@@ -16,12 +16,14 @@ const REQ_PROD: u64 = 2052;
 const RSP_CONS: u64 = 2056;
 const RSP_PROD: u64 = 2060;
 const FEATURES: u64 = 2064;
+const ERROR_WORD: u64 = 2072;
 
 const READ: u32 = 2;
 const WATCH: u32 = 4;
 const START: u32 = 6;
 const WRITE: u32 = 11;
 const ERROR: u32 = 16;
+const RESET_WATCHES: u32 = 21;
 
 /// A domain with a home of its own.
 fn introduced(host: &mut Client, domid: u16) -> Guest {
@@ -34,9 +36,29 @@ fn introduced(host: &mut Client, domid: u16) -> Guest {
 }
 
 fn request(kind: u32, payload: &[u8]) -> Vec<u8> {
+    request_in(kind, 0, payload)
+}
+
+fn request_in(kind: u32, tx: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
-    let header = [kind, 7, 0, len].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let header = [kind, 7, tx, len].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     [&header, payload].concat()
+}
+
+/// Sends the same request as long as the store takes some, and reads nothing. Answers how many, 2000 at most.
+fn flood(guest: &mut Guest, other: &mut Guest, request: &[u8]) -> usize {
+    let (mut sent, mut quiet) = (0, 0);
+    while quiet < 50 && sent < 2000 {
+        let room = 1024 - guest.word(REQ_PROD).wrapping_sub(guest.word(REQ_CONS)) as usize;
+        if room >= request.len() {
+            guest.send(request);
+            (sent, quiet) = (sent + 1, 0);
+        } else {
+            quiet += 1;
+            assert_eq!(other.request(READ, b"/nope\0").0, ERROR, "others are served");
+        }
+    }
+    sent
 }
 
 #[test]
@@ -120,20 +142,8 @@ fn r3_what_is_larger_than_the_ring_streams_and_who_does_not_read_is_not_heard() 
     let value = vec![b'v'; 1900];
     assert_eq!(guest.request(WRITE, &[b"big\0", &value[..]].concat()).0, WRITE);
     assert_eq!(guest.request(READ, b"big\0"), (READ, value.clone()));
-    // A hundred requests, and no reply is read: the store stops reading them, but for those it has taken in.
-    let mut sent = 0;
-    let read = request(READ, b"big\0");
-    let mut quiet = 0;
-    while quiet < 50 && sent < 1000 {
-        let room = 1024 - guest.word(REQ_PROD).wrapping_sub(guest.word(REQ_CONS)) as usize;
-        if room >= read.len() {
-            guest.send(&read);
-            (sent, quiet) = (sent + 1, 0);
-        } else {
-            quiet += 1;
-            assert_eq!(other.request(READ, b"/nope\0").0, ERROR, "others are served");
-        }
-    }
+    // No reply is read: the store stops reading requests, but for those it has taken in.
+    let sent = flood(&mut guest, &mut other, &request(READ, b"big\0"));
     assert!(sent < 200, "{sent} requests were taken");
     for n in 0..sent {
         assert_eq!(guest.reply(), (READ, value.clone()), "reply {n} of {sent}");
@@ -164,6 +174,120 @@ fn xsa_325_the_death_of_a_domain_with_a_bad_ring_is_announced() {
     drop(guest);
     assert_eq!(event(&mut host), ("@releaseDomain".into(), "out".into()));
     assert_eq!(host.read_opt("/local/domain/5").unwrap(), None);
+}
+
+/// Whatever the limit of outstanding replies is, what waits is bounded by that of memory.
+#[test]
+fn xsa_326_unread_replies_are_bounded_without_a_limit_of_their_own() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let (mut guest, mut other) = (introduced(&mut host, 5), introduced(&mut host, 6));
+    for limit in [&b"5\0outstanding\x000\0"[..], b"5\0memory\x00400000\0"] {
+        host.request(MsgType::SET_QUOTA, "", &[limit], &[]).unwrap();
+    }
+    let value = vec![b'v'; 1900];
+    assert_eq!(guest.request(WRITE, &[b"big\0", &value[..]].concat()).0, WRITE);
+    assert_eq!(guest.request(WATCH, b"e\0t\0").0, WATCH);
+    assert_eq!(guest.event(), b"e\0t\0");
+    let sent = flood(&mut guest, &mut other, &request(READ, b"big\0"));
+    assert!((80..300).contains(&sent), "{sent} requests were taken");
+    // There is room for events beside them.
+    host.write("/local/domain/5/e", "").unwrap();
+    for n in 0..sent {
+        assert_eq!(guest.reply(), (READ, value.clone()), "reply {n} of {sent}");
+    }
+    assert_eq!(guest.event(), b"e\0t\0");
+    assert_eq!(guest.word(ERROR_WORD), 0);
+}
+
+/// Sockets and rings: lengths that are negative elsewhere.
+#[test]
+fn xsa_420_a_message_that_is_too_long_ends_its_connection() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = introduced(&mut host, 5);
+    for len in [4097u32, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+        let header = [READ, 1, 0, len].map(u32::to_le_bytes).concat();
+        let mut client = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        client.set_read_timeout(crate::LONG).unwrap();
+        client.write_all(&header).unwrap();
+        assert_eq!(client.read(&mut [0; 64]).unwrap(), 0, "dropped at once, not after {len} bytes");
+        guest.send(&header);
+        assert_eq!(guest.wait_for_error(), 3);
+        guest.reconnect();
+        assert_eq!(guest.request(READ, b"/nope\0").0, ERROR);
+    }
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
+}
+
+/// It begins anew while replies wait for room in its ring, and for more of its requests to be taken.
+#[test]
+fn xsa_425_a_domain_begins_anew_while_replies_wait() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let (mut guest, mut other) = (introduced(&mut host, 5), introduced(&mut host, 6));
+    let value = vec![b'v'; 1900];
+    for round in 0..4 {
+        assert_eq!(guest.request(WRITE, &[b"big\0", &value[..]].concat()).0, WRITE);
+        assert_eq!(guest.request(WATCH, b"big\0t\0").0, WATCH);
+        assert_eq!(guest.event(), b"big\0t\0");
+        assert_eq!(guest.request(START, b"\0").0, START);
+        // RESET_WATCHES among those that are taken, or behind them.
+        let reset = request(RESET_WATCHES, b"\0");
+        if round % 2 == 0 {
+            guest.send(&reset);
+        }
+        flood(&mut guest, &mut other, &request(READ, b"big\0"));
+        assert_eq!(guest.word(RSP_PROD).wrapping_sub(guest.word(RSP_CONS)), 1024);
+        assert!(guest.unread() > 1000);
+        host.write("/local/domain/5/big", &value).unwrap();
+        // The same page, or a new one, as after kexec.
+        if round < 2 {
+            host.introduce(5, 1, 2, guest.fds()).unwrap();
+            guest.forget();
+        } else {
+            let new = Guest::new();
+            host.introduce(5, 1, 3, new.fds()).unwrap();
+            guest = new;
+        }
+        assert_eq!([REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD].map(|at| guest.word(at)), [0; 4]);
+        assert_eq!(guest.request(RESET_WATCHES, b"\0"), (RESET_WATCHES, b"OK\0".to_vec()));
+        assert_eq!(guest.request(READ, b"big\0"), (READ, value.clone()), "nothing of before");
+        let report = host.control(&["quota", "5"]).unwrap();
+        assert!(report.contains("watches          :        0"), "{report}");
+        assert!(report.contains("transactions     :        0"), "{report}");
+        assert_eq!(host.control(&["check"]).unwrap(), "OK");
+    }
+}
+
+/// Through a ring, from which messages of this size come in several pieces.
+#[test]
+fn xsa_416_malformed_requests_leave_no_memory_behind() {
+    let daemon = Daemon::start();
+    let mut host = daemon.client();
+    let mut guest = introduced(&mut host, 5);
+    let (mut sent, mut early) = (0, 0);
+    for round in 0..2500u32 {
+        // Of every kind that is a request or not, but those that end or begin something.
+        let kinds = (0..32).filter(|kind| ![START, WATCH].contains(kind));
+        let small: Vec<u8> = kinds.clone().flat_map(|kind| request_in(kind, round % 3, b"/")).collect();
+        guest.send(&small);
+        let big = request(round % 32, &[b'/'; 4096][..4096 - 64 * usize::from(round % 2 == 0)]);
+        guest.send(&big);
+        let nul = request_in(round % 32, 9, &[0; 500]);
+        guest.send(&nul);
+        for _ in 0..kinds.count() + 2 {
+            guest.reply();
+            sent += 1;
+        }
+        if round == 250 {
+            early = daemon.status("VmRSS:");
+        }
+    }
+    let now = daemon.status("VmRSS:");
+    assert!(sent >= 80_000 && now <= early + 512, "{early} KiB, and {now} after {sent} requests");
+    assert_eq!(host.control(&["check"]).unwrap(), "OK");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xenstored::client::Client;
+use xenstored::client::{Batch, Client};
 
 use crate::guest::Guest;
 use crate::host::Daemon;
@@ -48,6 +48,8 @@ impl Chance {
 struct Tally {
     honest_writes: AtomicU64,
     honest_events: AtomicU64,
+    honest_removals: AtomicU64,
+    honest_guest: AtomicU64,
     hostile_moves: AtomicU64,
     rude_messages: AtomicU64,
     introductions: AtomicU64,
@@ -98,6 +100,161 @@ fn count_up(
         assert_eq!(client.read_string(path)?, acknowledged.to_string());
         assert!(client.next_event(Some(Duration::ZERO))?.is_none(), "an event too many");
         tally.honest_events.fetch_add(1, Relaxed);
+    }
+    Ok(())
+}
+
+/// Makes a subtree and removes it: both are told once, on top and on what goes with it.
+fn honest_remover(socket: &Path, n: usize, stop: &AtomicBool, tally: &Tally) {
+    while let Some(mut client) = connect(socket, stop) {
+        let _ = make_and_remove(&mut client, &format!("/gone/{n}"), stop, tally);
+    }
+}
+
+fn make_and_remove(
+    client: &mut Client,
+    path: &str,
+    stop: &AtomicBool,
+    tally: &Tally,
+) -> xenstored::client::Result<()> {
+    let deep = format!("{path}/a/b");
+    client.rm(path).or_else(|error| error.errno().map(drop).ok_or(error))?;
+    for (path, token) in [(path, "top"), (&deep, "low")] {
+        client.watch(path, token)?;
+        client.next_event(LONG)?.expect("the first event");
+    }
+    let expect = |client: &mut Client, paths: [&str; 2]| {
+        let mut told = Vec::new();
+        for _ in paths {
+            let event = client.next_event(LONG)?.expect("an event");
+            told.push((event.token, event.path));
+        }
+        told.sort();
+        assert_eq!(told, [("low", paths[0]), ("top", paths[1])].map(|(a, b)| (a.to_owned(), b.to_owned())));
+        let there = client.read_opt(&deep)?.is_some();
+        assert!(client.next_event(Some(Duration::ZERO))?.is_none(), "an event too many");
+        Ok::<_, xenstored::client::Error>(there)
+    };
+    for round in 0.. {
+        if stop.load(Relaxed) {
+            break;
+        }
+        client.write(&deep, "1")?;
+        assert!(expect(client, [&deep, &deep])?);
+        if round % 20 == 0 {
+            // More than a request does away with by itself.
+            let mut batch = Batch::default();
+            (0..500).for_each(|n| batch.write(&format!("{path}/many/{n}"), "1"));
+            client.run(&batch)?;
+            for _ in 0..500 {
+                assert_eq!(client.next_event(LONG)?.expect("an event").token, "top");
+            }
+        }
+        client.rm(path)?;
+        assert!(!expect(client, [&deep, path])?);
+        tally.honest_removals.fetch_add(1, Relaxed);
+    }
+    Ok(())
+}
+
+/// How often two nodes were counted up together, and how often nobody said whether they were.
+#[derive(Debug, Default)]
+struct Pair {
+    done: AtomicU64,
+    unknown: AtomicU64,
+}
+
+/// Two nodes that are changed in transactions only, by several clients at once.
+fn honest_transactor(socket: &Path, pair: &Pair, stop: &AtomicBool) {
+    while let Some(mut client) = connect(socket, stop) {
+        while !stop.load(Relaxed) {
+            let counted = client.transaction(|tx| {
+                let [one, two] = [tx.read_opt("/pair/one")?, tx.read_opt("/pair/two")?]
+                    .map(|value| value.map_or(0, |value| value.parse::<u64>().unwrap()));
+                tx.write("/pair/one", (one + 1).to_string())?;
+                tx.write("/pair/two", (two + 1).to_string())?;
+                Ok::<_, xenstored::client::Error>((one, two))
+            });
+            let counter = if counted.is_ok() { &pair.done } else { &pair.unknown };
+            counter.fetch_add(1, Relaxed);
+            let Ok((one, two)) = counted else { break };
+            assert_eq!(one, two, "half a transaction");
+        }
+    }
+}
+
+const HONEST_DOMAIN: u16 = 50;
+
+/// A domain that counts up in its ring, and is told of what the host does. It begins anew when the store was killed.
+fn honest_guest(socket: &Path, stop: &AtomicBool, tally: &Tally) {
+    let (mut guest, mut acknowledged) = (Guest::new(), 0);
+    while let Some(mut host) = connect(socket, stop) {
+        let _ = count_in_ring(&mut host, &mut guest, &mut acknowledged, stop, tally);
+    }
+}
+
+/// The next message of the ring, unless the host's connection shows that the store is gone.
+fn next(host: &mut Client, guest: &mut Guest) -> xenstored::client::Result<(u32, Vec<u8>)> {
+    loop {
+        if let Some((kind, _, payload)) = guest.try_message() {
+            return Ok((kind, payload));
+        }
+        if !guest.wait_for(200) {
+            host.read("/tool")?;
+        }
+    }
+}
+
+fn count_in_ring(
+    host: &mut Client,
+    guest: &mut Guest,
+    acknowledged: &mut u64,
+    stop: &AtomicBool,
+    tally: &Tally,
+) -> xenstored::client::Result<()> {
+    const READ: u32 = 2;
+    const WATCH: u32 = 4;
+    const WRITE: u32 = 11;
+    const RM: u32 = 13;
+    const EVENT: u32 = 15;
+    introduce(host, HONEST_DOMAIN, guest)?;
+    guest.set_word(2068, 1);
+    guest.kick();
+    while guest.connection() != 0 {
+        if !guest.wait_for(200) {
+            host.read("/tool")?;
+        }
+    }
+    guest.forget();
+    let home = format!("/local/domain/{HONEST_DOMAIN}");
+    let there = host.read_opt(&format!("{home}/mine"))?.map_or(0, |value| value.parse().unwrap());
+    assert!(there == *acknowledged || there == *acknowledged + 1, "{there}, not {acknowledged}");
+    *acknowledged = there;
+    let ask = |host: &mut Client, guest: &mut Guest, kind, payload: &[u8], want: &[u8]| {
+        guest.put_request(kind, 0, payload);
+        guest.kick();
+        assert_eq!(next(host, guest)?, (kind, want.to_vec()));
+        Ok::<_, xenstored::client::Error>(())
+    };
+    let told = |host: &mut Client, guest: &mut Guest| {
+        assert_eq!(next(host, guest)?, (EVENT, b"data/x\0t\0".to_vec()));
+        Ok::<_, xenstored::client::Error>(())
+    };
+    ask(host, guest, WATCH, b"data/x\0t\0", b"OK\0")?;
+    told(host, guest)?;
+    while !stop.load(Relaxed) {
+        // An event too many would come before one of these replies.
+        let value = (*acknowledged + 1).to_string();
+        host.write(&format!("{home}/data/x"), &value)?;
+        told(host, guest)?;
+        ask(host, guest, READ, b"data/x\0", value.as_bytes())?;
+        ask(host, guest, WRITE, format!("mine\0{value}").as_bytes(), b"OK\0")?;
+        *acknowledged += 1;
+        assert_eq!(host.read_string(&format!("{home}/mine"))?, value);
+        host.rm(&format!("{home}/data"))?;
+        told(host, guest)?;
+        ask(host, guest, RM, b"data\0", b"OK\0")?;
+        tally.honest_guest.fetch_add(1, Relaxed);
     }
     Ok(())
 }
@@ -216,14 +373,19 @@ fn torture() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::with(&["--state-dir", folder.path().to_str().unwrap()]);
     let (socket, daemon) = (daemon.socket(), Mutex::new(daemon));
-    let (stop, tally) = (AtomicBool::new(false), Tally::default());
+    let (stop, tally, pair) = (AtomicBool::new(false), Tally::default(), Pair::default());
     let before = descriptors(&daemon.lock().unwrap());
     let (mut kills, mut updates) = (0, 0);
     thread::scope(|scope| {
-        let (socket, stop, tally) = (&socket, &stop, &tally);
+        let (socket, stop, tally, pair) = (&socket, &stop, &tally, &pair);
         for n in 0..HONEST {
             scope.spawn(move || honest(socket, n, stop, tally));
         }
+        for n in 0..2 {
+            scope.spawn(move || honest_remover(socket, n, stop, tally));
+            scope.spawn(move || honest_transactor(socket, pair, stop));
+        }
+        scope.spawn(move || honest_guest(socket, stop, tally));
         for domid in 100..100 + HOSTILE_RINGS {
             scope.spawn(move || hostile(socket, domid, stop, tally));
         }
@@ -252,10 +414,13 @@ fn torture() {
     let mut host = daemon.client();
     host.set_timeout(LONG);
     assert_eq!(host.control(&["check"]).unwrap(), "OK");
-    println!("{tally:?} kills {kills} live updates {updates} RSS {} KiB", daemon.status("VmRSS:"));
+    let (done, unknown) = (pair.done.load(Relaxed), pair.unknown.load(Relaxed));
+    let counted = host.read_opt("/pair/two").unwrap().map_or(0, |value| value.parse().unwrap());
+    assert!((done..=done + unknown).contains(&counted), "{counted} transactions, {pair:?}");
+    println!("{tally:?} {pair:?} kills {kills} live updates {updates} RSS {} KiB", daemon.status("VmRSS:"));
     // All guests and clients are gone, and what they had with them. Of a domain that died while there was no daemon
     // nobody has told this one.
-    for domid in 100..100 + HOSTILE_RINGS {
+    for domid in (100..100 + HOSTILE_RINGS).chain([HONEST_DOMAIN]) {
         let _ = host.release(domid);
     }
     for _ in 0..1000 {
@@ -271,5 +436,7 @@ fn torture() {
     let kept: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
     println!("{kept} bytes in the state folder");
     assert!(kept < 32 << 20, "{kept} bytes in the state folder");
-    assert!(tally.honest_writes.load(Relaxed) > 0 && tally.introductions.load(Relaxed) > 0);
+    let all =
+        [&tally.honest_writes, &tally.honest_removals, &tally.honest_guest, &pair.done, &tally.introductions];
+    assert!(all.iter().all(|count| count.load(Relaxed) > 0), "{tally:?} {pair:?}");
 }

@@ -41,6 +41,22 @@ fn w1_the_header_is_echoed() {
     }
 }
 
+/// The row Types: what may be asked, what is only answered, what is neither.
+#[test]
+fn types_have_their_numbers() {
+    let names = "CONTROL DIRECTORY READ GET_PERMS WATCH UNWATCH TRANSACTION_START TRANSACTION_END INTRODUCE RELEASE \
+                 GET_DOMAIN_PATH WRITE MKDIR RM SET_PERMS WATCH_EVENT ERROR IS_DOMAIN_INTRODUCED RESUME SET_TARGET - \
+                 RESET_WATCHES DIRECTORY_PART GET_FEATURE SET_FEATURE GET_QUOTA SET_QUOTA";
+    let mut player = Player::new();
+    for (number, name) in (0..).zip(names.split_whitespace()) {
+        assert_eq!(MsgType(number).name(), Some(name).filter(|name| *name != "-"), "{number}");
+        // Without arguments every request is answered, if only that some are missing.
+        let no_request = ["-", "WATCH_EVENT", "ERROR"].contains(&name);
+        assert_eq!(player.step(&format!("0 {number}")) == "ENOSYS", no_request, "{name}");
+    }
+    assert_eq!((MsgType(27).name(), player.step("0 27 x")), (None, "ENOSYS".into()));
+}
+
 #[test]
 fn w2_a_payload_of_4096_bytes_is_legal() {
     play(
