@@ -13,11 +13,21 @@ id=$(xlr domid g)
 pid=$(pidof xen-emu)
 back=/local/domain/0/backend
 
-# What the guest does with whatever comes: nothing of it waits for anything else.
+# What the guest does with whatever comes: nothing of it waits for anything else. The line is opened once in each of its lives: who opens it
+# while it goes has Linux use memory that it has freed (docs/xl-compatibility.md).
 must 90 'cat >/tmp/load <<"END"
 disk() { while :; do [ -b /dev/xvdb ] && dd if=/dev/zero of=/dev/xvdb bs=64k oflag=direct conv=nocreat 2>/dev/null; sleep 0.1; done; }
 card() { while :; do ip link set eth0 up && ip addr add 192.168.77.60/24 dev eth0 && ping -q -c 50 -i 0.02 -s 1400 192.168.77.1; sleep 0.1; done; }
-line() { while :; do { cat /dev/hvc1 & while echo "this is a line for the other end" >/dev/hvc1; do sleep 0.02; done; kill $!; } 2>/dev/null; sleep 0.1; done; }
+console=/sys/bus/xen/devices/console-1
+which() { stat -L -c %i $console; }
+line() {
+    while sleep 0.1; do
+        now=$(which)
+        [ "$now" != "$last" ] && grep -qx Connected $console/state && [ "$(which)" = "$now" ] || continue
+        last=$now
+        (exec 3<>/dev/hvc1; cat <&3 & while echo "this is a line for the other end" >&3; do sleep 0.02; done; kill $!; wait)
+    done 2>/dev/null
+}
 disk & card & line & wait
 END
 sh /tmp/load >/tmp/load.log 2>&1 & echo started'
@@ -25,12 +35,14 @@ sh /tmp/load >/tmp/load.log 2>&1 & echo started'
 # all STATE: the three backends read so.
 state() { [ "$(xenstore read $back/"$1"/state 2>/dev/null)" = "$2" ]; }
 all() { state "vbd/$id/51728" "$1" && state "vif/$id/0" "$1" && state "console/$id/1" "$1"; }
+speaks() { xlr describe g devices | grep -q 'console 1:.* bytes-from-guest [1-9]'; }
 none() { for node in vbd/$id/51728 vif/$id/0 console/$id/1; do ! xenstore read $back/$node/state >/dev/null 2>&1 || return 1; done; }
 come() {
     xlr block-attach g "$scratch,raw,xvdb,rw" || fail "round $1: block-attach ended with status $?"
     xlr network-attach g bridge=xenbr0 mac=00:16:3e:00:77:02 || fail "round $1: network-attach ended with status $?"
     xlr channel-attach g connection=socket name=agent path=/tmp/test/agent || fail "round $1: channel-attach ended with status $?"
     until_true 120 all 4 || { xenstore ls -f | grep -E "/(vbd|vif|console)/"; fail "round $1: not all three are connected after 120 s"; }
+    until_true 120 speaks || fail "round $1: nothing comes from the guest by the channel in 120 s"
 }
 go() {
     # Every fifth time by force, which waits for nobody.
