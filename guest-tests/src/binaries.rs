@@ -80,11 +80,32 @@ fn programs(packages: &[(&str, &[&str])], debug: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn microkernels() -> Result<Vec<PathBuf>> {
+    for target in [BARE, BARE_32] {
+        install_target(target)?;
+    }
     let common = ["-p", MICROKERNELS, "--release", "--target"];
     let wide = executables(&mut build_command(&[&common[..], &[BARE, "--bins"]].concat()))?;
     let narrow = [BARE_32, "--features", "bits32", "--bin", "bits32"];
     let narrow = executables(&mut build_command(&[&common[..], &narrow].concat()))?;
     Ok([wide, narrow].concat())
+}
+
+/// Has rustup fetch a target of `rust-toolchain.toml` that is not there. rustup does so by itself when it fetches the toolchain, but not for
+/// a toolchain that was there before, where it may not install anything unasked (`RUSTUP_AUTO_INSTALL=0`).
+fn install_target(target: &str) -> Result<()> {
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--print", "target-libdir", "--target", target]).current_dir(workspace());
+    let found = rustc.output().context("cannot run rustc")?;
+    let folder = String::from_utf8_lossy(&found.stdout);
+    if found.status.success() && Path::new(folder.trim()).is_dir() {
+        return Ok(());
+    }
+    let added = Command::new("rustup").args(["target", "add", target]).current_dir(workspace()).status();
+    ensure!(
+        added.is_ok_and(|status| status.success()),
+        "the Rust toolchain has no {target}: rustup target add {target}"
+    );
+    Ok(())
 }
 
 /// One of cargo's commands on the workspace, with a target folder of the lab's own.
