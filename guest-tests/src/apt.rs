@@ -12,10 +12,33 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cache::Cache;
 use crate::step::{step, watch_download};
 
-/// The suites of Debian's archive the packages are from, on any host: they run from the cache with their own libraries.
-const SUITES: [&str; 3] = ["bookworm", "trixie", "trixie-backports"];
-/// The suite of its security archive, for the kernels.
-const SECURITY: &str = "bookworm-security";
+/// Suites whose lists are kept together.
+#[derive(Debug)]
+pub struct Suites {
+    /// The folder of the cache for lists and state.
+    folder: &'static str,
+    /// Of Debian's archive.
+    archive: &'static [&'static str],
+    /// Of its security archive, for the kernels.
+    security: &'static str,
+    /// More options of the sources, each with a space behind it.
+    options: &'static str,
+}
+
+/// Where the packages are from, on any host: they run from the cache with their own libraries.
+pub const CURRENT: Suites = Suites {
+    folder: "apt",
+    archive: &["bookworm", "trixie", "trixie-backports"],
+    security: "bookworm-security",
+    options: "",
+};
+/// Debian 11, which mirrors need not have any more: its lists may be missing while the others are there. Nobody renews them.
+pub const OLD: Suites = Suites {
+    folder: "apt-old",
+    archive: &["bullseye"],
+    security: "bullseye-security",
+    options: "check-valid-until=no ",
+};
 /// Debian's keys; where the package debian-archive-keyring is missing apt's trusted keys decide.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -36,15 +59,15 @@ pub struct Apt {
 
 impl Apt {
     /// Writes the configuration and fetches the package lists if there are none. The caller holds the cache's lock.
-    pub fn open(cache: &Cache) -> Result<Self> {
-        let apt = Self { folder: cache.root().join("apt") };
+    pub fn open(cache: &Cache, suites: &Suites) -> Result<Self> {
+        let apt = Self { folder: cache.root().join(suites.folder) };
         for folder in ["state", "lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.folder.join(folder))?;
         }
         fs::write(apt.folder.join("status"), "")?;
         fs::write(apt.folder.join("apt.conf"), configuration(&apt.folder)?)?;
         // The lists belong to the sources they were fetched from.
-        let sources = sources()?;
+        let sources = sources(suites)?;
         if fs::read_to_string(apt.folder.join("updated")).is_ok_and(|of| of == sources) {
             return Ok(apt);
         }
@@ -137,7 +160,7 @@ fn configuration(folder: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn sources() -> Result<String> {
+fn sources(suites: &Suites) -> Result<String> {
     let format = "$(REPO_URI) $(RELEASE) $(ORIGIN)";
     let listed =
         run(Command::new("apt-get").args(["indextargets", "Created-By: Packages", "--format", format]))
@@ -149,12 +172,12 @@ fn sources() -> Result<String> {
         )
     })?;
     let option = if Path::new(KEYRING).exists() {
-        format!("[arch=amd64 signed-by={KEYRING}]")
+        format!("[arch=amd64 {}signed-by={KEYRING}]", suites.options)
     } else {
-        "[arch=amd64]".to_owned()
+        format!("[arch=amd64 {}]", suites.options)
     };
-    let mut text = format!("deb {option} {security} {SECURITY} main\n");
-    for suite in SUITES {
+    let mut text = format!("deb {option} {security} {} main\n", suites.security);
+    for suite in suites.archive {
         text += &format!("deb {option} {archive} {suite} main\n");
     }
     Ok(text)

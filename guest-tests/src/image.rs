@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::apt::{Apt, Package};
+use crate::apt::{Apt, CURRENT, Package};
 use crate::cache::Cache;
 use crate::step::step;
 
@@ -147,7 +147,7 @@ impl Image {
 
     /// Fetches everything, with fresh lists if the mirror no longer has what the old ones name.
     fn download(&self, cache: &Cache, debs: &Path) -> Result<()> {
-        let apt = Apt::open(cache)?;
+        let apt = Apt::open(cache, &CURRENT)?;
         step("packages", || {
             if self.fetch(&apt, debs).is_err() {
                 apt.update()?;

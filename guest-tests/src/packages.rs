@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::apt::{Apt, Package, run};
+use crate::apt::{Apt, CURRENT, OLD, Package, run};
 use crate::cache::Cache;
 use crate::step::step;
 
@@ -17,6 +17,8 @@ enum Choice {
     Closure(&'static str, &'static [&'static str]),
     /// The newest package named like this.
     Newest(&'static str),
+    /// The newest package of Debian 11 named like this; mirrors need not have it.
+    Old(&'static str),
 }
 
 /// A folder of unpacked packages.
@@ -46,7 +48,12 @@ pub const XEN_LIBRARIES: Set =
     Set { name: "xen-libraries", choice: Choice::Closure("trixie", &["libxenmisc4.20"]) };
 
 /// Debian's kernels by the names the lab calls them.
-pub const KERNELS: [(&str, Set); 4] = [
+pub const KERNELS: [(&str, Set); 5] = [
+    // Debian's last one that calls through the hypercall page.
+    (
+        "5.10-cloud",
+        Set { name: "linux-5.10-cloud", choice: Choice::Old(r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$") },
+    ),
     (
         "6.12-cloud",
         Set {
@@ -87,12 +94,17 @@ impl Set {
         Ok(folder)
     }
 
+    /// Whether it is of a release that mirrors drop at some time.
+    pub fn may_be_missing(&self) -> bool {
+        matches!(self.choice, Choice::Old(_))
+    }
+
     fn fetch(&self, cache: &Cache, folder: &Path, request: &str) -> Result<()> {
         let sets = cache.root().join("sets");
         fs::create_dir_all(&sets)?;
         let debs = tempfile::tempdir_in(cache.root())?;
         let unpacked = tempfile::tempdir_in(&sets)?;
-        let apt = Apt::open(cache)?;
+        let apt = Apt::open(cache, if self.may_be_missing() { &OLD } else { &CURRENT })?;
         let packages = self.resolve(&apt)?;
         if apt.download(&packages, debs.path()).is_err() {
             // The lists were fetched once, perhaps long ago; the mirror keeps only what is current.
@@ -115,7 +127,7 @@ impl Set {
     fn resolve(&self, apt: &Apt) -> Result<Vec<Package>> {
         match self.choice {
             Choice::Closure(suite, packages) => apt.closure(suite, packages),
-            Choice::Newest(pattern) => apt.newest(pattern),
+            Choice::Newest(pattern) | Choice::Old(pattern) => apt.newest(pattern),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is done in every way that a guest's events come: with KVM_XEN and on a host without, 2-level and FIFO.
 //!
-//! Both of Debian's kernels boot with 1 to 4 vCPUs every day. What takes minutes is `long-`: the console, disks and cards of guests with
+//! Both of Debian's kernels boot with 1 to 4 vCPUs every day, and Debian 11's, which calls through the hypercall page, with two. What takes minutes is `long-`: the console, disks and cards of guests with
 //! 1, 4 and 3 vCPUs, and whole systems, Debian 12 with its 6.1 and Debian 13 with its 6.12. Where the table of `matrix.rs` has a row
 //! like that for every day it is there.
 
@@ -27,6 +27,8 @@ const WAYS: [Way; 4] = [
     Way { prefix: "plain-", host: Plain, abi: "fifo", line: FIFO, in_table: false },
 ];
 const KERNELS: [&str; 2] = ["6.12-cloud", "6.1-cloud"];
+/// The kernel that calls through the hypercall page, and its vCPUs.
+const PAGE: (&str, &str) = ("5.10-cloud", "2");
 /// Of hostile guests.
 const SEEDS: u32 = 10;
 const VCPUS: [&str; 4] = ["1", "2", "3", "4"];
@@ -37,11 +39,10 @@ pub fn cases() -> impl Iterator<Item = Case> {
 }
 
 fn boots(way: &Way) -> impl Iterator<Item = Case> {
-    KERNELS.iter().flat_map(move |kernel| {
-        VCPUS.iter().map(move |vcpus| {
-            let name = format!("{}boot-{}-{kernel}-{vcpus}cpu", way.prefix, way.abi);
-            Case::new(name, way.host, "boot.sh", &[kernel, vcpus, "512", "poweroff", way.abi], 150)
-        })
+    let all = KERNELS.iter().flat_map(|kernel| VCPUS.iter().map(move |vcpus| (*kernel, *vcpus)));
+    all.chain([PAGE]).map(move |(kernel, vcpus)| {
+        let name = format!("{}boot-{}-{kernel}-{vcpus}cpu", way.prefix, way.abi);
+        Case::new(name, way.host, "boot.sh", &[kernel, vcpus, "512", "poweroff", way.abi], 150)
     })
 }
 
@@ -83,12 +84,16 @@ mod tests {
     fn every_combination_is_there_once() {
         let mut names: Vec<String> = cases().map(|case| case.name).collect();
         let all = names.len();
-        assert_eq!(all, 4 * 2 * 4 + 3 * 3 + 3 * 2 + 10);
+        assert_eq!(all, 4 * (2 * 4 + 1) + 3 * 3 + 3 * 2 + 10);
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all);
-        for name in ["boot-2level-6.1-cloud-3cpu", "plain-boot-fifo-6.12-cloud-4cpu", "long-plain-block-fifo"]
-        {
+        for name in [
+            "boot-2level-6.1-cloud-3cpu",
+            "boot-fifo-5.10-cloud-2cpu",
+            "plain-boot-fifo-6.12-cloud-4cpu",
+            "long-plain-block-fifo",
+        ] {
             assert!(names.iter().any(|known| known == name), "{name}");
         }
     }
