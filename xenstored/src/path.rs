@@ -147,8 +147,8 @@ pub(crate) fn resolve(arg: &[u8], caller: DomId, path_max: Option<usize>) -> Res
         None | Some(b'@') => return Err(Errno::EINVAL),
         Some(_) => Cow::Owned(below_home(caller, text)),
     };
-    let limit = path_max.map_or(XENSTORE_ABS_PATH_MAX, |max| max + home_prefix_len(&path));
-    let fits = path.len() <= limit.min(XENSTORE_ABS_PATH_MAX);
+    let within = |max: usize| path.len() <= max || path.len() <= max + home_prefix_len(&path);
+    let fits = path.len() <= XENSTORE_ABS_PATH_MAX && path_max.is_none_or(within);
     if fits && is_well_formed(&path) { Ok(path) } else { Err(Errno::EINVAL) }
 }
 

@@ -345,14 +345,13 @@ fn chunk_of(chunks: &[Chunk], hash: u32, name: &[u8]) -> (usize, (u32, u32)) {
 fn find(slots: &[Slot], (low, high): (u32, u32), hash: u32, name: &[u8]) -> Result<usize, usize> {
     let above = u64::from(hash.saturating_sub(low)) * slots.len() as u64;
     let guess = usize::try_from(above / (u64::from(high.saturating_sub(low)) + 1)).unwrap_or(usize::MAX);
-    let (before, behind) = slots.split_at_checked(guess).unwrap_or((slots, &[]));
-    let mut at = before.len() - before.iter().rev().take_while(|slot| slot.hash >= hash).count();
-    if at == before.len() {
-        at += behind.iter().take_while(|slot| slot.hash < hash).count();
+    let mut at = guess.min(slots.len());
+    while at > 0 && slots.get(at - 1).is_some_and(|slot| slot.hash >= hash) {
+        at -= 1;
     }
-    // Rarely more than one has the hash.
-    while let Some(slot) = slots.get(at).filter(|slot| slot.hash == hash) {
-        match slot.node.text.name().cmp(name) {
+    while let Some(slot) = slots.get(at).filter(|slot| slot.hash <= hash) {
+        // Rarely more than one has the hash.
+        match slot.cmp(hash, name) {
             Ordering::Less => at += 1,
             Ordering::Equal => return Ok(at),
             Ordering::Greater => break,
