@@ -12,13 +12,12 @@ use crate::store::{Call, Store};
 use crate::watch::Watch;
 use crate::wire::{Errno, number, whole_args};
 
-/// `path\0token\0`, and with the feature WATCHDEPTH `depth\0`; what may follow is reserved. The reply comes first, then
-/// one event.
+/// `path\0token\0`, and with the feature WATCHDEPTH `depth\0`. The reply comes first, then one event.
 pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = whole_args(call.payload);
     let (arg, token, depth) = match list[..] {
         [arg, token] => (arg, token, None),
-        [arg, token, depth, ..] => (arg, token, Some(number(depth)?)),
+        [arg, token, depth] => (arg, token, Some(number(depth)?)),
         _ => return Err(Errno::EINVAL),
     };
     let name = store.name(call, arg)?;
@@ -63,7 +62,7 @@ pub(super) fn watch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
 
 pub(super) fn unwatch(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Result<(), Errno> {
     let list = whole_args(call.payload);
-    let [arg, token, ..] = list[..] else { return Err(Errno::EINVAL) };
+    let [arg, token] = list[..] else { return Err(Errno::EINVAL) };
     let name = store.name(call, arg)?;
     let state = store.conns.get_mut(&call.conn).ok_or(Errno::EINVAL)?;
     let number = state.watches.remove(&(name.as_str().into(), token.into())).ok_or(Errno::ENOENT)?;
