@@ -24,8 +24,6 @@ use xen_abi::io::xs_wire::{
 /// Bytes of the ring page.
 pub const PAGE_SIZE: usize = 4096;
 
-const SIZE: usize = XENSTORE_RING_SIZE as usize;
-
 /// The protocol uses the page up to here. Behind that is what [`Ring::keep`] keeps: a mark, an index, a length, bytes.
 const KEPT: usize = 2080;
 const KEPT_MARK: usize = KEPT;
@@ -159,6 +157,12 @@ impl Ring {
         self.page.store(ERROR, error)
     }
 
+    /// Whether the guest has sent anything.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        matches!((self.page.load(REQ_PROD), self.page.load(REQ_CONS)), (Ok(prod), Ok(cons)) if prod != cons)
+    }
+
     /// Appends what the guest has sent to `bytes`, and leaves it where it is until [`Ring::consume`]. Answers how much
     /// that was.
     ///
@@ -171,13 +175,11 @@ impl Ring {
             return Ok(0);
         }
         let at = pieces::<XENSTORE_RING_SIZE>(cons, waiting);
-        let mut copy = [0; SIZE];
-        let (head, rest) = copy.split_at_mut(at.head);
+        let before = bytes.len();
+        bytes.resize(before + waiting as usize, 0);
+        let (head, tail) = bytes.split_at_mut(before).1.split_at_mut(at.head);
         self.page.read(REQ_RING + at.offset, head)?;
-        let tail = rest.get_mut(..at.tail).unwrap_or_default();
         self.page.read(REQ_RING, tail)?;
-        bytes.extend_from_slice(head);
-        bytes.extend_from_slice(tail);
         Ok(waiting as usize)
     }
 

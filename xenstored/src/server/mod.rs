@@ -2,11 +2,12 @@
 //!
 //! What the kernel reports only notes who has something to do; then `Server::turn` gives everybody in the queue a bounded
 //! slice. No descriptor ever blocks. A connection whose peer does not read is not read from either. Rings are looked at
-//! when their domain kicks and when something is sent to it, never otherwise.
+//! when their domain kicks, when something is sent to it, and for a moment after it was answered quickly: see `linger`.
 
 mod control;
 mod counters;
 mod fds;
+mod linger;
 mod link;
 mod listener;
 mod log;
@@ -29,6 +30,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use counters::Counters;
 use fds::RingSet;
+use linger::Linger;
 use link::{Carrier, Link};
 pub use listener::Socket;
 use listener::{Pause, descriptor_limit};
@@ -84,6 +86,9 @@ pub(crate) struct Server {
     paused: Option<Pause>,
     /// What the store's time is counted from.
     began: Instant,
+    /// When this turn began, on that clock.
+    now: Duration,
+    linger: Linger,
     /// Connections whose next request has to wait, and until when.
     waiting: BTreeSet<(Duration, ConnId)>,
     descriptor_limit: usize,
@@ -184,6 +189,8 @@ impl Server {
             signals,
             paused: None,
             began: Instant::now(),
+            now: Duration::ZERO,
+            linger: Linger::new(),
             waiting: BTreeSet::new(),
             descriptor_limit: descriptor_limit(),
             own,
@@ -217,6 +224,7 @@ impl Server {
             for (token, hung_up) in ready.drain(..) {
                 self.note(token, hung_up);
             }
+            self.look();
             self.turn();
             self.update_step();
             if let Some(disk) = &mut self.disk {
@@ -229,7 +237,7 @@ impl Server {
 
     /// How long nothing has to be done if nothing happens.
     fn patience(&self) -> Option<Duration> {
-        if !self.queue.is_empty() || self.untidy {
+        if !self.queue.is_empty() || self.untidy || self.linger.is_on() {
             return Some(Duration::ZERO);
         }
         let paused = match self.paused {

@@ -56,6 +56,8 @@ impl Server {
     /// Gives every connection in the queue a slice, and the left-over work one.
     pub(super) fn turn(&mut self) {
         let now = self.began.elapsed();
+        self.now = now;
+        self.linger.turn(now);
         self.store.advance(now);
         while let Some((until, conn)) = self.waiting.first().copied().filter(|(until, _)| *until <= now) {
             self.waiting.remove(&(until, conn));
@@ -182,9 +184,10 @@ impl Server {
         }
         self.note_unread(conn);
         let Some(link) = self.links.get(&conn) else { return Ok(()) };
-        let (more, touched) = (!self.congested(conn) && link.has_message()?, link.notify);
+        let (more, touched) = (!congested(&self.store, conn, link) && link.has_message()?, link.notify);
         if touched {
             self.mark_written(conn);
+            self.linger.answered(conn, self.now);
         }
         if more || busy {
             self.enqueue(conn);
@@ -206,6 +209,12 @@ impl Server {
     fn take_in(&mut self, conn: ConnId) -> Result<bool, Broken> {
         let Some(link) = self.links.get_mut(&conn) else { return Ok(false) };
         let (waiting, client) = (link.has_message()?, !link.is_ring());
+        if let Carrier::Ring(domain) = &link.carrier
+            && !waiting
+            && !domain.ring.has_request()
+        {
+            return Ok(false);
+        }
         let mut bytes = std::mem::take(&mut link.inbox);
         if bytes.is_empty() {
             bytes = std::mem::take(&mut self.spare);
@@ -348,7 +357,10 @@ impl Server {
             return Ok(());
         }
         let (before, room) = (link.outbox.len(), link.outbox.capacity());
-        if let Some(disk) = self.disk.as_mut().filter(|_| before > 0 || link.handled > 0) {
+        if before == 0 && link.handled == 0 {
+            return Ok(());
+        }
+        if let Some(disk) = &mut self.disk {
             disk.commit(&mut self.store);
         }
         link.flush()?;

@@ -1,6 +1,7 @@
 //! The rules of the ring, one test per row, against the daemon.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -145,6 +146,10 @@ fn r3_what_is_larger_than_the_ring_streams_and_who_does_not_read_is_not_heard() 
     // No reply is read: the store stops reading requests, but for those it has taken in.
     let sent = flood(&mut guest, &mut other, &request(READ, b"big\0"));
     assert!(sent < 200, "{sent} requests were taken");
+    let before = daemon.cpu();
+    std::thread::sleep(Duration::from_millis(500));
+    let used = daemon.cpu() - before;
+    assert!(used < Duration::from_millis(100), "requests that have to wait keep it busy: {used:?}");
     for n in 0..sent {
         assert_eq!(guest.reply(), (READ, value.clone()), "reply {n} of {sent}");
     }
