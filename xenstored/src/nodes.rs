@@ -171,7 +171,7 @@ impl Store {
     /// Removes a node and all below it; without a `call` because its owner died.
     pub(crate) fn remove_node(&mut self, call: Option<&mut Call<'_>>, path: &str, out: &mut Out) {
         let Some(call) = call else {
-            if let Some(node) = self.take((false, None), path) {
+            if let Some(node) = self.take((true, None), path) {
                 self.fire(&Change { path, removed: Some(&node), perms: [Some(&node.perms), None] }, out);
             }
             return;

@@ -37,7 +37,7 @@ const WATCH: usize = 192;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// Who has removed something: clients come before guests; no connection stands for nobody who waits.
+/// Who has removed something: clients come first, then those for whom nobody waits, then guests.
 pub(crate) type Remover = (bool, Option<ConnId>);
 
 /// What the store keeps for a connection.
@@ -170,17 +170,17 @@ impl Store {
 
     /// A client's socket is closed. Its watches and transactions go.
     pub fn disconnect(&mut self, conn: ConnId) {
-        // A ring that is lost without its domain: another one can be introduced, and has its watches.
-        let domid = self.domain_of(conn);
-        if let Some((domid, domain)) = domid.and_then(|domid| Some((domid, self.domains.get_mut(domid)?)))
-            && domain.conn == Some(conn)
-        {
-            domain.conn = None;
-            let watches = self.watches_of(conn);
-            self.dormant.insert(domid, watches);
-        }
+        let Some(domid) = self.domain_of(conn) else { return };
+        let is_ring = self.domains.get(domid).is_some_and(|domain| domain.conn == Some(conn));
+        let watches = if is_ring { self.watches_of(conn) } else { Vec::new() };
         self.reset(conn);
         self.conns.remove(&conn);
+        // A ring that is lost without its domain: another one can be introduced, and has its watches.
+        if let Some(domain) = self.domains.get_mut(domid).filter(|_| is_ring) {
+            domain.conn = None;
+            watches.iter().for_each(|watch| self.note_watched(domid, watch));
+            self.dormant.insert(domid, watches);
+        }
     }
 
     /// It is `now`, counted from any moment in the past; the server says so before it has requests handled.
