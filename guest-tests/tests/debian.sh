@@ -1,5 +1,6 @@
 # debian.sh IMAGE HOW FORMAT END [LINE...]: a whole Debian from its disk image. HOW kernel: its kernel handed over; pygrub: read from its disk;
-# grub-pvh: GRUB as the kernel reads it from its disk. FORMAT raw or qcow2, whose backing file is the image. It logs in, gets an
+# grub-pvh: GRUB as the kernel reads it from its disk. FORMAT raw, qcow2, whose backing file is the image, or script: a hotplug script makes
+# a block device of the image. It logs in, gets an
 # address, installs a package and writes a file; END ends it: poweroff (from inside), shutdown (by XenStore), button (shutdown -F of a guest that does
 # not say that it listens to XenStore: the power button, which systemd-logind hears), force (shutdown -F of one that does). Then nothing of what was written may be missing.
 . /lab/tests/lib-devices.sh
@@ -13,12 +14,25 @@ if [ "$format" = qcow2 ]; then
     tools qemu-img create -q -f qcow2 -b "$image.img" -F raw "/media${overlay#/disk}" || fail 'qemu-img makes no overlay'
     given=$overlay
 fi
+spec="$given,$format,xvda,rw"
+if [ "$format" = script ]; then
+    cat >block-lab <<'END'
+#!/bin/sh
+echo "$1 $XENBUS_PATH" >>"${0%/*}/scripted"
+case $1 in
+add) losetup /dev/loop5 "$(xenstore-read "$XENBUS_PATH/params")" && xenstore-write "$XENBUS_PATH/physical-device" 7:5 ;;
+remove) losetup -d /dev/loop5 ;;
+esac
+END
+    chmod 755 block-lab
+    spec="vdev=xvda,script=$PWD/block-lab,target=$disk"
+fi
 {
     echo 'name = "g"'
     echo 'type = "pvh"'
     echo 'memory = 512'
     echo 'vcpus = 2'
-    echo "disk = [\"$given,$format,xvda,rw\"]"
+    echo "disk = [\"$spec\"]"
     echo 'vif = ["bridge=xenbr0"]'
 } >g.cfg
 case $how in
@@ -59,6 +73,12 @@ grep -E 'BUG:|Oops|Call Trace|EXT4-fs error|I/O error' g.log && fail "the guest'
 if [ "$format" = qcow2 ]; then
     tools qemu-img check "/media${overlay#/disk}" || fail 'qemu-img finds the overlay broken'
     tools qemu-img commit -q "/media${overlay#/disk}" || fail 'qemu-img does not merge the overlay'
+fi
+if [ "$format" = script ]; then
+    # For who reads its menu, and for the guest.
+    for action in add remove add remove; do echo "$action backend/vbd/$id/51712"; done >seen
+    cmp seen scripted || { cat scripted; fail 'the script was not run for the boot loader and for the guest'; }
+    losetup /dev/loop5 2>/dev/null && fail 'the block device of the script is left'
 fi
 check_disk
 whole() { [ -s root/root/blob.sum ] && sha256sum <root/root/blob | cmp - root/root/blob.sum; }

@@ -72,7 +72,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let vcpu_upcall = vcpu_upcall(config.upcall, way)?;
     kvm::vcpu::install_kick()?;
 
-    let boot = bootloader::resolve(config)?;
+    let boot = bootloader::resolve(launch)?;
     let ramdisk = match &boot.ramdisk {
         Some(path) => Some(map::map_file(path).with_context(|| format!("ramdisk {}", path.display()))?),
         None => None,

@@ -38,7 +38,7 @@ impl Hotplug {
         place: &Place,
         (disk, script): (&DiskConfig, PathBuf),
         store: &mut Client,
-    ) -> Result<(Hotplug, Device), DeviceError> {
+    ) -> Result<(Hotplug, DiskConfig), DeviceError> {
         run(&script, "add", place)?;
         // From here on dropping it undoes everything.
         let hotplug = Hotplug { script, place: place.clone() };
@@ -53,7 +53,7 @@ impl Hotplug {
         let target =
             path.ok_or_else(|| failed(&hotplug.script, "add", "it has written no physical-device"))?;
         let made = DiskConfig { target: Some(target), format: DiskFormat::Raw, script: None, ..disk.clone() };
-        Ok((hotplug, Device::Disk(made)))
+        Ok((hotplug, made))
     }
 }
 

@@ -3,7 +3,9 @@
 //! kernel gets the new one when it reboots.
 
 use super::map;
+use crate::backend::bus;
 use crate::log::printable;
+use crate::xenbus_setup;
 use anyhow::{Context, bail};
 use memmap2::MmapMut;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -13,7 +15,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use xen_emu_api::bootloader::{Answer, Bootloader, Found, MAX_KERNEL, MAX_LINE, MAX_RAMDISK, Request};
-use xen_emu_api::config::DomainConfig;
+use xen_emu_api::config::Launch;
 use xen_emu_api::device::{Device, DiskConfig};
 
 /// The reader, beside this program or in PATH.
@@ -43,11 +45,12 @@ pub enum Source {
     Guest(MmapMut),
 }
 
-/// What `config` says, or what is on the first of its disks that can be booted.
+/// What the configuration says, or what is on the first of its disks that can be booted.
 ///
 /// # Errors
-/// One line that names the disk: nothing there, damaged, too large, or the reader's end.
-pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
+/// One line that names the disk: nothing there, damaged, too large, or the end of the reader or of a hotplug script.
+pub fn resolve(launch: &Launch) -> anyhow::Result<Boot> {
+    let config = &launch.config;
     let Some(wish) = &config.bootloader else {
         let (kernel, ramdisk, cmdline) = (&config.kernel, &config.ramdisk, &config.cmdline);
         return Ok(Boot {
@@ -59,14 +62,15 @@ pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
         });
     };
     let mut nothing = Vec::new();
+    let room = config.maxmem_mib.max(config.memory_mib) << 20;
     let disks = config.devices.iter().filter_map(|device| match device {
         Device::Disk(disk) if !disk.cdrom => Some(disk),
         _ => None,
     });
     for disk in disks {
-        match read(&reader(), disk, wish, config.maxmem_mib.max(config.memory_mib) << 20)
-            .with_context(|| format!("bootloader: {}", disk.vdev))?
-        {
+        let look = |disk: &DiskConfig| read(&reader(), disk, wish, room);
+        let seen = if disk.script.is_some() { scripted(launch, disk, look) } else { look(disk) };
+        match seen.with_context(|| format!("bootloader: {}", disk.vdev))? {
             Ok(boot) => {
                 let cmdline = [&boot.cmdline, &config.cmdline].map(|part| part.trim()).join(" ");
                 return Ok(Boot { cmdline: cmdline.trim().to_owned(), ..boot });
@@ -78,6 +82,17 @@ pub fn resolve(config: &DomainConfig) -> anyhow::Result<Boot> {
         [] => bail!("bootloader: the domain has no disk to boot from"),
         all => bail!("bootloader: {}", all.join("; ")),
     }
+}
+
+/// Looks at a disk that a hotplug script makes.
+fn scripted<T>(
+    launch: &Launch,
+    disk: &DiskConfig,
+    look: impl FnOnce(&DiskConfig) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let store = xenbus_setup::connect(launch);
+    let mut store = store.with_context(|| format!("xenstored at {}", launch.xenstored.display()))?;
+    bus::with_script(&mut store, launch.domid, disk, look)?
 }
 
 fn reader() -> PathBuf {
@@ -249,8 +264,8 @@ mod tests {
             let error = format!("{:#}", said(&script).unwrap_err());
             assert!(error.contains(expected), "{script}: {error}");
         }
-        let mut launch = crate::testing::launch(1).config;
-        launch.bootloader = Some(Bootloader::default());
+        let mut launch = crate::testing::launch(1);
+        launch.config.bootloader = Some(Bootloader::default());
         let none = resolve(&launch).unwrap_err().to_string();
         assert_eq!(none, "bootloader: the domain has no disk to boot from");
     }

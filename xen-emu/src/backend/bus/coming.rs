@@ -16,6 +16,7 @@ use xen_abi::io::xenbus::XenbusState;
 use xen_domain::xenbus::Event;
 use xen_emu_api::control::Reply;
 use xen_emu_api::device::{Device, DiskConfig};
+use xenstored::client::Client;
 
 /// A device that was opened, and the script that made what it stands on, which goes last.
 pub(super) struct Opened {
@@ -73,7 +74,7 @@ impl Server {
 
     fn open(&mut self, place: &Place, config: Device) -> Result<(), DeviceError> {
         if config.script().is_some() {
-            self.prepare(place, &config)?;
+            self.talk(|store| nodes::prepare(store, place, &config))?;
         }
         let (open, connect) = (self.wiring.open.clone(), self.wiring.connect.clone());
         let (line, place) = (self.line.clone(), place.clone());
@@ -82,17 +83,6 @@ impl Server {
             line.send(Command::Opened(place, opened));
         };
         beside("opening").map(|thread| drop(thread.send(Box::new(opening))))
-    }
-
-    /// Scripts read and write the backend's nodes; the guest sees nothing of them before the device is there.
-    fn prepare(&mut self, place: &Place, config: &Device) -> Result<(), DeviceError> {
-        let made = nodes::prepared(place, config);
-        self.talk(|store| {
-            store.transaction(|store| {
-                nodes::remove(store, place)?;
-                store.run(&made)
-            })
-        })
     }
 
     /// A device has been opened, or not.
@@ -208,9 +198,30 @@ impl Server {
     }
 }
 
+/// Looks at a disk before the domain's devices are attached, as its script makes it: that is run for this alone, and what
+/// it has made and its nodes are gone afterwards.
+///
+/// # Errors
+/// The script's.
+pub fn with_script<T>(
+    store: &mut Client,
+    domid: u16,
+    disk: &DiskConfig,
+    look: impl FnOnce(&DiskConfig) -> T,
+) -> Result<T, DeviceError> {
+    let config = Device::Disk(disk.clone());
+    let Some(scripted) = script::of(&config) else { return Ok(look(disk)) };
+    let place = Place::of(domid, &config);
+    let failed = |e| DeviceError(format!("store: {e}"));
+    nodes::prepare(store, &place, &config).map_err(failed)?;
+    let done = Hotplug::add(&place, scripted, store).map(|(_script, made)| look(&made));
+    store.transaction(|store| nodes::remove(store, &place)).map_err(failed)?;
+    done
+}
+
 fn opened(open: &Open, connect: &Connect, place: &Place, config: &Device) -> Result<Opened, DeviceError> {
     let Some(disk) = script::of(config) else { return Ok(Opened { device: open(config)?, script: None }) };
     let mut store = connect().map_err(|e| DeviceError(format!("store: {e}")))?;
     let (script, made) = Hotplug::add(place, disk, &mut store)?;
-    Ok(Opened { device: open(&made)?, script: Some(script) })
+    Ok(Opened { device: open(&Device::Disk(made))?, script: Some(script) })
 }

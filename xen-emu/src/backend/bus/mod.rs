@@ -16,6 +16,7 @@ mod watch;
 
 use super::device::{self, Channels, DeviceError, Disc, GuestRam};
 use coming::Opened;
+pub use coming::with_script;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 pub use nodes::Place;
 use std::io;

@@ -223,8 +223,11 @@ fn behind(place: &Place, back: Table) -> impl Iterator<Item = (&'static str, Str
     all.into_iter().chain(back)
 }
 
-/// What a hotplug script finds: the backend's directory alone.
-pub fn prepared(place: &Place, config: &Device) -> Batch {
+/// Makes what a hotplug script finds, the backend's directory alone: the guest sees nothing of it before the device is there.
+///
+/// # Errors
+/// The store's.
+pub fn prepare(store: &mut Client, place: &Place, config: &Device) -> Result<()> {
     let (dir, mut made) = (place.back(), Batch::default());
     made.write(&dir, "");
     if let Some(perms) = Rights::GuestReads.perms(place.domid) {
@@ -233,7 +236,10 @@ pub fn prepared(place: &Place, config: &Device) -> Batch {
     for (name, value) in behind(place, layout(config, None).back) {
         made.write(&format!("{dir}/{name}"), value);
     }
-    made
+    store.transaction(|store| {
+        remove(store, place)?;
+        store.run(&made)
+    })
 }
 
 /// Removes everything of the device, and what is empty then. For use in a transaction.
