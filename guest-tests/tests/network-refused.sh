@@ -54,6 +54,7 @@ refused 3 'vif 1: bridge nowhere' xlr create bad.cfg
 # The second card with the same id.
 guest bad 6.12-cloud poweroff 'vif = ["bridge=xenbr0,devid=3", "bridge=xenbr0,devid=3"]'
 refused 1 'bad.cfg:8:.*3' xlr create bad.cfg
+vif 'bridge=xenbr0,vlan=5';           refused 3 'script /etc/xen/scripts/vif-bridge: No such file' xlr create bad.cfg
 # And at attach.
 refused 1 'vif 1: bridge nowhere does not exist' xlr network-attach running bridge=nowhere
 refused 1 'mac `x`' xlr network-attach running mac=x

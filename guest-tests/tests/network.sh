@@ -35,6 +35,14 @@ go() {
 ip addr add 192.168.76.1/24 dev xenbr0
 come bridge=xenbr0
 go 1
+# Somebody deletes the interface: the guest is told, and the card that begins anew has one again.
+come bridge=xenbr0
+must 120 'ping -c 1 -w 100 192.168.76.1'
+ip link del "vif$id.1"
+until_true 60 eval "xenstore read /local/domain/0/backend/vif/$id/1/error 2>/dev/null | grep 'end is gone'" || fail 'nobody hears that the interface is gone'
+must 120 'until grep -q Closed /sys/bus/xen/devices/vif-1/state; do sleep 0.2; done; cd /sys/bus/xen/drivers/vif && echo vif-1 >unbind && echo vif-1 >bind; cd /'
+must 120 'until ip link show eth1; do sleep 0.2; done; ip addr add 192.168.76.50/24 dev eth1 && ip link set eth1 up && ping -c 1 -w 100 192.168.76.1'
+go 1
 come bridge=xenbr0 rate=2Mb/s
 # A megabyte takes four seconds but for what may go at once.
 receiver() { nc -l -p 9999 </dev/null >sent & }

@@ -1,4 +1,4 @@
-//! `vif=`: xl-network-configuration(5), and `type=user`, `type=tap`, `hostfwd=`, `bridge-create=` and `queues=`.
+//! `vif=`: xl-network-configuration(5), and `type=user`, `type=tap`, `hostfwd=`, `map-gw=`, `bridge-create=` and `queues=`.
 
 use super::params::{Form, Param, Params};
 use super::{Placed, rate};
@@ -30,12 +30,13 @@ const KEYS: &[(&str, Form)] = &[
     ("trusted", Form::Flag),
     ("untrusted", Form::Flag),
     ("hostfwd", Form::Many),
+    ("map-gw", Form::Switch),
     ("queues", Form::Value),
 ];
 
 /// xl's default.
 pub const BRIDGE: &str = "xenbr0";
-/// xl's default script: what it does is done without it.
+/// xl's default script: what it does is done without it, but for VLANs.
 const BRIDGE_SCRIPT: &str = "vif-bridge";
 /// IFNAMSIZ of linux/if.h without its NUL.
 const IFNAME_MAX: usize = 15;
@@ -64,7 +65,7 @@ pub fn vif(params: &Params, devid: u32, host: &XlConf) -> Result<Placed, Diag> {
     let config = VifConfig {
         devid: given_devid(params)?.unwrap_or(devid),
         mac: mac(params)?,
-        attach: attach(params, script.is_some())?,
+        attach: attach(params, own_script(params).is_some())?,
         ifname: ifname(params, "vifname")?,
         mtu,
         rate: params.text("rate").map(rate::parse).transpose().map_err(|m| params.error("rate", m))?,
@@ -97,6 +98,12 @@ fn with_defaults(params: &Params, host: &XlConf) -> Params {
 
 /// A script that does something which is not done without it.
 fn script(params: &Params) -> Option<&str> {
+    let vlans = || params.text("vlan").map(|_| params.text("script").unwrap_or(BRIDGE_SCRIPT));
+    own_script(params).or_else(vlans)
+}
+
+/// A script other than xl's.
+fn own_script(params: &Params) -> Option<&str> {
     params.text("script").filter(|script| script.rsplit('/').next() != Some(BRIDGE_SCRIPT))
 }
 
@@ -114,10 +121,9 @@ fn refuse(params: &Params) -> Result<(), Diag> {
     if params.has("forwarddev") {
         return Err(params.error("forwarddev", "`forwarddev`: COLO replication is not supported"));
     }
-    if params.text("vlan").is_some() && script(params).is_none() {
-        let instead =
-            "it is read by a script of your own; without one give a bridge that has the VLAN's interface";
-        return Err(params.error("vlan", format!("vlan is not supported: {instead}")));
+    let alone = matches!(params.text("type"), Some("tap" | "user"));
+    if params.text("vlan").is_some() && alone && own_script(params).is_none() {
+        return Err(params.error("vlan", "vlan is for cards on bridges"));
     }
     if params.is_set("trusted") && params.is_set("untrusted") {
         return Err(params.error("untrusted", "either trusted or untrusted"));
@@ -161,13 +167,17 @@ fn attach(params: &Params, scripted: bool) -> Result<VifAttach, Diag> {
     if kind != Type::User && !forwards.is_empty() {
         return Err(params.error("hostfwd", "hostfwd is for user-mode networking: add type=user"));
     }
+    let map_gw = params.is_set("map-gw");
+    if kind != Type::User && map_gw {
+        return Err(params.error("map-gw", "map-gw is for user-mode networking: add type=user"));
+    }
     let stray = if bridge.is_some() { Some("bridge") } else { create.then_some("bridge-create") };
     if let (Type::Tap | Type::User, Some(key)) = (kind, stray) {
         let word = params.text("type").unwrap_or_default();
         return Err(params.error(key, format!("type={word} has no bridge: leave one of them out")));
     }
     Ok(match (kind, bridge) {
-        (Type::User, _) => VifAttach::User { forwards },
+        (Type::User, _) => VifAttach::User { forwards, map_gw },
         (Type::Tap, _) => VifAttach::Tap,
         // The script knows what to do with it.
         (Type::Bridged, None) if scripted && !create => VifAttach::Tap,

@@ -126,6 +126,9 @@ pub enum VifAttach {
     User {
         /// Ports of the host that lead into the guest.
         forwards: Vec<Forward>,
+        /// The guest reaches the host's own 127.0.0.1 at its gateway's address.
+        #[serde(default)]
+        map_gw: bool,
     },
 }
 

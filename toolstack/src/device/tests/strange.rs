@@ -35,7 +35,7 @@ fn print_vif(vif: &VifConfig) -> String {
             words.push(format!("bridge={bridge},bridge-create={}", u8::from(*create)));
         }
         VifAttach::Tap => words.push("type=tap".into()),
-        VifAttach::User { forwards } => {
+        VifAttach::User { forwards, .. } => {
             words.push("type=user".into());
             for Forward { udp, address, host_port, guest_port } in forwards {
                 let address = match address {

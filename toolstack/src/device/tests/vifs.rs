@@ -45,7 +45,7 @@ fn vifs_by_the_man_page() {
         ("script=vif-route,gatewaydev=eth0", VifAttach::Tap),
         (
             "type=user,hostfwd=tcp:2222:22,hostfwd=udp:127.0.0.1:5353:53,hostfwd=tcp:[::1]:80:8080",
-            VifAttach::User { forwards },
+            VifAttach::User { forwards, map_gw: false },
         ),
     ] {
         assert_eq!(vif(spec).attach, attach, "{spec}");
@@ -53,7 +53,13 @@ fn vifs_by_the_man_page() {
     assert_eq!(vif("script=vif-route,netdev=eth1").gatewaydev.as_deref(), Some("eth1"));
     assert_eq!(vif("script=vif-bridge").script, None, "what it does is done anyway");
     assert!(!vif("untrusted").trusted);
-    assert_eq!(vif("script=vif-mine,vlan=5").vlan.as_deref(), Some("5"));
+    let scripted = |spec| {
+        let vif = vif(spec);
+        (vif.script.unwrap_or_default(), vif.attach == xenbr0(false), vif.vlan.unwrap_or_default())
+    };
+    assert_eq!(scripted("script=vif-mine,vlan=5"), ("vif-mine".into(), false, "5".into()));
+    assert_eq!(scripted("vlan=5"), ("vif-bridge".into(), true, "5".into()), "VLANs are its doing");
+    assert_eq!(vif("type=user,map-gw=1").attach, VifAttach::User { forwards: vec![], map_gw: true });
     let words = ["mac=00:16:3e:00:00:07,bridge=br7".to_owned(), "mtu=1400".into()];
     let Device::Vif(both) = vif_of(&words, &[0, 1, 3], &XlConf::default()).unwrap().device else {
         panic!("a vif")
@@ -79,7 +85,7 @@ fn what_a_card_does_not_say_the_host_does() {
         ("bridge=br1", bridge("br1"), route.clone(), eth7.clone()),
         ("script=/s,netdev=eth1", bridge("lan"), Some("/s".into()), Some("eth1".into())),
         ("type=tap", VifAttach::Tap, None, None),
-        ("type=user", VifAttach::User { forwards: vec![] }, None, None),
+        ("type=user", VifAttach::User { forwards: vec![], map_gw: false }, None, None),
     ] {
         assert_eq!(of(spec, &host), Ok((attach, script, gatewaydev)), "{spec}");
     }
@@ -132,6 +138,7 @@ fn vifs_that_cannot_be_say_why_and_where() {
         ("mtu=12", "11: vif: mtu must be from 68 to 65535, not `12`"),
         ("type=e1000", "12: vif: unknown type `e1000`: one of vif, ioemu, tap, user"),
         ("type=user,bridge=br0", "24: vif: type=user has no bridge: leave one of them out"),
+        ("map-gw=1", "14: vif: map-gw is for user-mode networking: add type=user"),
         ("hostfwd=tcp:1:2", "15: vif: hostfwd is for user-mode networking: add type=user"),
         (
             "type=user,hostfwd=tcp:22",
@@ -146,10 +153,7 @@ fn vifs_that_cannot_be_say_why_and_where() {
             "25: vif: invalid hostfwd `tcp:0:22`: tcp:2222:22 or udp:127.0.0.1:5353:53 would be right",
         ),
         ("backend=netvm", "15: vif: backend `netvm`: driver domains are not supported: leave it out"),
-        (
-            "vlan=5",
-            "12: vif: vlan is not supported: it is read by a script of your own; without one give a bridge that has the VLAN's interface",
-        ),
+        ("type=tap,vlan=5", "21: vif: vlan is for cards on bridges"),
         ("forwarddev=eth0", "18: vif: `forwarddev`: COLO replication is not supported"),
     ] {
         assert_eq!(error(&format!("vif=['{spec}']")), format!("g.cfg:1:{expected}"), "{spec}");

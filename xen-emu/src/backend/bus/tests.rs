@@ -321,7 +321,11 @@ fn a_vif_names_its_script_and_an_untrusted_disk_says_so() {
     });
     let Device::Vif(plain) = &vif else { panic!() };
     let own = VifConfig { devid: 1, script: Some("vif-lab".into()), vlan: Some("5".into()), ..plain.clone() };
-    let user = VifConfig { devid: 2, attach: VifAttach::User { forwards: Vec::new() }, ..plain.clone() };
+    let user = VifConfig {
+        devid: 2,
+        attach: VifAttach::User { forwards: Vec::new(), map_gw: false },
+        ..plain.clone()
+    };
     for config in [&vif, &Device::Vif(own), &Device::Vif(user)] {
         let made = super::nodes::made(&super::nodes::Place::of(7, config), config, &super::entry::Nothing);
         stage.client.run(&made).unwrap();
@@ -734,6 +738,24 @@ fn a_script_makes_the_block_device_of_a_disk() {
     assert_eq!(stage.store.listing(), before);
     let ran = std::fs::read_to_string(&said).unwrap();
     assert!(ran.ends_with("add\nremove\n"), "{ran}");
+
+    // Who reads the disk before there are devices has it made for that alone.
+    std::fs::remove_file(dir.path().join("said.go")).unwrap();
+    let Device::Disk(scripted) = with(&script) else { panic!() };
+    let (mut store, seen) = (stage.store.client(), image.clone());
+    let reader = std::thread::spawn(move || {
+        with_script(&mut store, 7, &scripted, |disk| {
+            assert_eq!((disk.target.as_ref(), disk.format), (Some(&seen), DiskFormat::Raw));
+        })
+    });
+    stage.becomes("params", "resource");
+    assert!(stage.read(FRONT).is_none(), "nothing for the guest");
+    stage.write(&format!("{BACK}/physical-device-path"), &image.display().to_string());
+    std::fs::write(dir.path().join("said.go"), "").unwrap();
+    reader.join().unwrap().unwrap();
+    assert_eq!(stage.store.listing(), before);
+    let ran = std::fs::read_to_string(&said).unwrap();
+    assert!(ran.ends_with("add\nremove\nadd\nremove\n"), "{ran}");
 }
 
 #[test]

@@ -191,7 +191,9 @@ impl Parts {
 
 fn attach(config: &VifConfig, name: &str, scripted: bool) -> Result<Box<dyn Attachment>, DeviceError> {
     Ok(match &config.attach {
-        VifAttach::User { forwards } => Box::new(user::Passt::start(forwards, config.mtu.unwrap_or(1500))?),
+        VifAttach::User { forwards, map_gw } => {
+            Box::new(user::Passt::start(forwards, *map_gw, config.mtu.unwrap_or(1500))?)
+        }
         // The script does what there is to do.
         VifAttach::Bridge { .. } if scripted => Box::new(tap::Tap::open(name, &VifAttach::Tap, config.mtu)?),
         attach => Box::new(tap::Tap::open(name, attach, config.mtu)?),

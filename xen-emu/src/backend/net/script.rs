@@ -15,7 +15,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// The script of a vif with this interface; none when `vif-bridge` is asked for and not installed, as what it does is built in.
+    /// The script of a vif with this interface; none when `vif-bridge` is asked for without VLANs and not installed, as what it does is built in.
     ///
     /// # Errors
     /// There is no such script.
@@ -32,7 +32,7 @@ impl Script {
             return Ok(Some(Script { path, place, vif: vif.to_owned(), gatewaydev }));
         }
         match script {
-            "vif-bridge" => Ok(None),
+            "vif-bridge" if config.vlan.is_none() => Ok(None),
             _ => Err(DeviceError(format!("hotplug script {} does not exist", path.display()))),
         }
     }

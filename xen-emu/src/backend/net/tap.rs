@@ -28,6 +28,7 @@ fn offloads(accepts: Accepts) -> i32 {
 /// A TAP interface. It goes away with the last of its descriptors, unless somebody else has made it.
 pub struct Tap {
     name: String,
+    attach: VifAttach,
     /// Keeps the interface, and is the first queue.
     first: File,
     multi_queue: bool,
@@ -76,13 +77,29 @@ impl Tap {
         let of = bridge.map_or(name, |(bridge, _)| bridge);
         let found = sys::mtu(&control, of).ok().and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(1500);
         let mtu = mtu.unwrap_or(found);
-        let tap = Tap { name: name.to_owned(), first, multi_queue, mtu, bridge: made };
+        let (name, attach) = (name.to_owned(), attach.clone());
+        let tap = Tap { name, attach, first, multi_queue, mtu, bridge: made };
         let _ = sys::carrier(&tap.first, false);
         match tap.configure(&control, bridge.map(|(bridge, _)| bridge)) {
             // One that was made for us beforehand is as its maker wants it.
             Err(_) if existed && bridge.is_none() => Ok(tap),
             done => done.map(|()| tap),
         }
+    }
+
+    /// Made anew if somebody has deleted it.
+    fn renew(&mut self) -> Result<(), DeviceError> {
+        if sys::flags(&self.first).is_ok() {
+            return Ok(());
+        }
+        if !matches!(self.attach, VifAttach::Bridge { .. }) {
+            // What else belongs to it was somebody else's doing.
+            return Err(DeviceError(format!("the interface {} is gone; attach the card anew", self.name)));
+        }
+        let mut new = Tap::open(&self.name, &self.attach, Some(self.mtu))?;
+        new.bridge = new.bridge.or(self.bridge.take());
+        *self = new;
+        Ok(())
     }
 
     fn configure(&self, control: &impl AsFd, bridge: Option<&str>) -> Result<(), DeviceError> {
@@ -187,6 +204,7 @@ fn prepare(tun: &File) -> Result<(), DeviceError> {
 
 impl Attachment for Tap {
     fn links(&mut self, queues: usize, accepts: Accepts) -> Result<Vec<Box<dyn Link>>, DeviceError> {
+        self.renew()?;
         let failed = |e: io::Error| DeviceError(format!("{}: {e}", self.name));
         let mut links = vec![boxed(self.first.try_clone().map_err(failed)?)];
         while links.len() < queues {

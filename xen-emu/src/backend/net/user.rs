@@ -5,6 +5,7 @@ use super::link::{Attachment, Link, Slice, Slices, behind, gather, scatter};
 use super::proto::offload::{Accepts, VnetHeader};
 use super::sys;
 use crate::backend::device::DeviceError;
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,7 @@ const PREFIX: usize = 4;
 /// A guest's own passt.
 pub struct Passt {
     forwards: Vec<Forward>,
+    map_gw: bool,
     mtu: u16,
     /// While no frontend has it.
     link: Option<Box<dyn Link>>,
@@ -39,13 +41,32 @@ fn spec(forward: &Forward) -> (&'static str, String) {
     (option, format!("{address}{}:{}", forward.host_port, forward.guest_port))
 }
 
+/// The host's name servers, and those behind the one that systemd-resolved puts there at 127.0.0.53.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
+/// As many as a resolver asks.
+const SERVERS_MAX: usize = 3;
+
+/// The name servers in a resolv.conf.
+fn servers(text: &str) -> Vec<IpAddr> {
+    text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok()).collect()
+}
+
+/// Whom a guest asks that has no way to the host's 127.0.0.1, where the host asks there: passt tells it of no such server.
+fn instead(own: &str, upstream: &str) -> Vec<IpAddr> {
+    if !servers(own).iter().any(IpAddr::is_loopback) {
+        return Vec::new();
+    }
+    servers(upstream).into_iter().filter(|server| !server.is_loopback()).take(SERVERS_MAX).collect()
+}
+
 impl Passt {
-    /// Starts passt.
+    /// Starts passt. `map_gw`: the guest reaches the host's own 127.0.0.1 as its gateway.
     ///
     /// # Errors
     /// It is not installed, or refuses: its own words.
-    pub fn start(forwards: &[Forward], mtu: u16) -> Result<Passt, DeviceError> {
-        let mut passt = Passt { forwards: forwards.to_vec(), mtu, link: None };
+    pub fn start(forwards: &[Forward], map_gw: bool, mtu: u16) -> Result<Passt, DeviceError> {
+        let mut passt = Passt { forwards: forwards.to_vec(), map_gw, mtu, link: None };
         passt.link = Some(passt.launch()?);
         Ok(passt)
     }
@@ -57,6 +78,13 @@ impl Passt {
         ours.set_nonblocking(true).map_err(failed)?;
         let mut command = Command::new("/bin/sh");
         command.args(["-c", EXEC, "passt", "-q", "--fd", "3", "-m", &self.mtu.to_string()]);
+        if !self.map_gw {
+            command.arg("--no-map-gw");
+            let text = |path| fs::read_to_string(path).unwrap_or_default();
+            for server in instead(&text(RESOLV_CONF), &text(UPSTREAM)) {
+                command.args(["-D", &server.to_string()]);
+            }
+        }
         for (option, spec) in self.forwards.iter().map(spec) {
             command.args([option, &spec]);
         }
@@ -206,5 +234,19 @@ impl Link for Stream {
             Err(_) => self.unsent.clear(),
         }
         !self.unsent.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_server_that_only_the_host_reaches_is_replaced() {
+        let upstream = "# by systemd-resolved\nnameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch lan\n";
+        let both: [IpAddr; 2] = ["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()];
+        assert_eq!(instead("nameserver 127.0.0.53\noptions edns0\n", upstream), both);
+        assert_eq!(instead("nameserver\t::1\n", "nameserver 127.0.0.1\n"), [] as [IpAddr; 0]);
+        assert_eq!(instead("nameserver 192.0.2.1\n", upstream), [] as [IpAddr; 0], "passt reads it itself");
     }
 }

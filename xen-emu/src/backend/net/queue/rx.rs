@@ -16,7 +16,6 @@ use crate::backend::net::proto::offload::{VnetHeader, receive};
 use crate::backend::net::proto::spread::{Announce, chunks};
 use crate::backend::net::proto::{ETH_HLEN, HEAD, PAGE};
 use crate::backend::net::shared::Steering;
-use crate::log::limited;
 use std::io::ErrorKind;
 use xen_abi::io::netif::{GsoType, rxf};
 
@@ -34,8 +33,6 @@ pub enum Idle {
     Turn,
     /// The guest has to post buffers.
     Starved,
-    /// The link is gone.
-    Gone,
 }
 
 /// A receive ring.
@@ -70,7 +67,7 @@ impl Rx {
     /// has nothing.
     ///
     /// # Errors
-    /// The ring makes no sense any more.
+    /// The ring makes no sense any more, or the link is gone.
     pub fn run(&mut self, cx: &Cx, link: &mut dyn Link, readable: bool) -> Result<(Idle, bool), DeviceError> {
         cx.shared.refresh(&mut self.steering);
         let mut idle = Idle::Turn;
@@ -150,10 +147,7 @@ impl Rx {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 return Ok(Idle::Empty);
             }
-            Err(e) => {
-                limited!(warn, "{}: {e}", cx.name);
-                return Ok(Idle::Gone);
-            }
+            Err(e) => return Err(DeviceError(format!("the host's end is gone: {e}"))),
         }
         Ok(Idle::Turn)
     }

@@ -66,7 +66,7 @@ fn frames_on_a_stream() {
 /// passt answers ARP for whoever is asked for, and reports a port that is taken.
 #[test]
 fn passt_answers() {
-    let mut passt = match Passt::start(&[], 1500) {
+    let mut passt = match Passt::start(&[], false, 1500) {
         Ok(passt) => passt,
         Err(e) => return println!("SKIP: {e}"),
     };
@@ -99,7 +99,7 @@ fn passt_answers() {
     let address = taken.local_addr().unwrap();
     let forward =
         Forward { udp: false, address: Some(address.ip()), host_port: address.port(), guest_port: 22 };
-    let error = Passt::start(&[forward], 1500).err().map(|e| e.to_string()).unwrap_or_default();
+    let error = Passt::start(&[forward], false, 1500).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains(&address.port().to_string()), "{error:?}");
 }
 

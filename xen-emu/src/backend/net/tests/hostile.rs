@@ -205,3 +205,18 @@ fn nonsense_in_the_store_is_refused_and_leaves_nothing() {
     let front = Frontend { nodes: rig.nodes.clone() };
     assert!(front.need::<u32>("queue-1/rx-ring-ref").is_err());
 }
+
+/// Whoever has deleted the interface, or killed passt: the guest is told, and may begin again.
+#[test]
+fn a_card_whose_end_in_the_host_is_gone_is_closed() {
+    let mut rig = Rig::new(2, true);
+    rig.connect().unwrap();
+    rig.post(1, 4);
+    rig.publish_rx(1);
+    drop(rig.peers.remove(1));
+    while rig.failures().is_empty() {
+        std::thread::yield_now();
+    }
+    assert!(rig.failures()[0].starts_with("the host's end is gone: "), "{:?}", rig.failures());
+    rig.disconnect();
+}
