@@ -29,8 +29,13 @@ same /dev/xvdc "$folder/cd1.iso"
 xlr cd-eject g xvdc || fail "cd-eject ended with status $?"
 must 90 'until [ "$(blockdev --getsize64 /dev/xvdc)" = 0 ]; do sleep 0.2; done'
 in_guest 90 'dd if=/dev/xvdc bs=4k count=1 iflag=direct of=/dev/null' && [ "$(grep -c '^1+0 records in' said)" = 1 ] && fail 'an empty drive can be read'
+# The first bytes of a disc say nothing: who inserts it says what it is.
+xlr cd-insert g xvdc "$folder/cd2.qcow2" 2>err || fail "cd-insert of a qcow2 image as raw ended with status $?"
+want err 'looks like a qcow2 image but is used as raw'
+must 90 "until [ \"\$(blockdev --getsize64 /dev/xvdc)\" = $(stat -c %s "$folder/cd2.qcow2") ]; do sleep 0.2; done"
+same /dev/xvdc "$folder/cd2.qcow2"
 for disc in cd2.iso cd2.qcow2 cd1.iso; do
-    xlr cd-insert g xvdc "$folder/$disc" || fail "cd-insert $disc ended with status $?"
+    xlr cd-insert g xvdc "$folder/$disc" "$(echo "${disc#*.}" | sed 's/iso/raw/')" || fail "cd-insert $disc ended with status $?"
     must 90 'until [ "$(blockdev --getsize64 /dev/xvdc)" = 3145728 ]; do sleep 0.2; done'
     same /dev/xvdc "$folder/$(echo $disc | sed 's/qcow2/iso/')"
 done

@@ -391,10 +391,10 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "cd-insert",
-        args: "<Domain> <VirtualDevice> <image>",
+        args: "<Domain> <VirtualDevice> <image> [raw|qcow2]",
         about: "Insert a cdrom into a guest's cd drive",
         min_words: 3,
-        max_words: 3,
+        max_words: 4,
         words: &[Word::Domain, Word::Free, Word::File],
         dry_run: true,
         run: block::insert,

@@ -42,22 +42,27 @@ pub fn insert(args: &Args) -> Result<()> {
     if image.is_empty() {
         return Err(Failure::error(1, "no image named: cd-eject leaves the drive empty"));
     }
-    change(args, Some(image))
+    let format = args.words.get(3).map_or(Ok(Some(DiskFormat::Raw)), |word| crate::device::format(word));
+    match format.map_err(|message| Failure::error(1, message))? {
+        Some(format) => change(args, Some(image), format),
+        None => Err(Failure::error(1, "an image is not empty: cd-eject leaves the drive empty")),
+    }
 }
 
 /// `xlr cd-eject`
 pub fn eject(args: &Args) -> Result<()> {
-    change(args, None)
+    change(args, None, DiskFormat::Raw)
 }
 
-fn change(args: &Args, image: Option<&str>) -> Result<()> {
+/// Only who names the image says its format: one that others have filled, read as qcow2 for its first bytes, would name any file
+/// of the host as its backing file.
+fn change(args: &Args, image: Option<&str>, format: DiskFormat) -> Result<()> {
     let domain = Host::open()?.find(first(args))?;
     let drive = connected(args, &domain)?;
     if !drive.cdrom {
         anyhow::bail!("{domain}: {} is no CD drive", drive.vdev);
     }
     let target = image.map(image::resolve);
-    let format = target.as_deref().map_or(DiskFormat::Raw, image::guess);
     let filled = Device::Disk(DiskConfig { target: target.clone(), format, script: None, ..drive.clone() });
     if args.globals.dry_run {
         say!("{}", dry_run::device(&filled)?);

@@ -65,6 +65,9 @@ const CACHES: &[(&str, DiskCache)] = &[
     ("unsafe", DiskCache::Unsafe),
 ];
 
+/// libxl's default script: what it does is done without it.
+const BLOCK_SCRIPT: &str = "block";
+
 const EXAMPLE: &str = "'/srv/disk.img,raw,xvda,rw'";
 
 /// Is `word` the name of a format, be it one that is refused?
@@ -85,7 +88,8 @@ pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>, at: &Pos) -> Result<P
 pub fn disk(params: &Params) -> Result<Placed, Diag> {
     params.check(KEYS)?;
     refuse(params)?;
-    let format = format(params)?;
+    let format = params.text("format").map_or(Ok(Some(DiskFormat::Raw)), format);
+    let format = format.map_err(|message| params.error("format", message))?;
     let vdev = match params.text("vdev") {
         Some(text) => Vdev::parse(text).map_err(|message| params.error("vdev", message))?,
         None => return Err(params.error("", format!("no vdev specified; a disk is {EXAMPLE}"))),
@@ -93,7 +97,8 @@ pub fn disk(params: &Params) -> Result<Placed, Diag> {
     let cdrom = params.is_set("cdrom")
         || params.choice("devtype", &[("cdrom", true), ("disk", false)])? == Some(true);
     let (writable, force) = params.choice("access", ACCESS)?.unwrap_or((true, false));
-    let script = params.text("script").map(str::to_owned);
+    let own = |script: &&str| script.rsplit('/').next() != Some(BLOCK_SCRIPT);
+    let script = params.text("script").filter(own).map(str::to_owned);
     let target = match params.text("target") {
         Some(_) if format.is_none() => {
             return Err(params.error("target", "an empty drive has no target: leave it out"));
@@ -115,7 +120,8 @@ pub fn disk(params: &Params) -> Result<Placed, Diag> {
         writable: writable && !cdrom,
         cdrom,
         removable: cdrom,
-        discard: !params.is_set("no-discard"),
+        // As libxl has it: what is not written to is not discarded either, unless that is said.
+        discard: params.is_set("discard") || (writable && !cdrom && !params.is_set("no-discard")),
         cache: params.choice("cache", CACHES)?.unwrap_or_default(),
         sector_size: params.choice("sector-size", &[("512", 512), ("4096", 4096)])?,
         persistent: params.choice("persistent-grants", &[("0", false), ("1", true)])?.unwrap_or(true),
@@ -153,10 +159,12 @@ fn refuse(params: &Params) -> Result<(), Diag> {
     }
 }
 
-/// `None` = an empty drive.
-fn format(params: &Params) -> Result<Option<DiskFormat>, Diag> {
-    let Some(text) = params.text("format") else { return Ok(Some(DiskFormat::Raw)) };
-    let message = match FORMATS.iter().find(|(name, _)| *name == text) {
+/// A format by its name; `None` = an empty drive.
+///
+/// # Errors
+/// What would be right.
+pub fn format(text: &str) -> Result<Option<DiskFormat>, String> {
+    Err(match FORMATS.iter().find(|(name, _)| *name == text) {
         Some(&(_, format)) => return Ok(format),
         None if FOREIGN.contains(&text) => {
             format!("{text} images are not supported: qemu-img convert -O qcow2 makes one that is")
@@ -167,6 +175,5 @@ fn format(params: &Params) -> Result<Option<DiskFormat>, Diag> {
             )
         }
         None => format!("unknown format `{text}`: raw and qcow2 are known"),
-    };
-    Err(params.error("format", message))
+    })
 }

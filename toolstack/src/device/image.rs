@@ -62,13 +62,6 @@ pub fn check(disk: &DiskConfig) -> Result<Option<String>, String> {
 }
 
 /// The format of an image by its first bytes.
-pub fn guess(path: &Path) -> DiskFormat {
-    match File::open(path).ok().as_ref().and_then(kind) {
-        Some("qcow2") => DiskFormat::Qcow2,
-        _ => DiskFormat::Raw,
-    }
-}
-
 fn kind(file: &File) -> Option<&'static str> {
     let has = |(_, at, magic): &(&str, u64, &[u8])| {
         let mut bytes = [0; 8];

@@ -12,6 +12,7 @@ mod tests;
 pub mod vdev;
 mod vif;
 
+pub use disk::format;
 pub use vif::{read_mac, show_mac};
 
 use crate::xlcfg::schema::Settings;

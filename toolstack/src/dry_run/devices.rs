@@ -94,7 +94,11 @@ impl<'a> Disk<'a> {
             removable: disk.removable.into(),
             readwrite: disk.writable.into(),
             is_cdrom: disk.cdrom.into(),
-            discard_enable: (!disk.discard).then_some("False"),
+            discard_enable: match (disk.discard, disk.writable) {
+                (false, true) => Some("False"),
+                (true, false) => Some("True"),
+                _ => None,
+            },
             trusted: (!disk.trusted).then_some("False"),
         }
     }

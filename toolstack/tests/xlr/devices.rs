@@ -112,6 +112,11 @@ fn disks_come_and_go() {
             "cd-insert web hdc gone.iso",
             format!("Disk vdev=hdc failed to stat: {here}/gone.iso: No such file or directory (os error 2)"),
         ),
+        (
+            "cd-insert web hdc disc.iso vmdk",
+            "vmdk images are not supported: qemu-img convert -O qcow2 makes one that is".into(),
+        ),
+        ("cd-insert web hdc disc.iso empty", "an image is not empty: cd-eject leaves the drive empty".into()),
         ("cd-eject web hdd", "Error: Device hdd not connected.".into()),
     ] {
         let ran = xlr(&bed, line);
@@ -137,13 +142,20 @@ fn discs_and_sizes_change() {
     );
     for line in [
         "cd-insert web hdc disc.iso",
-        "cd-insert web 5632 disc.qcow2",
+        "cd-insert web 5632 disc.qcow2 qcow2",
         "cd-eject web hdc",
         "block-resize web xvda",
         "block-resize web xvda 1M",
     ] {
         silent(&bed, line);
     }
+    // What a disc begins with is up to whoever has made it: raw is what it is, unless somebody here says otherwise.
+    let plain = xlr(&bed, "cd-insert web 5632 disc.qcow2");
+    assert!(
+        plain.status == 0 && plain.err.contains("looks like a qcow2 image but is used as raw"),
+        "{}",
+        plain.err
+    );
     let path = |name: &str| Some(std::fs::canonicalize(bed.path(name)).unwrap());
     let media = |target: Option<PathBuf>, format| Request::Media { devid: 5632, target, format };
     let expected = [
@@ -152,6 +164,7 @@ fn discs_and_sizes_change() {
         media(None, DiskFormat::Raw),
         Request::Resize { devid: 51712, bytes: None },
         Request::Resize { devid: 51712, bytes: Some(1 << 20) },
+        media(path("disc.qcow2"), DiskFormat::Raw),
     ];
     let mut asked = domain.requests();
     asked.retain(|request| matches!(request, Request::Media { .. } | Request::Resize { .. }));

@@ -61,5 +61,12 @@ fn plain_disk(target: &str, vdev: &str, devid: u32) -> DiskConfig {
 
 fn drive(target: Option<&str>, vdev: &str, devid: u32) -> DiskConfig {
     let target = target.map(PathBuf::from);
-    DiskConfig { target, writable: false, cdrom: true, removable: true, ..plain_disk("", vdev, devid) }
+    DiskConfig {
+        target,
+        writable: false,
+        discard: false,
+        cdrom: true,
+        removable: true,
+        ..plain_disk("", vdev, devid)
+    }
 }
