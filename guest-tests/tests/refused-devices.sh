@@ -45,6 +45,13 @@ attach 'no vdev' "$folder/good.img"
 attach 'vdev xvda is taken' "$folder/good.img,raw,xvda,rw"
 attach 'is no qcow2 image' "$folder/good.img,qcow2,xvdb,rw"
 
+# A block device that a file system is mounted from, which has no lock.
+tools mke2fs -q -t ext4 -F "/media${folder#/disk}/good.img" || fail 'mke2fs fails'
+losetup /dev/loop5 "$folder/good.img" && mkdir -p mounted && mount -o ro /dev/loop5 mounted || fail 'no file system mounted'
+attach '/dev/loop5 is in use by this host: .*mounted' '/dev/loop5,raw,xvdb,rw'
+umount mounted
+losetup -d /dev/loop5
+
 # qcow2: a header and nothing behind it, a table out of the file, a backing file that is not there, one that is the image itself.
 qemu_img() { tools qemu-img "$@" || fail "qemu-img $1 fails"; }
 m=/media${folder#/disk}

@@ -1,16 +1,43 @@
 //! Who may use an image: locks on open files, exclusive for writers and shared for readers, which end with the
 //! process however it ends. Another program's locks of the same make (QEMU's) count too.
 
-use super::DiskError;
+use super::{DiskError, open_file};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a lock that no process has is waited for: the kernel finishes the requests of one that was killed.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opens an image that is to be locked. A block device that is written to is claimed too: a file system mounted on it, its partitions and
+/// whatever else stands on it have no lock of its. Unless it is to be had by `force`.
+///
+/// # Errors
+/// There is no such image, or it is in use.
+pub fn open(path: &Path, write: bool, flags: i32, force: bool) -> Result<File, DiskError> {
+    let block = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    if force || !(write && block) {
+        return open_file(path, write, flags);
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match open_file(path, true, flags | libc::O_EXCL) {
+            Err(DiskError::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {}
+            opened => return opened,
+        }
+        // Who has this very device as a disk is known by name.
+        lock(&open_file(path, true, flags)?, path, true)?;
+        if Instant::now() > until {
+            let holder =
+                "this host: it, or a part of it, is mounted, another disk or part of another device".into();
+            return Err(DiskError::InUse { path: path.to_owned(), holder });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
 
 /// Locks an image for as long as the file is open.
 ///

@@ -1,7 +1,7 @@
 //! Images whose bytes are the disk's: files and block devices.
 
 use super::sys::{self, Buffers};
-use super::{Discard, DiskError, Image, Options, lock, open_file};
+use super::{Discard, DiskError, Image, Options, lock};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{self, File};
 use std::io;
@@ -34,7 +34,7 @@ impl Raw {
     pub fn open(path: &Path, options: &Options) -> Result<Raw, DiskError> {
         let failed = |e| DiskError::io(path, e);
         let flags = if options.cache == DiskCache::Writethrough { libc::O_DSYNC } else { 0 };
-        let file = open_file(path, options.writable, flags)?;
+        let file = lock::open(path, options.writable, flags, options.force)?;
         if !options.force {
             lock::lock(&file, path, options.writable)?;
         }

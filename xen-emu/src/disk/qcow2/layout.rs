@@ -15,6 +15,9 @@ pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Incompatible feature: counts may be wrong.
 pub const DIRTY: u64 = 1 << 0;
 pub const EXTERNAL_DATA: u64 = 1 << 2;
+/// Incompatible features that others have.
+const FEATURE_NAMES: [(u64, &str); 3] =
+    [(1 << 1, "marked corrupt"), (1 << 3, "zstd compression"), (1 << 4, "extended L2 entries")];
 /// Where the incompatible features are.
 pub const FEATURES: u8 = 72;
 /// Where the header says what the table of counts is: its offset and its clusters.
@@ -67,7 +70,12 @@ impl Layout {
         let features = newer(u64::from_be_bytes(field(header, FEATURES.into())), 0);
         let unknown = features & !(DIRTY | EXTERNAL_DATA);
         if unknown != 0 {
-            return Err(unsupported(format!("its incompatible features {unknown:#x} are not supported")));
+            let known = FEATURE_NAMES.iter().filter(|(bit, _)| unknown & bit != 0).map(|(_, name)| *name);
+            let names: Vec<_> = known.collect();
+            let named = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+            return Err(unsupported(format!(
+                "its incompatible features {unknown:#x}{named} are not supported; qemu-img convert -O qcow2 makes an image without"
+            )));
         }
         let unsafe_bits = newer(u64::from_be_bytes(field(header, 88)), 0);
         let layout = Layout {

@@ -353,7 +353,7 @@ impl Stack<'_> {
 
     /// Locks one file of the chain, which is not in it yet.
     fn enter(&mut self, path: &Path, writable: bool) -> Result<std::fs::File, DiskError> {
-        let file = open_file(path, writable, 0)?;
+        let file = lock::open(path, writable, 0, self.options.force)?;
         let meta = file.metadata().map_err(|e| DiskError::io(path, e))?;
         let again = self.seen.iter().any(|(dev, ino, _)| (*dev, *ino) == (meta.dev(), meta.ino()));
         self.seen.push((meta.dev(), meta.ino(), path.to_owned()));

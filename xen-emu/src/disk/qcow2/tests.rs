@@ -399,8 +399,15 @@ fn an_image_that_is_refused_is_not_written_to() {
         assert!(said.contains(want), "{words:x?}: {said}");
         assert!(fs::read(file.path()).unwrap() == before, "{words:x?}");
     };
-    for bit in [1, 3, 4, 5, 63] {
-        refused(&[(72, 1 << bit)], false, "incompatible features");
+    for (bit, features) in [
+        (1, "0x2 (marked corrupt)"),
+        (3, "0x8 (zstd compression)"),
+        (4, "0x10 (extended L2 entries)"),
+        (5, "0x20"),
+        (63, "0x8000000000000000"),
+    ] {
+        let said = format!("incompatible features {features} are not supported; qemu-img convert");
+        refused(&[(72, 1 << bit)], false, &said);
     }
     refused(&[(0, 0x5146_49fb_0000_0004)], false, "version 4");
     refused(&[(72, DIRTY)], true, "dirty");
