@@ -49,7 +49,7 @@ fn boots(way: &Way) -> impl Iterator<Item = Case> {
 fn devices(way: &Way) -> impl Iterator<Item = Case> {
     let rows: [(&str, &str, &[&str]); 3] = [
         ("console-flood", "flood.sh", &["vcpus = 1"]),
-        ("block", "block.sh", &["debian-12", "vcpus = 4"]),
+        ("block", "block.sh", &["debian-12", "0", "vcpus = 4"]),
         ("network", "network.sh", &["debian-12", "vcpus = 3"]),
     ];
     let rows = rows.into_iter().filter(|_| !way.in_table);

@@ -1,10 +1,12 @@
-# block.sh IMAGE [LINE...]: a disk comes, is written and verified, grows, goes while it is in use, and comes again; nothing is left over.
+# block.sh IMAGE ORDER [LINE...]: a disk comes, is written and verified, grows, goes while it is in use, and comes again; nothing is left over.
+# Its ring has 2^ORDER pages.
 . /lab/tests/lib-devices.sh
 take_disk "$1"
-shift
+order=$2
+shift 2
 scratch=${disk%/*}/scratch.img
 truncate -s 64M "$scratch"
-box g "$@"
+box g "extra = \"console=hvc0 panic=-1 lab=devices xen_blkfront.max_ring_page_order=$order\"" "$@"
 id=$(xlr domid g)
 descriptors() { ls /proc/"$(pidof xen-emu)"/fd | wc -l; }
 before=$(descriptors)
@@ -26,6 +28,8 @@ released() {
 }
 
 attach
+# Linux writes no order of rings of one page.
+[ "$order" = 0 ] || [ "$(xenstore read "/local/domain/$id/device/vbd/51728/ring-page-order")" = "$order" ] || fail "the ring is not of order $order"
 must 200 "$fio --rw=randwrite --size=8M --fsync=64 --verify=crc32c"
 # What the guest flushed is in the file.
 must 90 'head -c 8M /dev/xvdb | sha256sum'
