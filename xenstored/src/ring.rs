@@ -233,6 +233,15 @@ impl Ring {
     }
 
     /// Puts as many of `bytes` into the ring as there is room for. Answers how many.
+    /// The index at which the next response is put, and how many bytes there is room for.
+    ///
+    /// # Errors
+    /// [`Fault::Index`].
+    pub fn room(&self) -> Result<(u32, usize), Fault> {
+        let (prod, cons) = (self.page.load(RSP_PROD)?, self.page.load(RSP_CONS)?);
+        Ok((prod, free::<XENSTORE_RING_SIZE>(prod, cons)? as usize))
+    }
+
     ///
     /// # Errors
     /// [`Fault::Index`], and nothing is put.

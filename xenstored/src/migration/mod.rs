@@ -144,6 +144,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Bytes behind the records that were read.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.rest().len()
+    }
+
     /// The next record; none at the END.
     ///
     /// # Errors

@@ -143,7 +143,7 @@ pub(crate) enum Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn kind(&self) -> u32 {
+    pub(crate) fn kind(&self) -> u32 {
         match self {
             Self::Global { .. } => GLOBAL,
             Self::Conn { .. } => CONN,

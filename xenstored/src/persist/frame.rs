@@ -44,6 +44,22 @@ fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     whole.then_some((body, rest))
 }
 
+/// What stands behind the stream of a snapshot: a mark, and the checksum of all before.
+const SUM: [u8; 4] = *b"sum:";
+
+/// The end of a snapshot's file.
+pub(super) fn end(stream: &[u8]) -> [u8; HEADER] {
+    let [a, b, c, d] = SUM;
+    let [e, f, g, h] = checksum(stream).to_le_bytes();
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Whether a snapshot's file is as it was written; those of earlier versions do not say.
+pub(super) fn is_whole(file: &[u8]) -> bool {
+    file.split_last_chunk::<HEADER>()
+        .is_none_or(|(stream, last)| !last.starts_with(&SUM) || *last == end(stream))
+}
+
 /// CRC-32C: finds what a torn write leaves.
 fn checksum(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |sum, &byte| {

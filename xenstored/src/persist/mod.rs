@@ -33,6 +33,13 @@ use crate::tree::Tree;
 const LOG: u64 = 4 * 1024 * 1024;
 /// How long what is written stays in the system's memory with [`Fsync::Interval`].
 const INTERVAL: Duration = Duration::from_secs(1);
+/// What the names of files begin with that are for domains.
+const UNSENT: &str = "unsent.";
+/// A log of which the end was torn.
+const TORN: &str = "torn";
+/// A file that takes room which a snapshot can have when the disk is full, and how much.
+const SPARE: &str = "spare";
+const SPARE_LEN: usize = 64 * 1024;
 /// Bytes of the stacks of threads that write.
 const STACK: usize = 256 * 1024;
 /// How often a disk that takes longer than that is looked at.
@@ -105,10 +112,11 @@ pub struct Disk {
 
 impl Disk {
     /// Opens a folder, or makes one, and answers the store that it has: an empty one for a new folder. A log that ends
-    /// in the middle of a frame, because the host crashed there, is taken up to that.
+    /// in the middle of a frame, because the host crashed there, is taken up to that. A disk that can be read and not
+    /// written ends nothing: see [`Disk::commit`].
     ///
     /// # Errors
-    /// What the file system says; `AddrInUse` if another daemon has the folder; `InvalidData` for a snapshot that makes
+    /// What the file system says when it is read; `AddrInUse` if another daemon has the folder; `InvalidData` for a snapshot that makes
     /// no sense, unless the folder is transient: then the daemon begins empty and says so.
     pub fn open(folder: &FilePath, policy: Policy) -> io::Result<(Self, Store)> {
         let lock = lock(folder)?;
@@ -119,8 +127,8 @@ impl Disk {
             }
             loaded => loaded?,
         };
-        let begun = begin(folder, number + 1, &store, policy.fsync)?;
-        let disk = Self::with(folder, policy, number + 1, begun, &store, lock);
+        let disk = Self::beginning(folder, policy, number + 1, &store, lock)?;
+        disk.remove_unsent(|domid| store.domains.get(domid).is_none());
         store.keep_journal();
         Ok((disk, store))
     }
@@ -132,7 +140,17 @@ impl Disk {
     /// If it is no folder that can be opened, or another daemon has it.
     pub fn replace(folder: &FilePath, policy: Policy, store: &Store) -> io::Result<Self> {
         let lock = lock(folder)?;
-        let number = newest(folder)? + 1;
+        Self::beginning(folder, policy, newest(folder)? + 1, store, lock)
+    }
+
+    /// Begins with a snapshot, or without one if the disk refuses: it is tried again.
+    fn beginning(
+        folder: &FilePath,
+        policy: Policy,
+        number: u64,
+        store: &Store,
+        lock: nix::fcntl::Flock<File>,
+    ) -> io::Result<Self> {
         let begun = begin(folder, number, store, policy.fsync);
         let failed = begun.as_ref().err().map(|error| {
             tracing::error!("state folder: {error}: what changes now may be lost");
@@ -187,7 +205,19 @@ impl Disk {
         }
         if self.policy.transient {
             remove_before(&self.folder, u64::MAX);
+            self.remove_unsent(|_| true);
         }
+    }
+
+    /// The file of what the ring of a domain has no room for.
+    pub(crate) fn unsent(&self, domid: DomId) -> PathBuf {
+        self.folder.join(format!("{UNSENT}{domid}"))
+    }
+
+    fn remove_unsent(&self, of: impl Fn(DomId) -> bool) {
+        let domids =
+            numbers(&self.folder, UNSENT).unwrap_or_default().into_iter().filter_map(|n| n.try_into().ok());
+        domids.filter(|&domid| of(domid)).for_each(|domid| drop(fs::remove_file(self.unsent(domid))));
     }
 
     /// Writes what changed. Called before replies go out. If the disk refuses, the store goes on without, says so, and
@@ -221,7 +251,11 @@ impl Disk {
         if !frame::seal(frame) {
             return Ok(());
         }
-        self.log.write_all(frame)?;
+        if let Err(error) = self.log.write_all(frame) {
+            // What is there of the frame is no more than a tear.
+            let _ = self.log.set_len(self.log_len);
+            return Err(error);
+        }
         self.log_len += frame.len() as u64;
         // One big commit must not keep its room for ever.
         frame.shrink_to(64 * 1024);
@@ -269,12 +303,18 @@ impl Disk {
 
     /// When [`Disk::step`] has something to do; none if nothing.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let due = self.unsynced? + INTERVAL;
-        Some(if self.syncing.is_some() { due.max(Instant::now() + LOOK) } else { due })
+        let again = self.failed.map(|since| since + INTERVAL);
+        let due = self.unsynced.map(|since| since + INTERVAL);
+        let due = due.map(|due| if self.syncing.is_some() { due.max(Instant::now() + LOOK) } else { due });
+        again.into_iter().chain(due).min()
     }
 
-    /// Has what is due reach the disk, in a thread of its own, and looks what became of what was begun.
-    pub(crate) fn step(&mut self) {
+    /// Has what is due reach the disk, in a thread of its own, and looks what became of what was begun. A disk that refused
+    /// is tried again.
+    pub(crate) fn step(&mut self, store: &mut Store) {
+        if self.failed.is_some_and(|since| since.elapsed() >= INTERVAL) {
+            self.commit(store);
+        }
         if let Some(done) = self.snapshot.take_if(|thread| thread.is_finished()) {
             match done.join() {
                 Ok(Ok(len)) => (self.snapshot_len, self.before) = (len, 0),
@@ -288,7 +328,7 @@ impl Disk {
         {
             tracing::error!("state folder: the log does not reach the disk");
         }
-        if self.syncing.is_none() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+        if self.syncing.is_none() && self.unsynced.is_some_and(|since| since.elapsed() >= INTERVAL) {
             self.unsynced = None;
             let synced = self.log.try_clone().and_then(|log| {
                 std::thread::Builder::new()
@@ -373,15 +413,32 @@ fn load(folder: &FilePath, transient: bool) -> io::Result<(Store, u64)> {
     let snapshot = numbers(folder, "snapshot.")?.into_iter().max();
     if let Some(number) = snapshot {
         let invalid = |why: &dyn std::fmt::Display| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("snapshot.{number}: {why}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "snapshot.{number} is damaged: {why}; move the folder away to begin with an empty store"
+                ),
+            )
         };
         let bytes = fs::read(folder.join(format!("snapshot.{number}")))?;
+        if !frame::is_whole(&bytes) {
+            return Err(invalid(&"its checksum is wrong"));
+        }
         let mut reader = Reader::new(&bytes).map_err(|error| invalid(&error))?;
-        while let Some(record) = reader.next().map_err(|error| invalid(&error))? {
+        loop {
+            let at = bytes.len() - reader.left();
+            let next = reader.next().map_err(|error| invalid(&format_args!("{error}, at byte {at}")))?;
+            let Some(record) = next else { break };
             if let Record::Lives { boot: then, .. } = record {
                 same_boot = then == boot().as_bytes();
             }
-            import.take(&record).ok_or_else(|| invalid(&format_args!("impossible: {record:?}")))?;
+            let what = || match &record {
+                Record::Node { path, .. } => format!("node {}", path.escape_ascii()),
+                other => format!("record of type {:#x}", other.kind()),
+            };
+            import
+                .take(&record)
+                .ok_or_else(|| invalid(&format_args!("impossible {}, at byte {at}", what())))?;
         }
     }
     let mut logs = numbers(folder, "log.")?;
@@ -391,8 +448,8 @@ fn load(folder: &FilePath, transient: bool) -> io::Result<(Store, u64)> {
         File::open(folder.join(format!("log.{number}")))?.read_to_end(&mut bytes)?;
         let rest = frame::open(&bytes, |record| import.take(record));
         if rest > 0 {
-            tracing::warn!("log.{number}: {rest} bytes at the end are torn; it stays as `torn`");
-            let torn = folder.join("torn");
+            tracing::warn!("log.{number}: {rest} bytes at the end are torn; it stays as `{TORN}`");
+            let torn = folder.join(TORN);
             let _ = fs::remove_file(&torn);
             let _ = fs::hard_link(folder.join(format!("log.{number}")), torn);
             break;
@@ -422,20 +479,36 @@ fn numbers(folder: &FilePath, prefix: &str) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Writes all of a store, and begins the log of what changes then.
+/// Writes all of a store, and begins the log of what changes then. If the disk is full, perhaps with the log before, what
+/// is not needed makes room.
 fn begin(folder: &FilePath, number: u64, store: &Store, fsync: Fsync) -> io::Result<(File, u64)> {
-    let len = write_snapshot(folder, number, &Source::of(store).stream(Stream::new())?, fsync)?;
-    let log = create_log(folder, number)?;
-    sync_folder(folder, fsync)?;
-    remove_before(folder, number);
-    Ok((log, len))
+    let stream = Source::of(store).stream(Stream::new())?;
+    let write = || {
+        let len = write_snapshot(folder, number, &stream, fsync)?;
+        let log = create_log(folder, number)?;
+        sync_folder(folder, fsync)?;
+        remove_before(folder, number);
+        Ok((log, len))
+    };
+    let begun = write().or_else(|_: io::Error| {
+        for name in [SPARE, TORN] {
+            let _ = fs::remove_file(folder.join(name));
+        }
+        write()
+    });
+    let spare = folder.join(SPARE);
+    if begun.is_ok() && !spare.exists() && fs::write(&spare, [0; SPARE_LEN]).is_err() {
+        let _ = fs::remove_file(spare);
+    }
+    begun
 }
 
 /// Nobody sees half a snapshot: it has its name when it is on the disk. Another one may be being written meanwhile.
 fn write_snapshot(folder: &FilePath, number: u64, bytes: &[u8], fsync: Fsync) -> io::Result<u64> {
     let half = folder.join(format!("new.{number}"));
     let mut file = options().truncate(true).open(&half)?;
-    file.write_all(bytes)?;
+    let whole = file.write_all(bytes).and_then(|()| file.write_all(&frame::end(bytes)));
+    whole.inspect_err(|_| drop(fs::remove_file(&half)))?;
     if fsync != Fsync::Never {
         file.sync_all()?;
     }

@@ -29,8 +29,8 @@ fn boot_anew(snapshot: &FilePath) {
     let bytes = fs::read(snapshot).unwrap();
     let boot = boot();
     let at = bytes.windows(boot.len()).position(|part| part == boot.as_bytes()).unwrap();
-    let other = [&bytes[..at], &vec![b'0'; boot.len()], &bytes[at + boot.len()..]].concat();
-    fs::write(snapshot, other).unwrap();
+    let other = [&bytes[..at], &vec![b'0'; boot.len()], &bytes[at + boot.len()..bytes.len() - 8]].concat();
+    fs::write(snapshot, [&other, &frame::end(&other)[..]].concat()).unwrap();
 }
 
 #[test]
@@ -223,6 +223,38 @@ fn a_torn_log_is_taken_up_to_the_tear() {
 }
 
 #[test]
+fn any_damage_to_a_snapshot_is_found_and_said() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::WRITE, 0, b"/a/b\0value");
+    disk.commit(&mut store);
+    drop(disk);
+    drop(open(&folder));
+    let file = folder.path().join("snapshot.2");
+    let snapshot = fs::read(&file).unwrap();
+    let stream = &snapshot[..snapshot.len() - 8];
+    // What it says is what is there, or it is an error: a stream without a checksum is one of an earlier version.
+    fs::write(&file, stream).unwrap();
+    assert!(load(folder.path(), false).is_ok());
+    for at in (0..stream.len()).chain(stream.len() + 4..snapshot.len()) {
+        let mut bytes = snapshot.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&file, bytes).unwrap();
+        let error = Disk::open(folder.path(), POLICY).unwrap_err();
+        let text =
+            "snapshot.2 is damaged: its checksum is wrong; move the folder away to begin with an empty store";
+        assert_eq!(error.to_string(), text, "byte {at}");
+    }
+    let at = stream.windows(2).position(|two| two == b"/a").unwrap();
+    let mut bytes = stream.to_vec();
+    bytes[at + 1] = b'/';
+    fs::write(&file, bytes).unwrap();
+    let error = Disk::open(folder.path(), POLICY).unwrap_err().to_string();
+    assert!(error.contains("impossible node //") && error.contains(", at byte "), "{error}");
+}
+
+#[test]
 fn logs_are_replaced_by_snapshots() {
     let folder = tempdir().unwrap();
     let (mut disk, mut store) = open(&folder);
@@ -235,7 +267,7 @@ fn logs_are_replaced_by_snapshots() {
     ask(&mut store, host, MsgType::WRITE, 0, b"/b\0after");
     disk.commit(&mut store);
     while disk.snapshot.is_some() {
-        disk.step();
+        disk.step(&mut store);
         std::thread::yield_now();
     }
     let mut names: Vec<_> = numbers(folder.path(), "log.").unwrap();
@@ -246,6 +278,41 @@ fn logs_are_replaced_by_snapshots() {
     assert_eq!(content(&open(&folder).1), want);
     // A snapshot that was being written when the daemon died.
     fs::write(folder.path().join("new.3"), b"xenst").unwrap();
+    assert_eq!(content(&open(&folder).1), want);
+}
+
+#[test]
+fn a_disk_that_refuses_at_the_start_costs_nothing_that_was_there() {
+    let folder = tempdir().unwrap();
+    let (mut disk, mut store) = open(&folder);
+    let host = store.connect();
+    ask(&mut store, host, MsgType::WRITE, 0, b"/a\x001");
+    disk.commit(&mut store);
+    let want = content(&store);
+    drop(disk);
+    fs::create_dir(folder.path().join("new.2")).unwrap();
+    fs::write(folder.path().join(TORN), "log").unwrap();
+    for _ in 0..2 {
+        let (disk, store) = open(&folder);
+        assert!(disk.failed.is_some() && content(&store) == want);
+        assert!(folder.path().join("log.1").exists(), "the next one needs it");
+        assert!(!folder.path().join(TORN).exists() && !folder.path().join(SPARE).exists());
+    }
+    fs::remove_dir(folder.path().join("new.2")).unwrap();
+    let (mut disk, mut store) = open(&folder);
+    assert!(disk.failed.is_none() && folder.path().join(SPARE).exists(), "room for the next time");
+    let host = store.connect();
+    ask(&mut store, host, MsgType::WRITE, 0, b"/b\x001");
+    // A log that refuses has no tear.
+    let len = disk.log_len;
+    disk.log = File::open(folder.path().join("log.2")).unwrap();
+    disk.commit(&mut store);
+    assert!(disk.failed.is_some() && fs::metadata(folder.path().join("log.2")).unwrap().len() == len);
+    assert!(disk.deadline().is_some(), "nobody has to ask for anything");
+    disk.failed = Instant::now().checked_sub(INTERVAL);
+    disk.step(&mut store);
+    let want = content(&store);
+    drop(disk);
     assert_eq!(content(&open(&folder).1), want);
 }
 

@@ -9,6 +9,7 @@ use nix::sys::socket::{MsgFlags, send};
 use super::counters::Counters;
 use super::fds::{self, Notify};
 use super::outbox::Outbox;
+use super::unsent::Kept;
 use crate::DomId;
 use crate::ring::{Fault, Ring};
 use crate::wire::{TooLong, split};
@@ -58,6 +59,8 @@ pub(super) struct Link {
     pub(super) outbox: Outbox,
     /// There may be something to read from the socket.
     pub(super) readable: bool,
+    /// What of the outbox is in the state folder.
+    pub(super) kept: Option<Kept>,
     /// The socket's peer hung up: what it has sent is read to the end.
     pub(super) hung_up: bool,
     /// The loop tells when there is room in the socket.
@@ -92,6 +95,7 @@ impl Link {
             readable: true,
             hung_up: false,
             wants_room: false,
+            kept: None,
             written: false,
             overflowed: false,
             notify: false,

@@ -18,6 +18,7 @@ mod rings;
 mod settings;
 mod state;
 mod trace;
+mod unsent;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -228,7 +229,7 @@ impl Server {
             self.turn();
             self.update_step();
             if let Some(disk) = &mut self.disk {
-                disk.step();
+                disk.step(&mut self.store);
             }
             self.resume_listening();
         }

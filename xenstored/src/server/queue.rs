@@ -366,6 +366,9 @@ impl Server {
         link.flush()?;
         self.store.note_freed(room.saturating_sub(link.outbox.capacity()));
         let more = link.is_ring() || link.readable || !link.inbox.is_empty();
+        if let Some(disk) = &self.disk {
+            link.keep_unsent(disk, &self.store, &mut self.log);
+        }
         if let Carrier::Socket(fd) = &link.carrier {
             let wants_room = link.outbox.len() > 0;
             if std::mem::replace(&mut link.wants_room, wants_room) != wants_room {
@@ -422,6 +425,7 @@ impl Server {
     }
 }
 
+                self.forget_unsent(domain.domid);
 fn congested(store: &Store, conn: ConnId, link: &Link) -> bool {
     let full = match link.carrier {
         Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,

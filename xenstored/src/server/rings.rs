@@ -47,6 +47,8 @@ impl Server {
             && let Ok(beginning) = domain.ring.kept()
         {
             link.inbox = beginning;
+            let kept = domain.ring.room().ok().and_then(|(at, _)| self.kept_unsent(domid, at));
+            link.outbox = kept.unwrap_or_default();
         }
         link.notify = true;
         self.add_ring(conn, link);
@@ -99,9 +101,12 @@ impl Server {
             domain.faulty = false;
             link.inbox = Vec::new();
             link.outbox.clear();
+            link.kept = None;
+            let domid = domain.domid;
             (link.held, link.overflowed) = (false, false);
             link.handled = 0;
             link.notify = true;
+            self.forget_unsent(domid);
             self.store.reset(conn);
             self.mark_written(conn);
             return Ok(true);
@@ -125,10 +130,12 @@ impl Server {
         let domid = domain.domid;
         link.inbox = Vec::new();
         link.outbox.clear();
+        link.kept = None;
         link.overflowed = false;
         link.handled = 0;
         link.notify = true;
         link.signal();
+        self.forget_unsent(domid);
         self.store.reset(conn);
         self.log.warn(format_args!("domain {domid} is not served any more: {broken}"));
     }

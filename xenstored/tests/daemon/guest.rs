@@ -79,6 +79,11 @@ impl Guest {
         self.word(REQ_PROD).wrapping_sub(self.word(REQ_CONS))
     }
 
+    /// How many bytes the store has room for.
+    pub fn unsent_room(&self) -> u32 {
+        1024 - self.word(RSP_PROD).wrapping_sub(self.word(RSP_CONS))
+    }
+
     pub fn connection(&self) -> u32 {
         self.word(CONNECTION)
     }

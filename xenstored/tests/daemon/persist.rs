@@ -87,6 +87,84 @@ fn counters_do_not_outlive_their_daemon() {
     assert_eq!(count(&mut daemon.client()), 1);
 }
 
+/// A domain with a home of its own, in which `big` is longer than a ring.
+fn with_big(host: &mut Client, guest: &mut Guest) -> Vec<u8> {
+    let value: Vec<u8> = (0..2000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    host.mkdir("/local/domain/5").unwrap();
+    host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+    host.write("/local/domain/5/big", &value).unwrap();
+    host.introduce(5, 1, 2, guest.fds()).unwrap();
+    guest.put_request(2, 0, b"big\0");
+    guest.kick();
+    while guest.unsent_room() > 0 {
+        thread::yield_now();
+    }
+    value
+}
+
+#[test]
+fn a_reply_of_which_a_killed_store_has_sent_a_part_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::with(&["--state-dir", folder.path().to_str().unwrap()]);
+    let mut host = daemon.client();
+    let mut guest = Guest::new();
+    let value = with_big(&mut host, &mut guest);
+    // Another one behind it, and an event that nobody has taken when the store dies; then it dies again.
+    guest.put_request(4, 0, b"x\0token\0");
+    guest.kick();
+    while guest.unread() > 0 {
+        thread::yield_now();
+    }
+    host.write("/local/domain/5/x", "1").unwrap();
+    for _ in 0..3 {
+        daemon.kill();
+        daemon.restart();
+        daemon.client().introduce(5, 1, 2, guest.fds()).unwrap();
+    }
+    assert_eq!(guest.reply(), (2, value.clone()));
+    assert_eq!(guest.reply(), (4, b"OK\0".to_vec()));
+    for _ in 0..2 {
+        assert_eq!(guest.event(), b"x\0token\0");
+    }
+    for _ in 0..3 {
+        assert_eq!(guest.request(2, b"big\0"), (2, value.clone()));
+    }
+    assert_eq!(guest.request(11, b"x\0y"), (11, b"OK\0".to_vec()));
+    // One that reconnects begins anew, also with the next store.
+    guest.put_request(2, 0, b"big\0");
+    guest.kick();
+    while guest.unsent_room() > 0 {
+        thread::yield_now();
+    }
+    guest.reconnect();
+    daemon.kill();
+    daemon.restart();
+    daemon.client().introduce(5, 1, 2, guest.fds()).unwrap();
+    assert_eq!(guest.request(2, b"x\0"), (2, b"y".to_vec()));
+}
+
+#[test]
+fn what_a_domain_has_not_read_is_not_for_the_next_one_of_its_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::with(&["--state-dir", folder.path().to_str().unwrap()]);
+    let mut guest = Guest::new();
+    with_big(&mut daemon.client(), &mut guest);
+    assert!(folder.path().join("unsent.5").exists());
+    daemon.kill();
+    daemon.restart();
+    let mut host = daemon.client();
+    host.release(5).unwrap();
+    host.mkdir("/local/domain/5").unwrap();
+    host.set_perms("/local/domain/5", &["n5".parse().unwrap()]).unwrap();
+    daemon.kill();
+    daemon.restart();
+    let mut next = Guest::new();
+    daemon.client().introduce(5, 1, 2, next.fds()).unwrap();
+    assert_eq!(next.request(2, b"nope\0"), (16, b"ENOENT\0".to_vec()));
+    daemon.client().release(5).unwrap();
+    assert!(!folder.path().join("unsent.5").exists());
+}
+
 fn count_up(client: &mut Client, n: usize, count: &AtomicU32) -> bool {
     client.set_timeout(LONG);
     let next = count.load(Ordering::Relaxed) + 1;
