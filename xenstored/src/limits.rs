@@ -91,6 +91,23 @@ fn without_effect(options: &[(bool, &str)]) {
 impl Limits {
     /// Sets them, those with a name of their own last.
     pub fn set(&self, store: &mut Store) {
+        self.all().for_each(|(limit, value)| store.set_limit(limit, value));
+        if let Some(bytes) = self.quota_soft {
+            store.set_soft_memory(bytes);
+        }
+    }
+
+    /// Says which do not hold, because a live update carries over what was set.
+    pub fn warn_of_others(&self, store: &Store) {
+        for (limit, value) in self.all().chain(self.quota_soft.map(|bytes| (Limit::SoftMemory, bytes))) {
+            let holds = store.limit_of_all(limit);
+            if holds != value {
+                tracing::warn!("{} {value} of the arguments is left out: {holds} goes on", limit.name());
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (Limit, u32)> {
         let short = [
             (Limit::Nodes, self.entry_nb),
             (Limit::NodeSize, self.entry_size),
@@ -100,10 +117,7 @@ impl Limits {
             (Limit::PathMax, self.path_max),
         ];
         let short = short.into_iter().filter_map(|(limit, value)| Some((limit, value?)));
-        short.chain(self.quota.iter().copied()).for_each(|(limit, value)| store.set_limit(limit, value));
-        if let Some(bytes) = self.quota_soft {
-            store.set_soft_memory(bytes);
-        }
+        short.chain(self.quota.iter().copied())
     }
 
     /// Says which options have no effect.

@@ -111,11 +111,19 @@ fn main() -> Result<()> {
     let path = args.socket.clone().unwrap_or_else(|| args.rundir.join("socket"));
     let socket = listen(&path, state.as_mut()).with_context(|| format!("cannot serve {}", path.display()))?;
     let resumed = state.is_some();
+    // A service manager, or the daemon before, may have another one.
+    let served = socket.path().unwrap_or_else(|| "a socket without a path".into());
+    if resumed && args.socket.as_ref().is_some_and(|asked| *asked != served) {
+        tracing::warn!("--socket {} is left out: it goes on serving {}", path.display(), served.display());
+    }
     let (disk, mut begin) = begin(&args, state)?;
     if let Begin::Store(store) = &mut begin {
         args.limits.set(store);
         args.limits.warn();
         args.others.warn();
+    }
+    if resumed {
+        args.limits.warn_of_others(begin.store());
     }
     begin.store().keep_orphans(args.limits.keep_orphans);
     let trace = trace(&args).or_else(|error| unless(resumed, error))?;
@@ -127,7 +135,7 @@ fn main() -> Result<()> {
             .or_else(|error| unless(resumed, error))?;
     }
     let ready = || {
-        tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, path.display());
+        tracing::info!("{} {}", if resumed { "goes on serving" } else { "serving" }, served.display());
         // After a live update the number may be anything's.
         if let Err(error) = announce(args.ready_fd.filter(|_| !resumed)) {
             tracing::warn!("cannot say that it is ready: {error:#}");

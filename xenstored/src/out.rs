@@ -68,6 +68,13 @@ impl Out {
         self.messages.shrink_to(KEPT / size_of::<Message>());
     }
 
+    /// Forgets the messages, and keeps what the server must do.
+    pub fn silence(&mut self) {
+        self.bytes.clear();
+        self.messages.clear();
+        self.lost.clear();
+    }
+
     /// Answers a request.
     ///
     /// # Errors

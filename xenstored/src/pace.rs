@@ -19,6 +19,9 @@ const RESERVE: Duration = Duration::from_secs(5);
 /// How long others wait for a transaction whose turn it is.
 const TURN: Duration = Duration::from_millis(20);
 
+/// Losses of a privileged connection, one after another, from which on guests wait for its transactions.
+pub const LOSSES: u32 = 4;
+
 /// Names of what is saved: time that a guest has used up, and what they left.
 const SPENT: &str = "pace-spent-";
 const LEFT: &str = "pace-left";
@@ -42,12 +45,16 @@ pub struct Pace {
     spent: HashMap<DomId, Duration>,
     reserve: Duration,
     queues: HashMap<Cause, Queue>,
+    /// For whose transaction guests change nothing, and until when.
+    guarded: Option<ConnId>,
+    until: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         let (spent, queues) = (HashMap::new(), HashMap::new());
-        Self { now: BURST, spent, reserve: Duration::ZERO, queues }
+        let zero = Duration::ZERO;
+        Self { now: BURST, spent, reserve: zero, queues, guarded: None, until: zero }
     }
 }
 
@@ -73,6 +80,28 @@ impl Pace {
     pub fn in_debt(&self, domid: DomId) -> Option<Duration> {
         let until = self.spent.get(&domid).filter(|spent| **spent > self.now)?;
         Some(*until - BURST)
+    }
+
+    /// A privileged connection that has lost often begins a transaction: guests change nothing until it is over or its
+    /// time is, unless they have waited for one just now.
+    pub fn guard(&mut self, conn: ConnId) {
+        if self.now >= self.until + TURN {
+            (self.guarded, self.until) = (Some(conn), self.now + TURN);
+        }
+    }
+
+    /// It is over.
+    pub fn unguard(&mut self, conn: ConnId) {
+        if self.guarded == Some(conn) {
+            (self.guarded, self.until) = (None, self.until.min(self.now));
+        }
+    }
+
+    /// Until when guests that want to change something have to wait.
+    #[must_use]
+    pub fn guards(&self) -> Option<Duration> {
+        self.guarded.filter(|_| self.until > self.now)?;
+        Some(self.until - BURST)
     }
 
     /// A connection wants to begin a transaction, having lost one for this cause: `None` if it may, else until when it

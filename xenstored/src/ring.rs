@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::pulled::Guard;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vm_memory::volatile_memory::VolatileMemory;
 use vm_memory::{Bytes, FileOffset, MmapRegion};
 use xen_abi::io::ring::{BadIndex, free, pieces, queued};
@@ -94,12 +94,13 @@ impl Ring {
     /// `InvalidInput` for a descriptor that is no memfd or too short; what mapping it says.
     pub fn new(memfd: OwnedFd) -> std::io::Result<Self> {
         let file = File::from(memfd);
-        fcntl(&file, FcntlArg::F_GET_SEALS)?;
+        let invalid = |text| std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| invalid("no memfd"))?;
+        if SealFlag::from_bits_retain(seals).intersects(SealFlag::F_SEAL_WRITE) {
+            return Err(invalid("sealed against writing"));
+        }
         if file.metadata()?.len() < PAGE_SIZE as u64 {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidInput,
-                "ring page is shorter than 4096",
-            ));
+            return Err(invalid("shorter than 4096 bytes"));
         }
         let file = Arc::new(file);
         let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), PAGE_SIZE);
@@ -232,7 +233,6 @@ impl Ring {
         Ok(count)
     }
 
-    /// Puts as many of `bytes` into the ring as there is room for. Answers how many.
     /// The index at which the next response is put, and how many bytes there is room for.
     ///
     /// # Errors
@@ -242,6 +242,7 @@ impl Ring {
         Ok((prod, free::<XENSTORE_RING_SIZE>(prod, cons)? as usize))
     }
 
+    /// Puts as many of `bytes` into the ring as there is room for. Answers how many.
     ///
     /// # Errors
     /// [`Fault::Index`], and nothing is put.

@@ -11,7 +11,7 @@ use crate::ids::IdMap;
 use crate::journal::Journal;
 use crate::ops;
 use crate::out::{Action, Out};
-use crate::pace::{Cause, Pace};
+use crate::pace::{Cause, LOSSES, Pace};
 use crate::path::{Path, parent};
 use crate::perms::{Caller, Perms};
 use crate::quota::{Accounts, Limit, Quota};
@@ -30,6 +30,13 @@ const NODE: usize = 256;
 const AT_ONCE: usize = 128;
 /// Removed nodes that are done away with before an owner is refused something.
 const BEFORE_REFUSAL: usize = 64;
+/// Requests that change nodes.
+const CHANGES: [MsgType; 5] =
+    [MsgType::WRITE, MsgType::MKDIR, MsgType::RM, MsgType::SET_PERMS, MsgType::TRANSACTION_END];
+/// Bytes that an open transaction takes, besides what it has seen.
+const TRANSACTION: usize = size_of::<Transaction>() + 32;
+/// Room for transactions of a connection that is given back when there are few.
+const MANY: usize = 1024;
 /// Bytes that a watch takes, besides its name and token.
 const WATCH: usize = 192;
 
@@ -54,6 +61,8 @@ pub(crate) struct Conn {
     pub(crate) watch_bytes: usize,
     /// What its last transactions were about that did not succeed at once.
     cause: Option<Cause>,
+    /// How many of its transactions have lost since one has won.
+    losses: u32,
 }
 
 impl Conn {
@@ -197,6 +206,12 @@ impl Store {
         {
             return Some(until);
         }
+        if !state.caller.privileged
+            && CHANGES.contains(&header.kind)
+            && let Some(until) = self.pace.guards()
+        {
+            return Some(until);
+        }
         let start = header.kind == MsgType::TRANSACTION_START;
         self.pace.may_start(state.cause.as_ref().filter(|_| start)?, conn)
     }
@@ -235,17 +250,40 @@ impl Store {
             self.watches.remove(&name, number);
         }
         self.open -= state.transactions.len();
+        self.pace.unguard(conn);
+        self.freed = self.freed.wrapping_add(state.transactions.capacity() * TRANSACTION);
         state.transactions = IdMap::default();
         let (cause, domid) = (state.cause.take(), state.caller.domid);
         self.pass_turn(conn, cause.as_ref());
         self.note_no_watches(domid);
     }
 
+    /// A connection's transaction begins: guests do not make one lose that has lost often.
+    pub(crate) fn transaction_begins(&mut self, conn: ConnId) {
+        self.open += 1;
+        if self.conns.get(&conn).is_some_and(|state| state.caller.privileged && state.losses >= LOSSES) {
+            self.pace.guard(conn);
+        }
+    }
+
     /// A connection's transaction is over, lost or won: others may have waited for it.
     pub(crate) fn transaction_over(&mut self, conn: ConnId, tx: Option<&Transaction>, lost: Option<Path>) {
         self.open -= 1;
         let Some(state) = self.conns.get_mut(&conn) else { return };
+        // Room for many is not kept for few.
+        let (room, few) = (state.transactions.capacity(), 4 * state.transactions.len());
+        if room > MANY.max(few) {
+            state.transactions.shrink_to(few.max(MANY / 4));
+            let less = room.saturating_sub(state.transactions.capacity());
+            self.freed = self.freed.wrapping_add(less * TRANSACTION);
+        }
         let before = state.cause.clone();
+        self.pace.unguard(conn);
+        if lost.is_some() {
+            state.losses = state.losses.saturating_add(1);
+        } else if tx.is_some() {
+            state.losses = 0;
+        }
         if let Some(path) = lost {
             state.cause = Some((path, state.caller.privileged));
         } else if let Some((path, _)) = &before
@@ -435,6 +473,12 @@ impl Store {
         self.quota.set(None, limit, value);
     }
 
+    /// The limit for all domains that have none of their own.
+    #[must_use]
+    pub fn limit_of_all(&self, limit: Limit) -> u32 {
+        self.quota.value(None, limit)
+    }
+
     /// The limit that holds for a caller; privileged ones have none.
     #[must_use]
     pub fn limit(&self, caller: &Caller, limit: Limit) -> usize {
@@ -452,8 +496,16 @@ impl Store {
         let conn = ConnId(self.last_conn);
         let (transactions, watches) = (IdMap::default(), HashMap::new());
         let (last_transaction, came_back, watch_bytes) = (0, false, 0);
-        let state =
-            Conn { caller, transactions, last_transaction, came_back, watches, watch_bytes, cause: None };
+        let state = Conn {
+            caller,
+            transactions,
+            last_transaction,
+            came_back,
+            watches,
+            watch_bytes,
+            cause: None,
+            losses: 0,
+        };
         self.conns.insert(conn, state);
         conn
     }

@@ -20,6 +20,13 @@ use crate::wire::Errno;
 /// Bytes that remembering a node takes, besides its path and value.
 const ENTRY: usize = 256;
 
+/// Where the daemon notes what it does.
+pub(crate) const COUNTERS: &str = "/tool/xenstored";
+
+fn is_counter(path: &str) -> bool {
+    path.strip_prefix(COUNTERS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// What was looked at of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aspect {
@@ -391,6 +398,8 @@ impl Transaction {
     /// The first path of which something that was looked at is different in the store.
     #[must_use]
     pub fn conflict(&self, tree: &Tree) -> Option<Path> {
+        // Nobody has changed what the daemon itself notes, unless this transaction does.
+        let changes_counters = self.events.iter().any(|event| is_counter(&event.path));
         let differs = |seen: &Seen, path: &str| match (&seen.base, tree.get(path)) {
             (None, None) => false,
             (Some(base), Some(now)) => {
@@ -400,7 +409,8 @@ impl Transaction {
             }
             _ => true,
         };
-        let seen = self.seen.iter().filter(|(_, seen)| seen.looked);
+        let seen =
+            self.seen.iter().filter(|(path, seen)| seen.looked && (changes_counters || !is_counter(path)));
         let lost = seen.filter(|(path, seen)| differs(seen, path)).map(|(path, _)| path).min()?;
         Some(Path::of(Arc::clone(lost)))
     }

@@ -26,7 +26,7 @@ pub(super) fn start(store: &mut Store, call: &mut Call<'_>, out: &mut Out) -> Re
         }
     };
     state.transactions.insert(id, Box::default());
-    store.open += 1;
+    store.transaction_begins(call.conn);
     out.reply(call, &[format!("{id}\0").as_bytes()])
 }
 

@@ -45,7 +45,7 @@ impl Server {
         self.reply(conn, header, header.kind, text);
     }
 
-    fn reply(&mut self, conn: ConnId, header: &Header, kind: MsgType, text: &str) {
+    pub(super) fn reply(&mut self, conn: ConnId, header: &Header, kind: MsgType, text: &str) {
         let mut message = Vec::new();
         // Made to fit.
         let _ = wire::put(&mut message, kind, header.req_id, header.tx_id, &[text.as_bytes(), b"\0"]);

@@ -1,5 +1,5 @@
 //! What every connection did: in `xenstore control memreport`, and as nodes under /tool/xenstored for whoever looks
-//! there. Nothing is written while nobody looks.
+//! there. Nothing is written while nobody looks, no watch is told of it, and it is in no transaction's way.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use super::Server;
 use super::link::{Carrier, Link};
+use crate::transaction::COUNTERS as HOME;
 use crate::wire::{Header, MsgType};
 
 /// So long the nodes stay as they are: two listings of the whole store, one after the other, are the same.
 const FRESH: Duration = Duration::from_secs(5);
-/// Where the nodes are.
-const HOME: &str = "/tool/xenstored";
 
 /// Counts of one connection since it began.
 #[derive(Clone, Copy, Debug, Default)]

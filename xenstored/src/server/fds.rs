@@ -20,6 +20,19 @@ pub(super) const RING_FDS: usize = 4;
 /// Inherited descriptors adopted at a time; a message carries 253 at most.
 const ADOPTED: usize = 64;
 
+/// What came with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// No descriptors.
+    None,
+    /// Those that were sent.
+    All,
+    /// More than INTRODUCE has, which are dropped.
+    TooMany,
+    /// Less than were sent, because this process cannot have more. They are dropped.
+    TooFew,
+}
+
 /// A ring that can be served, made of what came with an INTRODUCE.
 pub(super) struct RingSet {
     pub(super) ring: Ring,
@@ -36,7 +49,7 @@ impl RingSet {
     pub(super) fn new(mut fds: VecDeque<OwnedFd>) -> io::Result<Self> {
         let mut next = || fds.pop_front();
         let (Some(page), Some(kick), Some(notify)) = (next(), next(), next()) else {
-            return Err(invalid("INTRODUCE needs ring page, kick and notify descriptors"));
+            return Err(invalid("ring page, kick and notify descriptors must come with it"));
         };
         let lifeline = next();
         for fd in [&kick, &notify] {
@@ -54,7 +67,9 @@ impl RingSet {
         }
         let flags = OFlag::from_bits_retain(fcntl(&notify, FcntlArg::F_GETFL)?);
         let notify = Notify { fd: notify, blocks: !flags.contains(OFlag::O_NONBLOCK) };
-        Ok(Self { ring: Ring::new(page)?, kick, notify, lifeline })
+        let ring =
+            Ring::new(page).map_err(|error| io::Error::new(error.kind(), format!("ring page: {error}")))?;
+        Ok(Self { ring, kick, notify, lifeline })
     }
 }
 
@@ -92,17 +107,23 @@ fn invalid(text: &'static str) -> io::Error {
 }
 
 /// Reads what has come, descriptors with it; never blocks. More descriptors than INTRODUCE has are dropped. Answers how
-/// many bytes came, and whether descriptors did, kept or not: the kernel does not read on behind them.
+/// many bytes came, and whether descriptors did: the kernel does not read on behind them.
 pub(super) fn receive(
     fd: impl AsFd,
     chunk: &mut [u8],
     fds: &mut VecDeque<OwnedFd>,
-) -> nix::Result<(usize, bool)> {
+) -> nix::Result<(usize, Came)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RING_FDS))];
     let before = fds.len();
     let (bytes, complete) = receive_with(fd, chunk, &mut space, fds)?;
-    let came = !complete || fds.len() > before;
-    if !complete || fds.len() > RING_FDS {
+    let came = match (complete, fds.len() - before) {
+        // The kernel stops at the first one that it cannot give.
+        (false, count) if count < RING_FDS => Came::TooFew,
+        (true, 0) => Came::None,
+        _ if !complete || fds.len() > RING_FDS => Came::TooMany,
+        _ => Came::All,
+    };
+    if matches!(came, Came::TooMany | Came::TooFew) {
         fds.clear();
     }
     Ok((bytes, came))

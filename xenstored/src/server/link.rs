@@ -7,7 +7,7 @@ use nix::errno::Errno as Sys;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::counters::Counters;
-use super::fds::{self, Notify};
+use super::fds::{self, Came, Notify};
 use super::outbox::Outbox;
 use super::unsent::Kept;
 use crate::DomId;
@@ -56,11 +56,13 @@ pub(super) struct Link {
     pub(super) inbox: Vec<u8>,
     /// Descriptors received and not yet claimed by an INTRODUCE.
     pub(super) fds: VecDeque<OwnedFd>,
+    /// Whether they are all.
+    pub(super) came: Came,
     pub(super) outbox: Outbox,
-    /// There may be something to read from the socket.
-    pub(super) readable: bool,
     /// What of the outbox is in the state folder.
     pub(super) kept: Option<Kept>,
+    /// There may be something to read from the socket.
+    pub(super) readable: bool,
     /// The socket's peer hung up: what it has sent is read to the end.
     pub(super) hung_up: bool,
     /// The loop tells when there is room in the socket.
@@ -91,11 +93,12 @@ impl Link {
             carrier,
             inbox: Vec::new(),
             fds: VecDeque::new(),
+            came: Came::None,
             outbox: Outbox::default(),
+            kept: None,
             readable: true,
             hung_up: false,
             wants_room: false,
-            kept: None,
             written: false,
             overflowed: false,
             notify: false,
@@ -133,9 +136,12 @@ impl Link {
         let count = match &self.carrier {
             Carrier::Ring(domain) => domain.ring.peek(bytes)?,
             Carrier::Socket(fd) => match fds::receive(fd, chunk, &mut self.fds) {
-                Ok((count, descriptors)) => {
+                Ok((count, came)) => {
                     self.ended = count == 0;
-                    let more = count == chunk.len() || descriptors || self.hung_up;
+                    if came != Came::None {
+                        self.came = came;
+                    }
+                    let more = count == chunk.len() || came != Came::None || self.hung_up;
                     self.readable = more && !self.ended;
                     bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
                     count

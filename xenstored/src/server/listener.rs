@@ -30,8 +30,10 @@ const NARROW: usize = 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first descriptor of socket activation.
 const LISTEN_FDS_START: RawFd = 3;
-/// Descriptors that clients cannot take: for domains, logs and a live update. No more than a quarter of all.
+/// Descriptors that clients cannot take: for domains. No more than a quarter of all.
 const RESERVE: u64 = 64;
+/// The daemon's own: socket, locks, logs, state folder, a live update.
+const OWN: u64 = 16;
 
 /// A listening socket of mode 0600 that nobody else serves. The files go when this is dropped.
 #[derive(Debug)]
@@ -57,6 +59,12 @@ impl Socket {
     pub fn bind(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
+        }
+        if UnixAddr::new(path).is_err() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path of a socket cannot be empty or longer than 107 bytes",
+            ));
         }
         let lock = Lock::beside(path)?;
         remove_dead(path)?;
@@ -99,6 +107,13 @@ impl Socket {
         };
         let own = own.map(locked).transpose()?;
         Ok(Self { listener, own })
+    }
+
+    /// Where clients connect; none if it is nowhere in the file system.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        let address = self.listener.local_addr().ok()?;
+        address.as_pathname().map(Path::to_owned)
     }
 
     /// Path and lock, if they are this daemon's.
@@ -195,7 +210,7 @@ pub(super) enum Pause {
 /// How many descriptors clients and domains may have together.
 pub(super) fn descriptor_limit() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    usize::try_from(soft - RESERVE.min(soft / 4)).unwrap_or(usize::MAX)
+    usize::try_from(soft.saturating_sub(RESERVE.min(soft / 4) + OWN).max(1)).unwrap_or(usize::MAX)
 }
 
 impl Server {

@@ -30,7 +30,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use counters::Counters;
-use fds::RingSet;
+use fds::{Came, RING_FDS, RingSet};
 use linger::Linger;
 use link::{Carrier, Link};
 pub use listener::Socket;
@@ -46,7 +46,7 @@ use crate::ids::IdMap;
 use crate::out::{Action, Out};
 use crate::persist::Disk;
 use crate::store::{ConnId, Store};
-use crate::wire::{Header, MsgType};
+use crate::wire::{Errno, Header, MsgType};
 
 /// Nodes of left-over work done between two looks at the sources.
 const TIDY: usize = 512;
@@ -301,7 +301,11 @@ impl Server {
         if client && self.counters && counters::is_asked_for(&header, payload) {
             self.publish_counters();
         }
-        let ring = if header.kind == MsgType::INTRODUCE { self.take_ring(conn) } else { None };
+        let introduces = client && header.kind == MsgType::INTRODUCE;
+        let ring = match if introduces { self.take_ring(conn, payload) } else { Ok(None) } {
+            Ok(ring) => ring,
+            Err(errno) => return self.reply(conn, &header, MsgType::ERROR, errno.name()),
+        };
         self.store.handle(conn, header, payload, ring.is_some(), &mut self.out);
         self.deliver(ring);
         if client && self.store.is_removing(conn) {
@@ -309,18 +313,35 @@ impl Server {
         }
     }
 
-    fn take_ring(&mut self, conn: ConnId) -> Option<RingSet> {
-        let fds = std::mem::take(&mut self.links.get_mut(&conn)?.fds);
-        RingSet::new(fds)
-            .and_then(|ring| self.would_serve(ring))
-            .map_err(|error| self.log.warn(format_args!("INTRODUCE refused: {error}")))
-            .ok()
+    /// What came with an INTRODUCE; none if it is not what it should be, which the store refuses.
+    ///
+    /// # Errors
+    /// `ENOSPC` or `ENOMEM` if this daemon cannot have it.
+    fn take_ring(&mut self, conn: ConnId, payload: &[u8]) -> Result<Option<RingSet>, Errno> {
+        let Some(link) = self.links.get_mut(&conn) else { return Ok(None) };
+        let (fds, came) = (std::mem::take(&mut link.fds), std::mem::replace(&mut link.came, Came::None));
+        let ring = match came {
+            Came::TooMany => Err(io::Error::other(format!("more than {RING_FDS} descriptors came with it"))),
+            Came::TooFew => Err(io::Error::new(io::ErrorKind::StorageFull, "descriptors are used up")),
+            Came::All | Came::None => RingSet::new(fds).and_then(|ring| self.would_serve(ring)),
+        };
+        ring.map(Some).or_else(|error| {
+            let domid =
+                payload.split(|&byte| byte == 0).next().unwrap_or_default().escape_ascii().to_string();
+            self.log.warn(format_args!("INTRODUCE of domain {domid:.8} refused: {error}"));
+            match error.kind() {
+                io::ErrorKind::StorageFull => Err(Errno::ENOSPC),
+                io::ErrorKind::OutOfMemory => Err(Errno::ENOMEM),
+                _ => Ok(None),
+            }
+        })
     }
 
-    /// A request of the daemon itself; its reply goes nowhere.
+    /// A request of the daemon itself; nobody is told of it.
     fn request(&mut self, kind: MsgType, payload: &[u8]) {
         let header = Header { kind, req_id: 0, tx_id: 0, len: 0 };
         self.store.handle(self.own, header, payload, false, &mut self.out);
+        self.out.silence();
         self.deliver(None);
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::fds::Came;
 use super::link::{Broken, Carrier, Link};
 use super::{CHUNK, Server, TIDY};
 use crate::quota::Limit;
@@ -198,9 +199,14 @@ impl Server {
     fn note_unread(&mut self, conn: ConnId) {
         let Some(outbox) = self.links.get(&conn).map(|link| &link.outbox) else { return };
         let unread = Unread { replies: outbox.replies(), bytes: outbox.len() };
-        if self.store.note_unread(conn, unread) {
-            self.log
-                .warn(format_args!("a domain leaves {} bytes unread: above the soft quota", unread.bytes));
+        if self.store.note_unread(conn, unread)
+            && let Some(domid) = self.store.domain_of(conn)
+        {
+            let [_, _, _, memory, ..] = self.store.used(domid);
+            let (soft, unread) = (self.store.conn_limit(conn, Limit::SoftMemory), unread.bytes);
+            self.log.warn(format_args!(
+                "domain {domid} uses {memory} bytes of memory, {unread} of them unread messages: above its soft quota of {soft}"
+            ));
         }
     }
 
@@ -248,6 +254,7 @@ impl Server {
             // Descriptors belong to the INTRODUCE they came with.
             if link.inbox.is_empty() {
                 link.fds.clear();
+                link.came = Came::None;
             }
         }
         if done {
@@ -361,14 +368,12 @@ impl Server {
             return Ok(());
         }
         if let Some(disk) = &mut self.disk {
+            link.keep_unsent(disk, &self.store, &mut self.log);
             disk.commit(&mut self.store);
         }
         link.flush()?;
         self.store.note_freed(room.saturating_sub(link.outbox.capacity()));
         let more = link.is_ring() || link.readable || !link.inbox.is_empty();
-        if let Some(disk) = &self.disk {
-            link.keep_unsent(disk, &self.store, &mut self.log);
-        }
         if let Carrier::Socket(fd) = &link.carrier {
             let wants_room = link.outbox.len() > 0;
             if std::mem::replace(&mut link.wants_room, wants_room) != wants_room {
@@ -418,6 +423,7 @@ impl Server {
             Carrier::Socket(fd) => self.poller.remove(&fd),
             Carrier::Ring(domain) => {
                 self.rings -= 1;
+                self.forget_unsent(domain.domid);
                 self.poller.remove(&domain.kick);
                 domain.lifeline.iter().for_each(|fd| self.poller.remove(fd));
             }
@@ -425,7 +431,6 @@ impl Server {
     }
 }
 
-                self.forget_unsent(domain.domid);
 fn congested(store: &Store, conn: ConnId, link: &Link) -> bool {
     let full = match link.carrier {
         Carrier::Socket(_) => link.outbox.len() > SOCKET_BACKLOG,

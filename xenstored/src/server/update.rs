@@ -246,6 +246,8 @@ impl Server {
         let (output, said) = io::pipe()?;
         rustix::io::ioctl_fionbio(&output, true)?;
         command.stdin(state).stdout(said.try_clone()?).stderr(said).env_remove("NOTIFY_SOCKET");
+        // What it says is for whoever asked.
+        command.env("RUST_LIB_BACKTRACE", "0");
         let child = command.spawn()?;
         // Else the end of what it says would not come: this has the other end too.
         drop(command);

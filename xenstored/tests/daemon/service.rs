@@ -1,7 +1,7 @@
 //! The daemon as a service: how it is started, told things and watched, and what it does when descriptors run out.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use xenstored::client::Batch;
+use xenstored::client::{Batch, RingFds};
 use xenstored::wire::{Errno, MsgType};
 
-use crate::LONG;
 use crate::guest::Guest;
 use crate::host::Daemon;
+use crate::{LONG, event};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_xenstored");
 
@@ -421,6 +421,158 @@ fn w9_very_few_descriptors_are_enough_for_some() {
         assert_eq!(host.control(&["check"]).unwrap(), "OK");
         kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         assert!(child.wait().unwrap().success());
+    }
+}
+
+/// A daemon that may have so many descriptors, and its log.
+fn limited(limit: u32, folder: &std::path::Path) -> std::process::Child {
+    let script = format!("ulimit -n {limit}; exec {BINARY} -N --ready-fd 1 2>$XENSTORED_RUNDIR/log");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .env("XENSTORED_RUNDIR", folder)
+        .env_remove("XENSTORED_PATH")
+        .env_remove("XENSTORED_LOG")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    child
+}
+
+#[test]
+fn w9_clients_leave_descriptors_for_domains_and_the_first_without_any_is_told_enospc() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = limited(64, folder.path());
+    let path = folder.path().join("socket");
+    let mut host = xenstored::client::Client::connect(&path).unwrap();
+    host.set_timeout(LONG);
+    let _clients: Vec<_> = (0..100).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let guests: Vec<Guest> = (0..16).map(|_| Guest::new()).collect();
+    let introduced: Vec<_> =
+        (1..).zip(&guests).map(|(domid, guest)| host.introduce(domid, 1, 2, guest.fds())).collect();
+    let first = introduced.iter().position(Result::is_err).unwrap();
+    assert!(first >= 4, "a quarter of 64 is enough for four: {first}");
+    assert!(introduced[first..].iter().all(|done| done.as_ref().unwrap_err().errno() == Some(Errno::ENOSPC)));
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    let line = format!("INTRODUCE of domain {} refused: descriptors are used up", first + 1);
+    assert!(log.contains(&line), "{log}");
+    // There is room again when one has gone.
+    host.release(1).unwrap();
+    host.introduce(17, 1, 2, guests[0].fds()).unwrap();
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_log_says_whose_introduce_was_refused_and_for_which_descriptor_and_who_is_above_the_soft_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = limited(1024, folder.path());
+    let mut host = xenstored::client::Client::connect(folder.path().join("socket")).unwrap();
+    host.set_timeout(LONG);
+    let plain = tempfile::tempfile().unwrap();
+    let (guest, short) = (Guest::new(), Guest::with_page(100));
+    let fds = || guest.fds();
+    let life = plain.as_fd();
+    for (domid, fds) in [
+        (3, RingFds { page: plain.as_fd(), ..fds() }),
+        (4, RingFds { kick: plain.as_fd(), ..fds() }),
+        (5, RingFds { lifeline: Some(life), ..fds() }),
+        (6, RingFds { page: short.fds().page, ..fds() }),
+    ] {
+        assert_eq!(host.introduce(domid, 1, 2, fds).unwrap_err().errno(), Some(Errno::EINVAL));
+    }
+    let mut guest = Guest::new();
+    host.mkdir("/local/domain/9").unwrap();
+    host.set_perms("/local/domain/9", &["n9".parse().unwrap()]).unwrap();
+    host.introduce(9, 1, 2, guest.fds()).unwrap();
+    assert_eq!(host.control(&["quota-soft", "set", "memory", "1000"]).unwrap(), "OK");
+    let value = [&b"x\0"[..], &[b'v'; 1500]].concat();
+    assert_eq!(guest.request(11, &value).0, 11);
+    assert_eq!(guest.request(2, b"nope\0").0, 16);
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    for line in [
+        "INTRODUCE of domain 3 refused: ring page: no memfd",
+        "INTRODUCE of domain 4 refused: kick and notify must be eventfds",
+        "INTRODUCE of domain 5 refused: the life line must be a stream socket",
+        "INTRODUCE of domain 6 refused: ring page: shorter than 4096 bytes",
+        "domain 9 uses ",
+        " 0 of them unread messages: above its soft quota of 1000",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn live_update_arguments_without_effect_are_said_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = limited(1024, folder.path());
+    let socket = folder.path().join("socket");
+    let mut host = xenstored::client::Client::connect(&socket).unwrap();
+    host.set_timeout(LONG);
+    for args in [
+        &["-f", BINARY][..],
+        &["-c", "-N -Q nodes=7 -Q watches=128 -q memory=9 --socket /nonexistent/other"],
+        &["-s"],
+    ] {
+        assert_eq!(host.control(&[&["live-update"], args].concat()).unwrap(), "OK");
+    }
+    host.read("/").unwrap();
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    for line in [
+        "nodes 7 of the arguments is left out: 1000 goes on".to_owned(),
+        "soft-memory 9 of the arguments is left out: 2097152 goes on".to_owned(),
+        format!("--socket /nonexistent/other is left out: it goes on serving {}", socket.display()),
+        format!("goes on serving {}", socket.display()),
+    ] {
+        assert!(log.contains(&line), "{line}: {log}");
+    }
+    assert!(!log.contains("watches"), "{log}");
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn looking_at_the_counters_tells_no_watch_and_is_in_no_transactions_way() {
+    let daemon = Daemon::start();
+    let (mut host, mut other) = (daemon.client(), daemon.client());
+    host.read("/").unwrap();
+    other.directory("/tool/xenstored").unwrap();
+    for path in ["/", "/tool", "/tool/xenstored/total"] {
+        host.watch(path, "t").unwrap();
+        event(&mut host);
+    }
+    let mut others = Vec::new();
+    host.transaction(|host| {
+        assert!(others.is_empty(), "it is run again");
+        let before = host.directory("/tool/xenstored/connection")?;
+        host.read("/tool/xenstored/total")?;
+        host.write("/a", "1")?;
+        others.push(daemon.client());
+        // So long they stay as they are.
+        std::thread::sleep(Duration::from_millis(5100));
+        assert_ne!(other.directory("/tool/xenstored/connection")?, before);
+        xenstored::client::Result::Ok(())
+    })
+    .unwrap();
+    assert_eq!(event(&mut host), ("/a".to_owned(), "t".to_owned()), "the first one it hears of");
+}
+
+#[test]
+fn what_many_transactions_took_is_given_back() {
+    let daemon = Daemon::start();
+    let (before, many) = (daemon.status("VmRSS:"), 100_000);
+    let mut host = daemon.client();
+    for _ in 0..many {
+        host.request(MsgType::TRANSACTION_START, "", &[b"\0"], &[]).unwrap();
+    }
+    let most = daemon.status("VmRSS:");
+    drop(host);
+    let began = std::time::Instant::now();
+    while daemon.status("VmRSS:") > before + (most - before) / 4 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{before} {most} {}", daemon.status("VmRSS:"));
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

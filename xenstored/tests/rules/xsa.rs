@@ -56,6 +56,59 @@ fn xsa_206_a_guest_cannot_make_every_transaction_fail() {
 }
 
 #[test]
+fn xsa_206_a_long_transaction_that_a_guest_made_lose_often_wins() {
+    use xenstored::store::Store;
+    use xenstored::wire::{Header, MsgType};
+    let mut store = Store::new();
+    let mut out = xenstored::out::Out::default();
+    let host = store.connect();
+    let mut ask = |store: &mut Store, conn, kind, tx_id, payload: &[u8]| {
+        let len = u32::try_from(payload.len()).unwrap();
+        out.clear();
+        store.handle(conn, Header { kind, req_id: 0, tx_id, len }, payload, true, &mut out);
+        let serves = out.actions.iter().find_map(|action| match action {
+            xenstored::out::Action::Serve { conn, .. } => Some(*conn),
+            _ => None,
+        });
+        let reply =
+            out.messages().next().map(|(_, bytes, _)| String::from_utf8_lossy(&bytes[16..]).into_owned());
+        (reply.unwrap_or_default(), serves)
+    };
+    ask(&mut store, host, MsgType::WRITE, 0, b"/local/domain/5\0");
+    ask(&mut store, host, MsgType::SET_PERMS, 0, b"/local/domain/5\0n5\0");
+    let guest = ask(&mut store, host, MsgType::INTRODUCE, 0, b"5\x001\x002\0").1.unwrap();
+    // For 4 s the guest writes whenever it is heard, and each transaction takes 10 ms; the clock is in half milliseconds.
+    let (mut tx, mut begun, mut commits, mut lost, mut writes) = (0, 0, 0, 0, 0);
+    let header = Header { kind: MsgType::WRITE, req_id: 0, tx_id: 0, len: 0 };
+    for tick in 0..8000u64 {
+        store.advance(std::time::Duration::from_micros(500 * tick));
+        if tx == 0 && store.must_wait(host, &Header { kind: MsgType::TRANSACTION_START, ..header }).is_none()
+        {
+            tx = ask(&mut store, host, MsgType::TRANSACTION_START, 0, b"\0")
+                .0
+                .trim_end_matches('\0')
+                .parse()
+                .unwrap();
+            begun = tick;
+            ask(&mut store, host, MsgType::READ, tx, b"/local/domain/5/n\0");
+        }
+        if store.must_wait(guest, &header).is_none() {
+            ask(&mut store, guest, MsgType::WRITE, 0, format!("n\0{tick}").as_bytes());
+            writes += 1;
+        }
+        if tx != 0 && tick == begun + 20 {
+            ask(&mut store, host, MsgType::WRITE, tx, format!("/own\0{tick}").as_bytes());
+            let ended = ask(&mut store, host, MsgType::TRANSACTION_END, tx, b"T\0").0;
+            commits += u32::from(ended == "OK\0");
+            lost += u32::from(ended == "EAGAIN\0");
+            tx = 0;
+        }
+    }
+    assert!(commits >= 40, "{commits} won, {lost} lost");
+    assert!(writes >= 400, "the guest wrote {writes} times: it is heard at least half of the time");
+}
+
+#[test]
 fn xsa_233_a_domain_may_watch_its_own_end() {
     play(
         "0 introduce 5 1 1
