@@ -25,27 +25,28 @@ pub enum Scheme {
 
 /// More rows than any tool makes.
 const MOST: u32 = 256;
-/// The sector of an MBR.
-const SECTOR: u64 = 512;
+/// The sectors of a disk; an MBR does not say which.
+const SECTORS: [u64; 2] = [512, 4096];
 
 /// What an MBR has for a disk whose table is a GPT.
 const PROTECTIVE: u8 = 0xee;
 
-/// The partitions of a disk; none when it has no table.
-pub fn of(disk: &dyn Disk) -> (Scheme, Vec<Partition>) {
+/// The partitions of a disk; none when it has no table. Further tables are other readings of the same: to be looked at when
+/// the first makes no sense.
+pub fn of(disk: &dyn Disk) -> Vec<(Scheme, Vec<Partition>)> {
     // One left over from former times, most often its copy at the end, is none.
-    let protected = rows(disk, 0).is_some_and(|rows| rows.iter().any(|row| row.kind == PROTECTIVE));
-    for sector in [512, 4096] {
+    let protected = rows(disk, 0, 1).is_some_and(|rows| rows.iter().any(|row| row.kind == PROTECTIVE));
+    for sector in SECTORS {
         let last = (disk.size() / sector).saturating_sub(1);
         // The second is the copy at the end, for a disk whose first table was overwritten.
         for header in [1, last] {
             let found = if protected { gpt(disk, sector, header) } else { None }.unwrap_or_default();
             if !found.is_empty() {
-                return (Scheme::Gpt, found);
+                return vec![(Scheme::Gpt, found)];
             }
         }
     }
-    (Scheme::Msdos, msdos(disk).unwrap_or_default())
+    SECTORS.map(|sector| (Scheme::Msdos, msdos(disk, sector).unwrap_or_default())).to_vec()
 }
 
 fn bytes<const N: usize>(disk: &dyn Disk, offset: u64) -> Option<[u8; N]> {
@@ -97,17 +98,17 @@ impl Row {
     }
 }
 
-/// The rows of the table in the sector at byte `at`; positions as they stand there.
-fn rows(disk: &dyn Disk, at: u64) -> Option<Vec<Row>> {
-    let sector: [u8; 512] = bytes(disk, at)?;
-    if sector.get(510..) != Some(&[0x55, 0xaa]) {
+/// The rows of the table at byte `at`; positions as they stand there, in sectors of that size.
+fn rows(disk: &dyn Disk, at: u64, sector: u64) -> Option<Vec<Row>> {
+    let table: [u8; 512] = bytes(disk, at)?;
+    if table.get(510..) != Some(&[0x55, 0xaa]) {
         return None;
     }
-    sector
+    table
         .get(446..510)?
         .chunks_exact(16)
         .map(|row| {
-            let number = |at| le32(row, at).map(|sectors| u64::from(sectors) * SECTOR);
+            let number = |at| le32(row, at).map(|sectors| u64::from(sectors) * sector);
             // Anything but 0 or 80h is the code of a boot sector without a table.
             (row.first()? & 0x7f == 0).then_some(Row {
                 kind: *row.get(4)?,
@@ -118,12 +119,12 @@ fn rows(disk: &dyn Disk, at: u64) -> Option<Vec<Row>> {
         .collect()
 }
 
-fn msdos(disk: &dyn Disk) -> Option<Vec<Partition>> {
+fn msdos(disk: &dyn Disk, sector: u64) -> Option<Vec<Partition>> {
     let mut found = Vec::new();
     let mut logical = Vec::new();
-    for (number, row) in (1..).zip(rows(disk, 0)?) {
+    for (number, row) in (1..).zip(rows(disk, 0, sector)?) {
         if row.is_extended() && logical.is_empty() {
-            logical = chain(disk, row.start);
+            logical = chain(disk, row.start, sector);
         } else if row.kind != 0 && row.start != 0 && row.size != 0 && row.start < disk.size() {
             found.push(Partition { number, start: row.start, size: row.size });
         }
@@ -134,11 +135,11 @@ fn msdos(disk: &dyn Disk) -> Option<Vec<Partition>> {
 
 /// The logical partitions: each table has one, relative to itself, and the next table, relative to the first. Empty tables
 /// are not counted, as Linux does it.
-fn chain(disk: &dyn Disk, base: u64) -> Vec<Partition> {
+fn chain(disk: &dyn Disk, base: u64, sector: u64) -> Vec<Partition> {
     let (mut found, mut number) = (Vec::new(), 5);
     let mut at = Some(base);
     for _ in 5..MOST {
-        let Some(rows) = at.and_then(|at| rows(disk, at)) else { break };
+        let Some(rows) = at.and_then(|at| rows(disk, at, sector)) else { break };
         let here = at.unwrap_or(base);
         if let Some(row) = rows.iter().find(|row| row.kind != 0 && row.size != 0 && !row.is_extended()) {
             found.push(Partition { number, start: here.saturating_add(row.start), size: row.size });
@@ -179,14 +180,14 @@ mod tests {
             start: start * 512,
             size: size * 512,
         });
-        assert_eq!(of(&disk), (Scheme::Msdos, expected.to_vec()));
+        assert_eq!(of(&disk)[0], (Scheme::Msdos, expected.to_vec()));
         // A table without a partition has no number.
         row(&mut disk, 20, 0, 0, 0, 0);
-        assert_eq!(of(&disk).1[1], Partition { number: 5, start: 42 * 512, size: 8 * 512 });
+        assert_eq!(of(&disk)[0].1[1], Partition { number: 5, start: 42 * 512, size: 8 * 512 });
         row(&mut disk, 20, 0, 0x83, 1, 9);
         // A chain that leads back to itself ends.
         row(&mut disk, 40, 1, 0x05, 0, 10);
-        assert_eq!(of(&disk).1.len(), MOST as usize - 5 + 1);
+        assert_eq!(of(&disk)[0].1.len(), MOST as usize - 5 + 1);
     }
 
     #[test]
@@ -208,11 +209,11 @@ mod tests {
                 put(&mut disk, row + 40, &49u64.to_le_bytes());
                 let sector = sector as u64;
                 let expected = Partition { number: 2, start: 40 * sector, size: 10 * sector };
-                assert_eq!(of(&disk), (Scheme::Gpt, vec![expected]));
+                assert_eq!(of(&disk), [(Scheme::Gpt, vec![expected])]);
                 // The table of somebody who had the disk before.
                 disk[450] = 0x83;
                 assert_eq!(
-                    of(&disk),
+                    of(&disk)[0],
                     (Scheme::Msdos, vec![Partition { number: 1, start: 512, size: 99 * 512 }])
                 );
             }

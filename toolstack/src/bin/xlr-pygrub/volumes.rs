@@ -2,7 +2,7 @@
 
 use crate::disk::{Shared, Window};
 use crate::files::{self, Files, Opened};
-use crate::partitions::{self, Scheme};
+use crate::partitions::{self, Partition, Scheme};
 use anyhow::{Context, bail};
 use std::io::Read;
 
@@ -42,7 +42,18 @@ fn named(number: u32) -> String {
 impl Volumes {
     /// Open what is on `disk`; what cannot be read is remembered.
     pub fn open(disk: &Shared) -> Volumes {
-        let (scheme, table) = partitions::of(&**disk);
+        let mut first = None;
+        for (scheme, table) in partitions::of(&**disk) {
+            let volumes = Volumes::in_table(disk, scheme, &table);
+            if !volumes.list.is_empty() {
+                return volumes;
+            }
+            first.get_or_insert(volumes);
+        }
+        first.unwrap_or(Volumes { scheme: Scheme::Msdos, list: Vec::new(), unread: Vec::new() })
+    }
+
+    fn in_table(disk: &Shared, scheme: Scheme, table: &[Partition]) -> Volumes {
         let mut windows: Vec<_> =
             table.iter().map(|part| (part.number, Window::new(disk, part.start, part.size))).collect();
         if windows.is_empty() {
