@@ -107,7 +107,9 @@ impl Entry {
 
 /// The default of systemd-boot's loader.conf: the first that the pattern fits, else the first.
 pub fn default<'a>(entries: &'a [Entry], loader_conf: &str) -> Option<&'a Entry> {
-    let pattern = loader_conf.lines().find_map(|line| line.trim().strip_prefix("default")).map(str::trim);
+    let mut keys = loader_conf.lines().rev().filter_map(|line| line.trim().split_once(char::is_whitespace));
+    // Of two the last counts.
+    let pattern = keys.find(|(key, _)| *key == "default").map(|(_, value)| value.trim());
     let pattern = pattern.filter(|pattern| pattern.len() <= MAX_PATTERN);
     let fits = |entry: &&Entry| pattern.is_some_and(|pattern| glob(pattern, &format!("{}.conf", entry.id)));
     let named = |entry: &&Entry| pattern.is_some_and(|pattern| pattern == entry.id);

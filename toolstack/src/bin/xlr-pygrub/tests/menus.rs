@@ -95,7 +95,7 @@ fn fedora_with_entries_of_the_boot_loader_specification() {
     );
     // Without GRUB, as systemd-boot has it.
     let systemd = [
-        ("/loader/loader.conf", "timeout 3\ndefault arch-lts*\n"),
+        ("/loader/loader.conf", "timeout 3\ndefaults none\ndefault arch-lts*\n"),
         ("/loader/entries/arch.conf", "linux /a"),
         (
             "/loader/entries/arch-lts.conf",
