@@ -8,10 +8,17 @@ use std::process::{Command, Stdio};
 use xen_emu_api::bootloader::{Answer, Bootloader, Found, Piece, Request};
 use xen_emu_api::device::DiskFormat;
 
-/// The tools of the file systems are not everywhere.
+/// The tools of the file systems are not everywhere, and of an ordinary user's not in PATH.
+fn program(tool: &str) -> Command {
+    let sbin = Path::new("/usr/sbin").join(tool);
+    Command::new(if sbin.exists() { sbin.as_os_str() } else { tool.as_ref() })
+}
+
 fn has(tool: &str) -> bool {
-    let there = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let there = program(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !there {
+        let required = std::env::var_os("XLR_TOOLS_REQUIRED").is_some();
+        assert!(!required, "XLR_TOOLS_REQUIRED is set, but there is no {tool}");
         println!("SKIP: no {tool}");
     }
     there
@@ -50,7 +57,7 @@ const MENU: &str =
     "menuentry Linux {\nlinux /vmlinuz root=/dev/xvda1 ro\ninitrd /boot/initrd-1 /boot/initrd-1\n}\n";
 
 fn mke2fs(folder: &Path, image: &Path, options: &[&str]) {
-    let mut command = Command::new("mke2fs");
+    let mut command = program("mke2fs");
     command.args(["-q", "-F", "-d"]).arg(folder).args(options).arg(image).arg("16m");
     assert!(command.stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success(), "{options:?}");
 }
@@ -101,10 +108,95 @@ fn every_ext_on_whole_disks_and_partitions() {
     assert_eq!(ask(&dir.path().join("disk"), DiskFormat::Raw).0, expected());
     if has("qemu-img") {
         let qcow2 = dir.path().join("qcow2");
-        let mut command = Command::new("qemu-img");
-        command.args(["convert", "-q", "-O", "qcow2"]).arg(&image).arg(&qcow2);
+        for options in [&["-q"][..], &["-q", "-c"]] {
+            let mut command = program("qemu-img");
+            command.arg("convert").args(options).args(["-O", "qcow2"]).arg(&image).arg(&qcow2);
+            assert!(command.status().unwrap().success());
+            let (answer, bytes) = ask(&qcow2, DiskFormat::Qcow2);
+            assert_eq!(answer, expected());
+            let kernel = fs::read(files.join("boot/vmlinuz-1")).unwrap();
+            assert!(bytes == [&kernel[..], b"the ramdiskthe ramdisk"].concat(), "{options:?}");
+        }
+    }
+}
+
+/// The kernel and the menu of a guest that was killed are in its journal: the first blocks of both as they were committed.
+#[test]
+fn a_journal_is_replayed() {
+    if !has("mke2fs") || !has("debugfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (files, image, script) =
+        (dir.path().join("files"), dir.path().join("image"), dir.path().join("script"));
+    tree(&files, &MENU.replace("ro\n", "rw\n"));
+    let kernel = fs::read(files.join("boot/vmlinuz-1")).unwrap();
+    for (kind, open) in [("ext3", "jo"), ("ext4", "jo -c -v 3")] {
+        let _ = fs::remove_file(&image);
+        mke2fs(&files, &image, &["-t", kind, "-b", "1024", "-J", "size=1"]);
+        let place = |path: &str| {
+            let output =
+                program("debugfs").args(["-R", &format!("blocks {path}")]).arg(&image).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let mut menu = MENU.as_bytes().to_vec();
+        menu.resize(1024, b'\n');
+        let copies = dir.path().join("copies");
+        fs::write(&copies, [&menu[..], &[0x5a; 1024]].concat()).unwrap();
+        let blocks = format!("{},{}", place("/boot/grub/grub.cfg"), place("/boot/vmlinuz-1"));
+        fs::write(&script, format!("{open}\njw -b {blocks} {}\njc\n", copies.display())).unwrap();
+        let mut command = program("debugfs");
+        command.args(["-w", "-f"]).arg(&script).arg(&image).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success());
-        assert_eq!(ask(&qcow2, DiskFormat::Qcow2).0, expected());
+        let (answer, bytes) = ask(&image, DiskFormat::Raw);
+        assert_eq!(answer, expected(), "{kind}");
+        assert!(bytes[..1024] == [0x5a; 1024] && bytes[1024..kernel.len()] == kernel[1024..], "{kind}");
+    }
+}
+
+/// An MBR does not say how large its sectors are; /boot may be a partition of its own, and its menu of the specification's kind.
+#[test]
+fn a_boot_partition_on_a_disk_of_4096_byte_sectors() {
+    if !has("mke2fs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (files, image, disk) = (dir.path().join("files"), dir.path().join("image"), dir.path().join("disk"));
+    let entry = "title Linux\nlinux /vmlinuz-1\ninitrd /initrd-1\noptions root=/dev/xvda2\n";
+    let label = "default Linux\nlabel Linux\nkernel /vmlinuz-1\ninitrd /initrd-1\nappend root=/dev/xvda2\n";
+    for (folder, menu, text) in
+        [("loader/entries", "loader/entries/a.conf", entry), ("extlinux", "extlinux/extlinux.conf", label)]
+    {
+        let _ = fs::remove_dir_all(&files);
+        fs::create_dir_all(files.join(folder)).unwrap();
+        fs::write(files.join(menu), text).unwrap();
+        fs::write(files.join("vmlinuz-1"), [7; 5000]).unwrap();
+        fs::write(files.join("initrd-1"), "the ramdisk").unwrap();
+        let _ = fs::remove_file(&image);
+        mke2fs(&files, &image, &["-t", "ext4"]);
+        let boot = fs::read(&image).unwrap();
+        for sector in [512u32, 4096] {
+            // A primary one that is swap, and the first logical one.
+            let mut bytes = vec![0u8; (4 << 20) + boot.len()];
+            let mut row = |table: usize, at: usize, kind: u8, start: u32, size: u32| {
+                let table = table * sector as usize;
+                bytes[table + 446 + 16 * at + 4] = kind;
+                bytes[table + 446 + 16 * at + 8..][..4].copy_from_slice(&start.to_le_bytes());
+                bytes[table + 446 + 16 * at + 12..][..4].copy_from_slice(&size.to_le_bytes());
+                bytes[table + 510..][..2].copy_from_slice(&[0x55, 0xaa]);
+            };
+            let mib = (1 << 20) / sector;
+            row(0, 0, 0x82, mib, mib);
+            row(0, 1, 0x05, 2 * mib, 18 * mib);
+            row(2 * mib as usize, 0, 0x83, 2 * mib, 16 * mib);
+            bytes[4 << 20..].copy_from_slice(&boot);
+            fs::write(&disk, &bytes).unwrap();
+            let (answer, sent) = ask(&disk, DiskFormat::Raw);
+            let Answer::Found(found) = answer else { panic!("{menu}, {sector}: {answer:?}") };
+            let about = (found.title.as_str(), found.kernel.path.as_str(), found.cmdline.as_str());
+            assert_eq!(about, ("Linux", "/vmlinuz-1", "root=/dev/xvda2"), "{menu}, {sector}");
+            assert!(sent == [&[7; 5000][..], b"the ramdisk"].concat(), "{menu}, {sector}");
+        }
     }
 }
 

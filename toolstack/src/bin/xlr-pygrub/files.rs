@@ -1,6 +1,7 @@
 //! The file systems a kernel may lie on, read-only, by their crates.
 
 use crate::disk::Window;
+use crate::journal;
 use anyhow::{Context, anyhow, bail};
 use ext4_view::{Ext4, Ext4Error};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -49,7 +50,8 @@ const FOREIGN: &[(u64, &[u8], &str)] = &[
 /// With its name where it is known: one that cannot be read, or a damaged one.
 pub fn open(window: &Window) -> anyhow::Result<Box<dyn Files>> {
     if window.has(1024 + 0x38, &[0x53, 0xef]) {
-        let ext = Ext4::load(Box::new(window.clone())).map_err(|e| anyhow!("ext4: {e}"))?;
+        let bytes = journal::replayed(window).context("ext4")?;
+        let ext = Ext4::load(bytes).map_err(|e| anyhow!("ext4: {e}"))?;
         return Ok(Box::new(ext));
     }
     if let Some((.., name)) = FOREIGN.iter().find(|(at, magic, _)| window.has(*at, magic)) {

@@ -12,6 +12,7 @@ mod disk;
 mod extlinux;
 mod files;
 mod grub;
+mod journal;
 mod kernel;
 mod legacy;
 mod partitions;

@@ -1,7 +1,9 @@
 //! Menus as distributions write them, on file systems in memory and on images that mke2fs makes; and garbage.
 
 mod images;
+mod journal;
 mod menus;
+mod tools;
 
 use crate::files::{Files, Opened};
 use crate::volumes::{Volume, Volumes};
