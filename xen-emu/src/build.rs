@@ -239,7 +239,6 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool
         fifo,
         commandline: String::new(),
         long_mode,
-        legacy_callbacks: false,
         console_gfn: pvh::CONSOLE_GFN,
         store_gfn: pvh::STORE_GFN,
     })

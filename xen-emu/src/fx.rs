@@ -15,7 +15,7 @@ use std::time::Duration;
 use xen_abi::Domid;
 use xen_abi::errno::Errno;
 use xen_abi::shared_info::VCPU_TIME;
-use xen_domain::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
+use xen_domain::effect::{Backend, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use xen_domain::mem::{Gfn, Gpa, SpecialPage};
 use xen_domain::peer::{Ask, Foreign, Question};
 
@@ -224,8 +224,8 @@ impl Effects for Fx<'_> {
         logged("long mode", self.guest.accel.latch_long_mode(long_mode));
     }
 
-    fn set_callback(&mut self, via: CallbackVia) {
-        let told = self.guest.accel.callback(via).unwrap_or_else(|e| {
+    fn set_callback(&mut self, vector: u8) {
+        let told = self.guest.accel.callback(vector).unwrap_or_else(|e| {
             logged("callback", Err(e));
             None
         });

@@ -56,9 +56,6 @@ pub struct Params {
     pub commandline: String,
     /// The 64-bit layout is latched from the start (the loaded kernel is 64-bit).
     pub long_mode: bool,
-    /// GSIs and INTx lines exist (a machine with IOAPIC and platform device); false for PVH, where Xen
-    /// ignores such callbacks.
-    pub legacy_callbacks: bool,
     /// Console ring frame; the machine has put the page there before the guest starts.
     pub console_gfn: Gfn,
     /// Store ring frame; likewise.
@@ -84,6 +81,8 @@ pub struct Domain {
     /// What XENMEM_memory_map answers.
     pub(crate) memory_map: Vec<MemmapEntry>,
     pub(crate) hvm: HvmParams,
+    /// The vector of vCPUs that have none of their own, 0 = none. HVM_PARAM_CALLBACK_IRQ may read something else.
+    pub(crate) callback: u8,
     pub(crate) vcpus: Vec<Vcpu>,
     /// Whether SCHEDOP_watchdog 1 and 2 are in use.
     pub(crate) watchdogs: [bool; 2],
@@ -116,6 +115,7 @@ impl Domain {
             physmap,
             memory_map: config.memory_map.clone(),
             hvm: HvmParams::new(),
+            callback: 0,
             vcpus: (0..config.max_vcpus).map(|id| Vcpu::new(id == 0)).collect(),
             watchdogs: [false; 2],
             shutdown_code: None,

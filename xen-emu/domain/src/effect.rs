@@ -37,30 +37,6 @@ pub enum Offload {
     Backend(Backend, VcpuId),
 }
 
-/// How events reach a guest that has not set per-vCPU vectors (HVM_PARAM_CALLBACK_IRQ).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallbackVia {
-    /// Not at all.
-    None,
-    /// A GSI; real Xen ignores it for PVH.
-    Gsi(u32),
-    /// A PCI INTx line: the raw value.
-    PciIntx(u64),
-    /// An interrupt vector on every vCPU, without EOI.
-    Vector(u8),
-}
-
-impl CallbackVia {
-    /// The vector; 0 for every other way.
-    #[must_use]
-    pub const fn vector(self) -> u8 {
-        match self {
-            CallbackVia::Vector(vector) => vector,
-            CallbackVia::None | CallbackVia::Gsi(_) | CallbackVia::PciIntx(_) => 0,
-        }
-    }
-}
-
 /// Times of one vCPU, nanoseconds, in the order of public/vcpu.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runstate {
@@ -149,8 +125,8 @@ pub trait Effects {
 
     /// The guest is 64-bit (true) or 32-bit: the layout of shared_info.
     fn latch_long_mode(&mut self, long_mode: bool);
-    /// Event delivery for vCPUs without a vector of their own.
-    fn set_callback(&mut self, via: CallbackVia);
+    /// The interrupt vector, without EOI, of vCPUs that have none of their own; 0 = none.
+    fn set_callback(&mut self, vector: u8);
     /// HVMOP_set_evtchn_upcall_vector. The core calls [`Effects::upcall`] afterwards where one is pending.
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8);
     /// Where this vCPU's vcpu_info lies. Called too when shared_info moves and the vCPU uses its slot there.

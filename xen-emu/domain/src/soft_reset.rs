@@ -4,7 +4,7 @@
 use xen_abi::errno::Errno;
 
 use crate::domain::Domain;
-use crate::effect::{Backend, CallbackVia, VcpuId};
+use crate::effect::{Backend, VcpuId};
 use crate::hvm_params::HvmParams;
 use crate::hypercall::Cx;
 use crate::mem::{Gfn, SpecialPage};
@@ -38,7 +38,8 @@ impl Domain {
             self.forget_vcpu(id, cx);
         }
         self.hvm = HvmParams::new();
-        cx.fx.set_callback(CallbackVia::None);
+        self.callback = 0;
+        cx.fx.set_callback(0);
         cx.fx.set_runstate_update_flag(false);
         for (id, used) in (1..).zip(&mut self.watchdogs) {
             *used = false;

@@ -9,7 +9,7 @@ use xen_abi::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::domain::{Domain, MemmapEntry, Params};
-use crate::effect::{Backend, CallbackVia, Effects, Offload, Port, Runstate, StartState, VcpuId};
+use crate::effect::{Backend, Effects, Offload, Port, Runstate, StartState, VcpuId};
 use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
 use crate::peer::{Ask, Foreign, Question, Told};
@@ -162,7 +162,7 @@ pub enum Effect {
     ReleaseRam(Gfn, u64),
     PopulateRam(Gfn, u64),
     LatchLongMode(bool),
-    Callback(CallbackVia),
+    Callback(u8),
     UpcallVector(VcpuId, u8),
     VcpuInfo(VcpuId, Option<Gpa>),
     TimeInfo(VcpuId, Option<Gpa>),
@@ -233,8 +233,8 @@ impl Effects for Recorder {
     fn latch_long_mode(&mut self, long_mode: bool) {
         self.note(Effect::LatchLongMode(long_mode));
     }
-    fn set_callback(&mut self, via: CallbackVia) {
-        self.note(Effect::Callback(via));
+    fn set_callback(&mut self, vector: u8) {
+        self.note(Effect::Callback(vector));
     }
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8) {
         self.note(Effect::UpcallVector(vcpu, vector));
@@ -372,7 +372,6 @@ impl Bench {
             fifo: false,
             commandline: "none".to_owned(),
             long_mode: width == Width::Bits64,
-            legacy_callbacks: false,
             console_gfn: Gfn(0xfeff0),
             store_gfn: Gfn(0xfeff1),
         });

@@ -21,7 +21,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
-use xen_domain::effect::{Backend, CallbackVia, Offload, Port, Runstate, VcpuId};
+use xen_domain::effect::{Backend, Offload, Port, Runstate, VcpuId};
 use xen_domain::hypercall::Call;
 use xen_domain::mem::Gpa;
 use xen_domain::version;
@@ -245,9 +245,9 @@ pub trait XenAccel: Send + Sync {
     fn latch_long_mode(&self, long_mode: bool) -> io::Result<()>;
     /// shared_info is at this host address and, if the guest placed it, frame.
     fn shared_info(&self, hva: u64, gfn: Option<u64>) -> io::Result<()>;
-    /// The callback of vCPUs without a vector of their own. What comes back every vCPU is to be told as
+    /// The vector of vCPUs without one of their own, 0 = none. What comes back every vCPU is to be told as
     /// [`VcpuAttr::Callback`].
-    fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>>;
+    fn callback(&self, vector: u8) -> io::Result<Option<u8>>;
     /// Whether the callback would go through local APICs if they were known to be on. Asked on every hypercall.
     fn awaits_lapics(&self) -> bool {
         false

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use xen_domain::effect::{Backend, CallbackVia, Offload, Port, Runstate, VcpuId};
+use xen_domain::effect::{Backend, Offload, Port, Runstate, VcpuId};
 use xen_domain::hypercall::Call;
 use xen_domain::mem::Gpa;
 
@@ -283,8 +283,8 @@ impl XenAccel for XenKernel {
         self.backends.carry(ports.carrier())
     }
 
-    fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>> {
-        let (vector, through_lapic) = (via.vector(), self.through_lapic.load(Ordering::Acquire));
+    fn callback(&self, vector: u8) -> io::Result<Option<u8>> {
+        let through_lapic = self.through_lapic.load(Ordering::Acquire);
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR);
         attr.u.vector = if through_lapic { 0 } else { vector };
         ioctl::hvm_set_attr(&self.vm, &attr)?;

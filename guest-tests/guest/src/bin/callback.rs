@@ -1,5 +1,6 @@
 //! The global callback vector: no EOI is written, and what is pending when it is set comes at once. With `off` on the command
 //! line first with the local APIC off, where a vector of a vCPU's own would not come. In xAPIC mode, and then in x2APIC mode.
+//! A callback by an interrupt line changes nothing.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -46,6 +47,13 @@ fn run() -> Verdict {
         check!(wait_count(LOWER, round), "an interrupt of lower priority waits for the end of an upcall");
     }
     println!("upcalls need no EOI");
+    // A machine without interrupt lines takes a callback by one, and goes on as before.
+    for line in [1, 0, callback::TYPE_PCI_INTX << callback::TYPE_SHIFT | 0x1_0801] {
+        hypercall::hvm_set_param(HvmParam::CALLBACK_IRQ, line)?;
+        check_eq!(hypercall::hvm_get_param(HvmParam::CALLBACK_IRQ), Ok(line), "CALLBACK_IRQ");
+        upcalls(&events, port, || Ok(send(port)?))?;
+    }
+    println!("upcalls after a callback by an interrupt line");
     check!(smp::start(1 << 1), "vCPU 1 does not start");
     set_ap_port(port);
     upcalls(&events, port, || {

@@ -7,7 +7,6 @@ use xen_abi::hvm::op::{
 use xen_abi::hvm::params::{HvmParam, callback};
 
 use crate::domain::Domain;
-use crate::effect::CallbackVia;
 use crate::hvm_params::HvmParams;
 use crate::hypercall::{Answer, Call, Cx, DONE, Handler};
 use crate::mem::Gfn;
@@ -48,30 +47,26 @@ fn set_param(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     domain.hvm.set(param.index, param.value);
     if param.index == HvmParam::CALLBACK_IRQ {
         domain.latch_width(call.width.into(), cx);
-        announce_callback(domain, cx)?;
+        set_callback(domain, param.value, cx)?;
     }
     DONE
 }
 
 /// Tell the machine how vCPUs without a vector of their own hear of events, and whose flag is set already.
 pub(crate) fn announce_callback(domain: &Domain, cx: &mut Cx<'_>) -> Result<(), Errno> {
-    let via = domain.hvm.get(HvmParam::CALLBACK_IRQ);
-    cx.fx.set_callback(callback_via(via, domain.config.legacy_callbacks));
+    cx.fx.set_callback(domain.callback);
     (0..).zip(&domain.vcpus).try_for_each(|(id, _)| super::vcpu_area::remind(domain, id, cx))
 }
 
-/// HVM_PARAM_CALLBACK_IRQ: the type in the top byte. A machine without interrupt lines ignores the others.
-fn callback_via(value: u64, lines: bool) -> CallbackVia {
-    let low = value & ((1 << callback::TYPE_SHIFT) - 1);
-    let [vector, ..] = value.to_le_bytes();
-    match value >> callback::TYPE_SHIFT {
-        callback::TYPE_VECTOR if vector >= MIN_VECTOR => CallbackVia::Vector(vector),
-        callback::TYPE_GSI if lines && low != 0 => {
-            u32::try_from(low).map_or(CallbackVia::None, CallbackVia::Gsi)
-        }
-        callback::TYPE_PCI_INTX if lines => CallbackVia::PciIntx(value),
-        _ => CallbackVia::None,
+/// HVM_PARAM_CALLBACK_IRQ: the type in the top byte. This machine has no interrupt lines, and so, as on Xen, whatever is no
+/// vector leaves the one before in force.
+fn set_callback(domain: &mut Domain, value: u64, cx: &mut Cx<'_>) -> Result<(), Errno> {
+    if value >> callback::TYPE_SHIFT != callback::TYPE_VECTOR {
+        return Ok(());
     }
+    let [vector, ..] = value.to_le_bytes();
+    domain.callback = if vector < MIN_VECTOR { 0 } else { vector };
+    announce_callback(domain, cx)
 }
 
 fn set_evtchn_upcall_vector(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {

@@ -8,7 +8,7 @@ use xen_abi::vcpu::{RegisterArea, RegisterVcpuInfo, VcpuOp};
 use xen_abi::xen::{Domid, Port, Virq};
 
 use super::{EVTCHN, GNTTAB, HVM, MEMORY, SCHED, VCPU};
-use crate::effect::{Backend, CallbackVia};
+use crate::effect::Backend;
 use crate::hypercall::{Outcome, Width};
 use crate::mem::{Gfn, SpecialPage};
 use crate::testing::{Bench, Effect, result};
@@ -67,7 +67,7 @@ fn after_a_soft_reset_a_domain_is_as_a_new_one() {
         Effect::VcpuInfo(0, None),
         Effect::Runstate(0, None),
         Effect::UpcallVector(0, 0),
-        Effect::Callback(CallbackVia::None),
+        Effect::Callback(0),
         Effect::TimerPort(0, None),
         Effect::Watchdog(1, 0),
         Effect::MapSpecial(SpecialPage::SharedInfo, None),

@@ -12,7 +12,7 @@ use xen_abi::xen::{Domid, Port, VmAssistType};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::{BOTH, EVTCHN, HVM, SCHED, VCPU};
-use crate::effect::{CallbackVia, ShutdownReason};
+use crate::effect::ShutdownReason;
 use crate::hypercall::{Call, Outcome, Until, Width};
 use crate::mem::{Gpa, GuestMem, SpecialPage};
 use crate::testing::{Bench, Effect, result};
@@ -332,22 +332,23 @@ fn callbacks_vectors_and_the_latched_width() {
         b.op(HVM, HvmOp::SET_PARAM.0, &XenHvmParam { domid: Domid::SELF, pad: 0, index, value }).0
     };
     assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, 2 << 56 | 0xf3), Ok(0));
-    assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, 1), Ok(0), "a GSI: not on this machine");
+    // No interrupt lines here: whatever is no vector is kept and does nothing.
+    for other in [1, 0, 1 << 56 | 0x1000_0010, 3 << 56 | 0x40, u64::MAX] {
+        assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, other), Ok(0));
+        let long = Effect::LatchLongMode(true);
+        let before = if other == 1 { vec![long.clone(), Effect::Callback(0xf3)] } else { vec![] };
+        assert_eq!(b.effects(), [before, vec![long]].concat(), "{other:#x}");
+        assert_eq!(b.domain.callback, 0xf3);
+    }
+    b.with(|domain, cx| domain.announce_callback(cx));
+    assert_eq!(b.effects(), [Effect::Callback(0xf3)], "nor when it goes another way");
     let vector = |vcpu, vector| EvtchnUpcallVector { vcpu, vector, pad: [0; 3] };
     let mut upcall = |v| b.op(HVM, HvmOp::SET_EVTCHN_UPCALL_VECTOR.0, &v).0;
     assert_eq!((upcall(vector(1, 0xf)), upcall(vector(4, 0xf3))), (Err(Errno::EINVAL), Err(Errno::ENOENT)));
     assert_eq!(upcall(vector(1, 0xf3)), Ok(0));
-    let long = Effect::LatchLongMode(true);
-    assert_eq!(
-        b.effects(),
-        [
-            long.clone(),
-            Effect::Callback(CallbackVia::Vector(0xf3)),
-            long,
-            Effect::Callback(CallbackVia::None),
-            Effect::UpcallVector(1, 0xf3),
-        ]
-    );
+    assert_eq!(b.effects(), [Effect::UpcallVector(1, 0xf3)]);
+    assert_eq!(set(&mut b, HvmParam::CALLBACK_IRQ, 2 << 56 | 0xf), Ok(0), "no vector for an interrupt");
+    assert_eq!(b.effects(), [Effect::LatchLongMode(true), Effect::Callback(0)]);
     b.width = Width::Bits32;
     set(&mut b, HvmParam::CALLBACK_IRQ, 0).unwrap();
     assert_eq!(b.effects()[0], Effect::LatchLongMode(false));

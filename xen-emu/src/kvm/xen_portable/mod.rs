@@ -25,7 +25,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xen_abi::Width;
-use xen_domain::effect::{CallbackVia, Offload, Port, VcpuId};
+use xen_domain::effect::{Offload, Port, VcpuId};
 use xen_domain::hypercall::Call;
 
 /// Without these the backend cannot work. Of KVM_CAP_SYNC_REGS two bits are needed.
@@ -225,11 +225,10 @@ impl XenAccel for XenPortable {
         Ok(())
     }
 
-    fn callback(&self, via: CallbackVia) -> io::Result<Option<u8>> {
-        let (old, new) = (self.callback.load(Ordering::Acquire), via.vector());
+    fn callback(&self, vector: u8) -> io::Result<Option<u8>> {
         // vCPUs are told before the first interrupt of this kind, and the first ones of the other before it ends.
-        self.callback.store(new, Ordering::Release);
-        Ok((old != new).then_some(new))
+        let old = self.callback.swap(vector, Ordering::AcqRel);
+        Ok((old != vector).then_some(vector))
     }
 
     fn interrupt(&self, own: u8) -> Interrupt {
