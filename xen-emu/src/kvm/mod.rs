@@ -213,12 +213,9 @@ pub trait XenAccel: Send + Sync {
     fn hypercall_port(&self) -> Option<u16> {
         None
     }
-    /// Whether writes to EFER are exits, so that a kernel can be looked at that a boot loader has put into memory.
-    fn watches_kernels(&self) -> bool {
-        false
-    }
-    /// They are no longer.
-    fn stop_watching(&self) -> io::Result<()> {
+    /// As long as writes to EFER are exits, so that a kernel can be looked at that a boot loader has put into memory: `look`, which
+    /// says whether that was the last one. One vCPU does so at a time.
+    fn watch(&self, _look: &dyn Fn() -> bool) -> io::Result<()> {
         Ok(())
     }
     /// The hypercall that the last KVM_RUN came back with; `None` when the exit was none.

@@ -32,6 +32,8 @@ const LONGEST: usize = 64 << 20;
 const PIECE: usize = 64 << 10;
 /// What every Linux says of itself: with it begin its constants, and its code ends.
 const BANNER: &[u8] = b"Linux version ";
+/// Of the piece before, as much as may be a begin of those words.
+const KEPT: usize = BANNER.len() - 1;
 
 /// Carry out a guest's write to EFER, after a look at the kernel that makes it. False where it is to fault.
 pub fn write_efer(guest: &Guest, fd: &VcpuFd, data: u64) -> bool {
@@ -39,8 +41,11 @@ pub fn write_efer(guest: &Guest, fd: &VcpuFd, data: u64) -> bool {
     if !is_allowed(&regs, data) {
         return false;
     }
-    if data & EFER_SCE != 0 && regs.sregs.efer & EFER_LMA != 0 && guest.accel.watches_kernels() {
-        look(guest, fd, regs.regs.rip);
+    if data & EFER_SCE != 0
+        && regs.sregs.efer & EFER_LMA != 0
+        && let Err(e) = guest.accel.watch(&|| look(guest, fd, regs.regs.rip))
+    {
+        limited!(warn, "writes to EFER stay exits: {e}");
     }
     set_msr(fd, MSR_EFER, data).is_ok()
 }
@@ -52,26 +57,29 @@ fn is_allowed(regs: &kvm_sync_regs, data: u64) -> bool {
     data & EFER_FORBIDDEN == 0 && !(paging && switches)
 }
 
-fn look(guest: &Guest, fd: &VcpuFd, rip: u64) {
-    let Some(at) = fd.translate_gva(rip).ok().filter(|found| found.valid != 0) else { return };
+/// Whether a Linux was there, whatever came of it.
+fn look(guest: &Guest, fd: &VcpuFd, rip: u64) -> bool {
+    let Some(at) = fd.translate_gva(rip).ok().filter(|found| found.valid != 0) else { return false };
     let start = at.physical_address & !(ALIGNMENT - 1);
-    let sites = match find(&guest.memory, start) {
-        Found::NoLinux => return,
+    match find(&guest.memory, start) {
+        Found::NoLinux => return false,
         // It has a hypercall page.
         Found::Stubs(Err(refusal)) if refusal.is_none_at_all() => {
             tracing::info!("the Linux at {start:#x} has no hypercall instructions to be written over");
-            return stop(guest);
         }
         Found::Stubs(Err(refusal)) => {
             tracing::error!(
                 "the hypercalls of the Linux at {start:#x} cannot be rewritten for the portable backend: {refusal}"
             );
-            return stop(guest);
         }
-        Found::Stubs(Ok(sites)) => sites,
-    };
+        Found::Stubs(Ok(sites)) => write_over(&guest.memory, start, sites),
+    }
+    true
+}
+
+fn write_over(memory: &Memory, start: u64, sites: [u64; 2]) {
     for site in sites {
-        if guest.memory.write(Gpa(site), &rewrite::call_by(HYPERCALL_PORT)).is_err() {
+        if memory.write(Gpa(site), &rewrite::call_by(HYPERCALL_PORT)).is_err() {
             limited!(warn, "no memory at {site:#x}");
         }
     }
@@ -80,13 +88,6 @@ fn look(guest: &Guest, fd: &VcpuFd, rip: u64) {
         "the portable backend of KVM: the hypercall instructions of the Linux at {start:#x}, at {amd:#x} and {intel:#x}, \
          are written over in its memory (hypercall_rewrite)"
     );
-    stop(guest);
-}
-
-fn stop(guest: &Guest) {
-    if let Err(e) = guest.accel.stop_watching() {
-        limited!(warn, "writes to EFER stay exits: {e}");
-    }
 }
 
 /// What stands in memory.
@@ -98,21 +99,23 @@ enum Found {
     Stubs(Result<[u64; 2], Refusal>),
 }
 
-/// A kernel's code, from its start to its constants.
+/// A kernel's code, from its start to its constants, piece by piece: no stub goes across a multiple of 16.
 fn find(memory: &Memory, start: u64) -> Found {
-    let mut image = Vec::new();
-    while image.len() < LONGEST {
-        let read = image.len();
-        image.resize(read + PIECE, 0);
-        let (before, piece) = image.split_at_mut(read);
-        if memory.read(Gpa(start.saturating_add(read as u64)), piece).is_err() {
+    let mut stubs = Stubs::default();
+    // The words may begin in the piece before: its end stays in front of each.
+    let mut bytes = vec![0; KEPT + PIECE];
+    for offset in (0..LONGEST).step_by(PIECE) {
+        let at = start.saturating_add(offset as u64);
+        bytes.copy_within(PIECE.., 0);
+        let Some(piece) = bytes.get_mut(KEPT..).filter(|_| at.checked_add(PIECE as u64).is_some()) else {
+            break;
+        };
+        if memory.read(Gpa(at), piece).is_err() {
             break;
         }
-        // The words may have begun in the piece before.
-        let from = before.len().saturating_sub(BANNER.len());
-        if let Some(end) = image.get(from..).and_then(banner) {
-            let mut stubs = Stubs::default();
-            stubs.look(start, image.get(..from + end).unwrap_or_default());
+        let end = banner(&bytes);
+        stubs.look(at, bytes.get(KEPT..end.unwrap_or(bytes.len())).unwrap_or_default());
+        if end.is_some() {
             return Found::Stubs(stubs.both());
         }
     }

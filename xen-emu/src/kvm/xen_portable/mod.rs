@@ -37,6 +37,9 @@ const NEEDED: [(Cap, &str); 5] = [
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
 ];
 
+/// A boot loader and what it starts write EFER once or twice; more than this does a guest that has something else in mind.
+const LOOKS: u32 = 16;
+
 /// What the backend finds on a host beyond what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offers {
@@ -78,7 +81,8 @@ pub struct XenPortable {
     backends: Backends,
     routes: Mutex<Routes>,
     long_mode: AtomicBool,
-    watch: AtomicBool,
+    /// How often memory is looked through for a kernel yet.
+    looks: Mutex<u32>,
     update_flag: AtomicBool,
     /// The global callback vector; 0 = none.
     callback: AtomicU8,
@@ -88,8 +92,7 @@ pub struct XenPortable {
 impl XenPortable {
     /// Have `vm` report writes to the hypercall page's MSR.
     ///
-    /// With `watch` a Linux that a boot loader in the guest starts is looked for, as [`super::XenAccel::watches_kernels`]
-    /// tells.
+    /// With `watch` a Linux that a boot loader in the guest starts is looked for, as [`super::XenAccel::watch`] tells.
     pub fn new(
         vm: Arc<VmFd>,
         offers: Offers,
@@ -104,7 +107,7 @@ impl XenPortable {
             offers,
             routes: Mutex::default(),
             long_mode: AtomicBool::new(false),
-            watch: AtomicBool::new(watch),
+            looks: Mutex::new(if watch { LOOKS } else { 0 }),
             update_flag: AtomicBool::new(false),
             callback: AtomicU8::new(0),
             vcpus: (0..vcpus).map(|_| Mutex::default()).collect(),
@@ -159,13 +162,13 @@ impl XenAccel for XenPortable {
         Ok(())
     }
 
-    fn watches_kernels(&self) -> bool {
-        self.watch.load(Ordering::Acquire)
-    }
-
-    fn stop_watching(&self) -> io::Result<()> {
-        self.watch.store(false, Ordering::Release);
-        ioctl::trap_writes(&self.vm, &[HYPERCALL_MSR])
+    fn watch(&self, look: &dyn Fn() -> bool) -> io::Result<()> {
+        let mut left = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        if *left == 0 {
+            return Ok(());
+        }
+        *left = if look() { 0 } else { *left - 1 };
+        if *left == 0 { ioctl::trap_writes(&self.vm, &[HYPERCALL_MSR]) } else { Ok(()) }
     }
 
     fn hypercall_instruction(&self) -> &'static [u8] {
