@@ -32,6 +32,8 @@ const PIRQ: u32 = 3;
 const CONSOLE: u32 = 2;
 /// Xen makes ports by so many.
 const BUCKET: u32 = 64;
+/// As many ports as FIFO has.
+const PORTS_MAX: u32 = 1 << 17;
 /// There is no memory.
 const NOWHERE: u64 = 0x7fff_ffff_f000;
 
@@ -224,6 +226,10 @@ fn uses(ports: &Ports) -> Verdict {
         (Op::STATUS, &[SELF, BUCKET], Err(E::EINVAL)),
         (Op::STATUS, &[SELF, NO_PORT], Err(E::EINVAL)),
         (Op::STATUS, &[DOM0, 1], Err(E::EPERM)),
+        // None is so high in any domain.
+        (Op::STATUS, &[DOM0, PORTS_MAX], Err(E::EINVAL)),
+        (Op::STATUS, &[DOM0, NO_PORT], Err(E::EINVAL)),
+        (Op::STATUS, &[NOBODY, NO_PORT], Err(E::ESRCH)),
         (Op::STATUS, &[NOBODY, 1], Err(E::ESRCH)),
         (Op::STATUS, &[INVALID, 1], Err(E::ESRCH)),
         (Op::BIND_VCPU, &[unbound, NO_VCPU], Err(E::ENOENT)),
@@ -324,6 +330,11 @@ fn full() -> Verdict {
         (Op::STATUS, &[SELF, last.0 + 1], Err(E::EINVAL)),
         (Op::ALLOC_UNBOUND, &[SELF, 0], Err(E::ENOSPC)),
         (Op::ALLOC_UNBOUND, &[SELF | NOBODY << 16], Err(E::ENOSPC)),
+        // A port of one's own is wanted before the far end is looked at, but not before its domain.
+        (Op::BIND_INTERDOMAIN, &[SELF, NO_PORT], Err(E::ENOSPC)),
+        (Op::BIND_INTERDOMAIN, &[SELF, last.0], Err(E::ENOSPC)),
+        (Op::BIND_INTERDOMAIN, &[DOM0, NO_PORT], Err(E::ENOSPC)),
+        (Op::BIND_INTERDOMAIN, &[INVALID, 1], Err(E::ESRCH)),
         (Op::BIND_VIRQ, &[Virq::DEBUG.0, 0], Err(E::ENOSPC)),
         (Op::BIND_VIRQ, &[Virq::TIMER.0, 0], Err(E::EEXIST)),
         (Op::BIND_IPI, &[0], Err(E::ENOSPC)),

@@ -36,6 +36,7 @@ impl Domain {
 
     /// The guest binds a port of its own to dom0's port `far` (EVTCHNOP_bind_interdomain).
     pub(crate) fn bind_near(&mut self, far: Port, cx: &mut Cx<'_>) -> Result<Port, Errno> {
+        self.ports.vacant(self.width, cx.mem)?;
         let end = self.ports.far_end(far).ok_or(Errno::EINVAL)?;
         let (Some(backend), None) = (end.backend, end.near) else { return Err(Errno::EINVAL) };
         let port = self.ports.allocate(Kind::Backend(backend), 0, self.width, cx.mem)?;

@@ -128,11 +128,26 @@ impl Ports {
         }
     }
 
-    /// Takes the lowest free port that is not busy.
+    /// The lowest free port that is not busy, which the next one that is allocated will be.
     ///
     /// # Errors
     /// -ENOSPC when all are in use, or [`BUSY_MAX`] of them busy: a guest could have all of its event words read by every
     /// binding otherwise.
+    pub(crate) fn vacant(&mut self, width: Width, mem: &dyn GuestMem) -> Result<Port, Errno> {
+        let max = self.max_ports(width);
+        let free =
+            |port: &Port| self.channels.get(*port as usize).is_none_or(|channel| channel.kind == Kind::Free);
+        let lowest = (self.first_free..max).find(free).unwrap_or(max);
+        let idle = (lowest..max).filter(free).take(BUSY_MAX).find(|&port| !self.abi.is_busy(mem, port));
+        // One that is busy is free all the same.
+        self.first_free = lowest;
+        idle.ok_or(Errno::ENOSPC)
+    }
+
+    /// Takes that port.
+    ///
+    /// # Errors
+    /// -ENOSPC where there is none.
     pub(crate) fn allocate(
         &mut self,
         kind: Kind,
@@ -140,14 +155,10 @@ impl Ports {
         width: Width,
         mem: &dyn GuestMem,
     ) -> Result<Port, Errno> {
-        let max = self.max_ports(width);
-        let free =
-            |port: &Port| self.channels.get(*port as usize).is_none_or(|channel| channel.kind == Kind::Free);
-        let lowest = (self.first_free..max).find(free).unwrap_or(max);
-        let idle = (lowest..max).filter(free).take(BUSY_MAX).find(|&port| !self.abi.is_busy(mem, port));
-        // One that is busy is free all the same.
-        self.first_free = if idle == Some(lowest) { lowest + 1 } else { lowest };
-        let port = idle.ok_or(Errno::ENOSPC)?;
+        let port = self.vacant(width, mem)?;
+        if port == self.first_free {
+            self.first_free += 1;
+        }
         if self.channels.len() <= port as usize {
             self.channels.resize(port as usize + 1, Channel::FREE);
         }

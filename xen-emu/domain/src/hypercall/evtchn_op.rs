@@ -119,8 +119,10 @@ fn bound_to_peer(
     DONE
 }
 
-/// Both ends in this domain. What was sent on the far end while it was unbound is lost, so one event is made up.
+/// Both ends in this domain. What was sent on the far end while it was unbound is lost, so one event is made up. As everywhere
+/// here a port of one's own is wanted before the far end is looked at.
 fn bind_loopback(domain: &mut Domain, far: Port, cx: &mut Cx<'_>) -> Result<Port, Errno> {
+    domain.ports.vacant(domain.width, cx.mem)?;
     let remote = domain.domid();
     if domain.ports.get(far, domain.width)?.kind != (Kind::Unbound { remote }) {
         return Err(Errno::EINVAL);
@@ -202,7 +204,10 @@ fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn status(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut status: Status = cx.get(call.arg(1))?;
-    if let Some(asked) = only_own(domain, call, status.dom, cx)? {
+    // Xen looks for the port first, and there is none so high in any domain.
+    let beyond = status.port.0 >= fifo::NR_CHANNELS;
+    let asked = only_own(domain, call, status.dom, cx);
+    if let Some(asked) = asked.map_err(|e| if e == Errno::EPERM && beyond { Errno::EINVAL } else { e })? {
         return Ok(asked);
     }
     let channel = domain.ports.get(status.port.0, domain.width)?;
