@@ -16,6 +16,8 @@ xlr create g.cfg >out 2>err || { cat err; fail "xlr create ended with status $?"
 [ "$(grep -c 'hypercall_rewrite' err)" = 1 ] || { cat err; fail 'no notice of the rewritten hypercalls'; }
 xlr list --json g >listed
 want listed '"backend": "portable"'
+xlr info >info
+want info '^domain_backends +: g=portable$'
 until_true 60 xlr shutdown g || fail "the guest does not hear a shutdown"
 gone g 60
 # What cannot be rewritten is refused with the reason.

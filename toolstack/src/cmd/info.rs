@@ -3,6 +3,7 @@
 use crate::args::Args;
 use crate::commands::nearest;
 use crate::failure::Failure;
+use crate::host::Host;
 use crate::{cpus, proc, spawn};
 use anyhow::Result;
 use serde::{Deserialize, Serialize, Serializer};
@@ -52,6 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
     let probe = probe();
     facts.0.extend(personality(&probe.xen));
     facts.0.extend(backend(&probe));
+    facts.0.push(("domain_backends", domain_backends()));
     if let Some(field) = args.words.first() {
         return one(&facts, field);
     }
@@ -182,6 +184,14 @@ fn backend(probe: &Probe) -> Vec<(&'static str, String)> {
         ("kvm_portable", probe.portable.join(" ")),
         ("backend", format!("{}{reason}", probe.backend)),
     ]
+}
+
+/// Which of the backends each domain runs on that lives.
+fn domain_backends() -> String {
+    let living = Host::open().and_then(|host| host.probe()).map(|(living, _)| living).unwrap_or_default();
+    let told = living.iter().filter(|domain| !domain.status.backend.is_empty());
+    let each: Vec<_> = told.map(|d| format!("{}={}", d.status.name, d.status.backend)).collect();
+    each.join(" ")
 }
 
 fn nodes() -> BTreeSet<u32> {
