@@ -173,6 +173,7 @@ pub const TESTS: &[Test] = &[
     test("micro-fifo-asked", "micro.sh", &["fifo", "64", FIFO], 180),
     test("micro-errno-fifo", "micro.sh", &["errno", "64", FIFO], 120),
     // From 2-level to FIFO while vCPUs send, of which there are three.
+    test("micro-poll-fifo", "micro.sh", &["poll", "64", FIFO, "extra = 'yields'"], 180),
     test("micro-switch-fifo", "micro.sh", &["switch", "64", FIFO, "vcpus = 3"], 180),
     test("hostile-neighbour-fifo", "hostile.sh", &[FIFO], 300),
     test("stress-2level-4cpu", "micro.sh", &["stress", "64", "vcpus = 4", "max_event_channels = 4095"], 300),
@@ -193,6 +194,12 @@ pub const TESTS: &[Test] = &[
         "long-stress-fifo-2cpu",
         "micro.sh",
         &["stress", "64", FIFO, "vcpus = 4", "max_event_channels = 4095"],
+        1800,
+    ),
+    two(
+        "long-stress-portable-2level-2cpu",
+        "micro.sh",
+        &["stress", "64", PORTABLE, TWO_LEVEL, "vcpus = 4", "max_event_channels = 4095"],
         1800,
     ),
     two(

@@ -10,8 +10,8 @@ use guest::boot::{self, Words};
 use guest::events::{self, Events, bind_ipi, evtchn_op, send};
 use guest::hypercall::{self, address};
 use guest::page::Page;
-use guest::smp::{spin_until, start_vcpu};
-use guest::{Verdict, acpi, apic, check, check_eq, println};
+use guest::smp::{spin_until, start_context, start_vcpu};
+use guest::{Verdict, acpi, apic, check, check_eq, cpu, println};
 use xen_abi::Errno;
 use xen_abi::event_channel::fifo::{BUSY, LINK_MASK, LINKED, MASKED, PENDING, WORDS_PER_PAGE};
 use xen_abi::event_channel::{EvtchnOp, ExpandArray, InitControl, Reset};
@@ -26,6 +26,8 @@ use zerocopy::FromZeros;
 guest::test!(run, other);
 
 const CALLS: u32 = 300;
+const EFER: u32 = 0xc000_0080;
+const APIC_BASE: u32 = 0x1b;
 const PORTS: u32 = 900;
 /// Binds made by one multicall.
 const AT_ONCE: usize = 64;
@@ -93,6 +95,7 @@ fn run() -> Verdict {
     let calls = words.number("calls=").unwrap_or(CALLS);
     let ports = words.number("ports=").unwrap_or(PORTS);
     let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
+    registers(&mut random, calls / 8)?;
     if acpi::cpus().count() > 1 {
         start_vcpu(1)?;
         check!(spin_until(|| RESTS.load(SeqCst)), "vCPU 1 does not start");
@@ -288,6 +291,32 @@ fn shared_is_sane() {
     (0..2).for_each(|vcpu| events::shared().u64(vcpu * VCPU_INFO_SIZE + 8).store(0, SeqCst));
 }
 
+/// States for a vCPU that are nearly possible, and writes of registers that the host is told of.
+fn registers(random: &mut Random, calls: u32) -> Verdict {
+    for _ in 0..calls {
+        let mut context = start_context(1);
+        context.mode = random.below(2);
+        // Rarely all of it makes sense, and never VMXE (bit 13 of CR4, which is at byte 96 in 64 bits, 48 in 32).
+        for word in context.cpu_regs.chunks_exact_mut(8) {
+            if random.below(3) == 0 {
+                word.copy_from_slice(&random.any().to_le_bytes());
+            }
+        }
+        for at in [49, 97] {
+            context.cpu_regs.get_mut(at).into_iter().for_each(|byte| *byte |= 0x20);
+        }
+        let answer = hypercall::vcpu_op(VcpuOp::INITIALISE.0, 1, &mut context);
+        check!(matches!(answer, Err(Errno::EINVAL | Errno::ENOENT)), "a state with VMXE: {answer:?}");
+    }
+    for _ in 0..100 {
+        for (msr, bit) in [(EFER, 0), (EFER, 1), (APIC_BASE, 0)] {
+            cpu::wrmsr(msr, cpu::rdmsr(msr) & !u64::from(msr == EFER) | bit);
+        }
+    }
+    println!("states and registers");
+    Ok(())
+}
+
 /// Every operation with anything. Only what would end this domain by right is left out.
 fn anything(random: &mut Random, calls: u32) -> Verdict {
     let mut answers = [0u32; 2];
@@ -339,8 +368,14 @@ fn vcpu_op(random: &mut Random, arg: u64) -> Result<i64, Errno> {
     let vcpu = random.of([0, 0, 1, 2, 9999, u32::MAX.into()]);
     let known = vcpu < 8;
     match op {
-        // It would be lost, or start with any registers.
-        Op::UP | Op::DOWN | Op::SEND_NMI if known => return Err(Errno::EPERM),
+        // The only other one is let up again, wherever it is.
+        Op::DOWN if vcpu == 1 => {
+            hypercall::call(Hypercall::VCPU_OP, &[op.0.into(), vcpu])?;
+            return hypercall::call(Hypercall::VCPU_OP, &[Op::UP.0.into(), vcpu]);
+        }
+        Op::DOWN if known => return Err(Errno::EPERM),
+        // An NMI would end this test.
+        Op::SEND_NMI if known => return hypercall::call(Hypercall::VCPU_OP, &[op.0.into(), vcpu, arg | 1]),
         // The hypervisor writes there from now on.
         Op::REGISTER_VCPU_INFO => {
             let page = random.of([SCRATCH[1].gfn(), u64::MAX, 0xf_0000]);
