@@ -26,7 +26,8 @@ use crate::timers::{self, Timers};
 use crate::vm::VmEvent;
 use anyhow::{Context, anyhow};
 use calloop::channel::Sender;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
@@ -70,6 +71,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let kvm = kvm::open()?;
     let way = Way::choose(&kvm, config.accel)?;
     let vcpu_upcall = vcpu_upcall(config.upcall, way)?;
+    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
     kvm::vcpu::install_kick()?;
 
     let boot = bootloader::resolve(launch)?;
@@ -124,7 +126,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
         vm,
         memory,
         accel,
-        domain: Mutex::new(Domain::new(params(launch, &layout, kernel.long_mode, fifo(config, way))?)),
+        domain: Mutex::new(Domain::new(params(launch, &layout, &kernel, fifo(config, way), &cpuid)?)),
         machine: Mutex::new(Machine::new(config.acpi)),
         slots: Mutex::new(slots),
         clock: Clock::default(),
@@ -146,7 +148,7 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     });
     tracing::debug!("virtual machine made");
     let (store_port, console_port) = connect(&guest)?;
-    vcpus(&kvm, &guest, config, launch.domid, vcpu_upcall, (kernel.entry, layout.start_info))?;
+    vcpus(&cpuid, &guest, config, launch.domid, vcpu_upcall, (kernel.entry, layout.start_info))?;
     tracing::debug!("vCPUs made");
     serve(&guest, "timers", timers::run)?;
     serve(&guest, "forward", forward::run)?;
@@ -224,7 +226,13 @@ fn serve(guest: &Arc<Guest>, name: &str, run: fn(&Arc<Guest>)) -> std::io::Resul
     Ok(())
 }
 
-fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool) -> anyhow::Result<Params> {
+fn params(
+    launch: &Launch,
+    layout: &pvh::Layout<'_>,
+    kernel: &Kernel,
+    fifo: bool,
+    cpuid: &CpuId,
+) -> anyhow::Result<Params> {
     let config = &launch.config;
     Ok(Params {
         domid: launch.domid,
@@ -238,7 +246,8 @@ fn params(launch: &Launch, layout: &pvh::Layout<'_>, long_mode: bool, fifo: bool
         max_ports: config.max_event_channels.saturating_add(1),
         fifo,
         commandline: String::new(),
-        long_mode,
+        long_mode: kernel.long_mode,
+        processor: cpuid::processor(cpuid),
         console_gfn: pvh::CONSOLE_GFN,
         store_gfn: pvh::STORE_GFN,
     })
@@ -279,14 +288,13 @@ fn connect(guest: &Guest) -> anyhow::Result<(Port, Port)> {
 }
 
 fn vcpus(
-    kvm: &Kvm,
+    supported: &CpuId,
     guest: &Arc<Guest>,
     config: &DomainConfig,
     domid: u16,
     vcpu_upcall: bool,
     (entry, start_info): (u32, u32),
 ) -> anyhow::Result<()> {
-    let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
     for vcpu in 0..config.max_vcpus {
         let mut fd = guest
             .vm
@@ -301,7 +309,7 @@ fn vcpus(
             tsc_mode: config.tsc_mode,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
         };
-        let leaves = cpuid::for_vcpu(&supported, &facts, vcpu).map_err(|e| anyhow!("CPUID leaves: {e:?}"))?;
+        let leaves = cpuid::for_vcpu(supported, &facts, vcpu).map_err(|e| anyhow!("CPUID leaves: {e:?}"))?;
         fd.set_cpuid2(&leaves).context("CPUID leaves")?;
         regs::initial_msrs(&fd)?;
         if vcpu == 0 {

@@ -60,28 +60,25 @@ pub(crate) fn runs_test() -> bool {
 }
 
 /// The state in which a vCPU begins with the second function of [`test!`](crate::test), on a stack of its own: 32 bits,
-/// flat and without paging.
+/// flat and without paging. DS and ES, which it loads by itself, are absent, and nothing is in use yet, as the processor would mark it.
 #[cfg(target_pointer_width = "32")]
 #[must_use]
 pub fn start_context(vcpu: u32) -> VcpuHvmContext {
     let (eip, esp) = start::vcpu_start(vcpu);
     let low = |value: u64| u32::try_from(value).unwrap_or(0);
-    // Present; code and data of 4 GiB and 32 bits, a busy task.
-    let (code, data, task) = (0xc9b, 0xc93, 0x8b);
+    // Present; code and data of 4 GiB and 32 bits, a task that is available.
+    let (code, data, task) = (0xc9a, 0xc92, 0x89);
+    let pages = 0xf_ffff;
     let regs = VcpuHvmX86_32 {
         eip: low(eip),
         esp: low(esp),
         edi: vcpu,
         cr0: 1,
-        cs_limit: u32::MAX,
-        ds_limit: u32::MAX,
-        ss_limit: u32::MAX,
-        es_limit: u32::MAX,
+        cs_limit: pages,
+        ss_limit: pages,
         tr_limit: 0x67,
         cs_ar: code,
-        ds_ar: data,
         ss_ar: data,
-        es_ar: data,
         tr_ar: task,
         ..VcpuHvmX86_32::new_zeroed()
     };

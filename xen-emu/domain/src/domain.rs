@@ -9,7 +9,7 @@ use xen_abi::hvm::params::HvmParam;
 use xen_abi::xen::Virq;
 use xen_abi::{Domid, Width};
 
-use crate::effect::{Backend, Port, VcpuId};
+use crate::effect::{Backend, Port, Processor, VcpuId};
 use crate::evtchn::Ports;
 use crate::gnttab::{GrantTable, Pins};
 use crate::hvm_params::HvmParams;
@@ -56,6 +56,8 @@ pub struct Params {
     pub commandline: String,
     /// The 64-bit layout is latched from the start (the loaded kernel is 64-bit).
     pub long_mode: bool,
+    /// What its processors have.
+    pub processor: Processor,
     /// Console ring frame; the machine has put the page there before the guest starts.
     pub console_gfn: Gfn,
     /// Store ring frame; likewise.
@@ -227,7 +229,18 @@ impl Domain {
     pub fn note_vcpu_online(&mut self, vcpu: VcpuId, online: bool, now: u64) {
         if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize).filter(|vcpu| !vcpu.halting) {
             vcpu.turn(online, now);
-            vcpu.initialised |= online;
+            if online {
+                vcpu.initialised = true;
+                vcpu.start = None;
+            }
+        }
+    }
+
+    /// The machine cannot run a vCPU in the state that the guest has chosen for its start: it is down, and wants another one.
+    pub fn note_vcpu_refused(&mut self, vcpu: VcpuId, now: u64) {
+        if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {
+            vcpu.turn(false, now);
+            vcpu.initialised = false;
         }
     }
 

@@ -49,6 +49,16 @@ pub struct Runstate {
 }
 
 impl Runstate {
+    /// The same at system time `now`: the machine has counted up to the last change.
+    #[must_use]
+    pub fn until(mut self, now: u64) -> Runstate {
+        let current = usize::try_from(self.state).ok().and_then(|state| self.time.get_mut(state));
+        if let Some(time) = current {
+            *time = time.saturating_add(now.saturating_sub(self.entry_time));
+        }
+        self
+    }
+
     /// The same of a vCPU that went down at system time `since`: the machine has taken it for blocked from then on.
     #[must_use]
     pub fn offline(mut self, since: u64, now: u64) -> Runstate {
@@ -72,6 +82,17 @@ pub struct Segment {
     pub limit: u32,
     /// Rights; 0 = not usable.
     pub ar: u16,
+}
+
+/// The bits that the guest may have set in the registers of its processors, as CPUID tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// CR3 in long mode: physical addresses.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
 }
 
 /// The state a vCPU starts in (VCPUOP_initialise), which a processor can be in.

@@ -9,7 +9,7 @@ use xen_abi::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::domain::{Domain, MemmapEntry, Params};
-use crate::effect::{Backend, Effects, Offload, Port, Runstate, StartState, VcpuId};
+use crate::effect::{Backend, Effects, Offload, Port, Processor, Runstate, StartState, VcpuId};
 use crate::hypercall::{Call, Cx, Outcome, Width};
 use crate::mem::{Fault, Gfn, Gpa, GuestMem, SpecialPage, Translate};
 use crate::peer::{Ask, Foreign, Question, Told};
@@ -372,6 +372,8 @@ impl Bench {
             fifo: false,
             commandline: "none".to_owned(),
             long_mode: width == Width::Bits64,
+            // 48 bits of physical address; what CR4 has up to SMAP; SYSCALL, long mode, no-execute.
+            processor: Processor { cr3: (1 << 48) - 1, cr4: 0x3f_07ff & !(1 << 13), efer: 0xd01 },
             console_gfn: Gfn(0xfeff0),
             store_gfn: Gfn(0xfeff1),
         });

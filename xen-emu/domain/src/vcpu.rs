@@ -38,8 +38,8 @@ pub(crate) struct Vcpu {
     pub initialised: bool,
     /// What VCPUOP_initialise has set, until it runs.
     pub start: Option<Box<StartState>>,
-    /// The machine has been asked to look at others for a call of this vCPU, which now comes again.
-    pub looked: bool,
+    /// The machine has been asked to do something on another vCPU's thread for a call of this one, which comes again when it has.
+    pub posted: bool,
     /// Registered vcpu_info.
     pub info: Option<Gpa>,
     /// Registered secondary vcpu_time_info.
@@ -65,7 +65,7 @@ impl Vcpu {
             since: 0,
             initialised: boot,
             start: None,
-            looked: false,
+            posted: false,
             info: None,
             time_info: None,
             runstate: None,

@@ -4,6 +4,7 @@
 //! one package per vCPU and an unstable TSC.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use xen_domain::effect::Processor;
 use xen_emu_api::config::TscMode;
 
 /// Xen's base leaf.
@@ -92,6 +93,54 @@ fn patched(mut e: kvm_cpuid_entry2, facts: &Facts, vcpu: u32, amd: bool) -> kvm_
     e
 }
 
+/// A feature: leaf, register from EAX on, bit; and what it lets a guest set.
+type Feature = (u32, usize, u32, u64);
+
+/// What CR4 takes with each. PCE comes with none of them.
+const CR4: &[Feature] = &[
+    (1, 3, 1, 1 << 0 | 1 << 1),
+    (1, 3, 4, 1 << 2),
+    (1, 3, 2, 1 << 3),
+    (1, 3, 3, 1 << 4),
+    (1, 3, 6, 1 << 5),
+    (1, 3, 7, 1 << 6),
+    (1, 3, 14, 1 << 6),
+    (1, 3, 13, 1 << 7),
+    (1, 3, 24, 1 << 9),
+    (1, 3, 25, 1 << 10),
+    (7, 2, 2, 1 << 11),
+    (7, 2, 16, 1 << 12),
+    (7, 1, 0, 1 << 16),
+    (1, 2, 17, 1 << 17),
+    (1, 2, 26, 1 << 18),
+    (7, 1, 7, 1 << 20),
+    (7, 1, 20, 1 << 21),
+    (7, 2, 3, 1 << 22),
+];
+const CR4_PCE: u64 = 1 << 8;
+/// What EFER takes: SCE, LME and LMA, NXE, FFXSR.
+const EFER: &[Feature] = &[
+    (0x8000_0001, 3, 11, 1),
+    (0x8000_0001, 3, 29, 1 << 8 | 1 << 10),
+    (0x8000_0001, 3, 20, 1 << 11),
+    (0x8000_0001, 3, 25, 1 << 14),
+];
+
+/// What guests may have in their registers, by the leaves that they see. Virtualisation is not for them.
+pub fn processor(leaves: &CpuId) -> Processor {
+    let leaf = |function| leaves.as_slice().iter().find(|e| (e.function, e.index) == (function, 0));
+    let bits = |features: &[Feature]| {
+        let has = |&&(function, register, bit, _): &&Feature| {
+            let registers = leaf(function).map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx]);
+            registers.get(register).is_some_and(|value| value >> bit & 1 != 0)
+        };
+        features.iter().filter(has).fold(0, |all, (.., bits)| all | bits)
+    };
+    // As few as a processor with long mode has where it does not tell.
+    let physical = leaf(0x8000_0008).map_or(36, |e| (e.eax & 0xff).clamp(36, 52));
+    Processor { cr3: (1 << physical) - 1, cr4: bits(CR4) | CR4_PCE, efer: bits(EFER) }
+}
+
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
@@ -175,6 +224,22 @@ mod tests {
             assert!(ns.abs_diff(1_000_000_000) < 1_000_000, "{khz}: {ns} ns in a second");
         }
         assert_eq!(scale(0), (0, 0));
+    }
+
+    #[test]
+    fn registers_have_what_the_leaves_tell() {
+        let entry = |function, [eax, ebx, ecx, edx]: [u32; 4]| leaf(function, 0, [eax, ebx, ecx, edx]);
+        let none = processor(&CpuId::from_entries(&[]).unwrap());
+        assert_eq!(none, Processor { cr3: (1 << 36) - 1, cr4: 1 << 8, efer: 0 });
+        // TSC, PAE and VMX; PCID; SMEP; SYSCALL, NX, LM and SVM; 48 bits.
+        let leaves = [
+            entry(1, [0, 0, 1 << 5 | 1 << 17, 1 << 4 | 1 << 6]),
+            entry(7, [0, 1 << 7, 0, 0]),
+            entry(0x8000_0001, [0, 0, 1 << 2, 1 << 11 | 1 << 20 | 1 << 29]),
+            entry(0x8000_0008, [0x3030, 0, 0, 0]),
+        ];
+        let some = processor(&CpuId::from_entries(&leaves).unwrap());
+        assert_eq!(some, Processor { cr3: (1 << 48) - 1, cr4: 0x12_0124, efer: 0xd01 });
     }
 
     #[test]

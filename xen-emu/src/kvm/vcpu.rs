@@ -533,6 +533,7 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
             let set = state.map_or(Ok(()), |state| regs::start(fd, &state));
             if let Err(e) = set.and_then(|()| fd.set_mp_state(running).map_err(io::Error::from)) {
                 crate::log::limited!(warn, "vCPU {id}: cannot be started: {e}");
+                lock(&guest.domain).note_vcpu_refused(id, guest.now().system_ns);
             }
         }
         Mail::Nmi => {

@@ -5,9 +5,10 @@
 use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use guest::hypercall::vcpu_op;
 use guest::smp::{self, spin_until, start_context, start_vcpu};
-use guest::{Verdict, acpi, check, check_eq, cpu, println, skip};
+use guest::{Verdict, acpi, check, check_eq, cpu, fail, println, skip};
 use xen_abi::Errno;
-use xen_abi::vcpu::{VcpuHvmContext, VcpuOp};
+use xen_abi::vcpu::{VCPU_HVM_MODE_32B, VcpuHvmContext, VcpuHvmX86_32, VcpuHvmX86_64, VcpuOp};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 guest::test!(run, other);
 
@@ -56,6 +57,7 @@ fn run() -> Verdict {
     ] {
         check_eq!(initialise(1, context), Err(Errno::EINVAL), "initialise with {what}");
     }
+    impossible()?;
     check_eq!(initialise(0, good), Err(Errno::EEXIST), "initialise of a running vCPU");
     start_vcpu(1)?;
     check_eq!(initialise(1, good), Err(Errno::EEXIST), "initialise twice");
@@ -94,6 +96,62 @@ fn run() -> Verdict {
         check_eq!(STEP.load(Ordering::SeqCst), steps, "steps of a vCPU that is down");
         cpu_pauses(1000);
     }
+    Ok(())
+}
+
+/// Registers that no processor of this domain could have.
+fn impossible() -> Verdict {
+    let good = start_context(1);
+    let Ok((long, _)) = VcpuHvmX86_64::read_from_prefix(&good.cpu_regs) else { fail!("no registers") };
+    for (what, regs) in [
+        ("VMXE", VcpuHvmX86_64 { cr4: long.cr4 | 1 << 13, ..long }),
+        ("bit 15 of CR4", VcpuHvmX86_64 { cr4: long.cr4 | 1 << 15, ..long }),
+        ("bit 40 of CR4", VcpuHvmX86_64 { cr4: long.cr4 | 1 << 40, ..long }),
+        ("no PAE", VcpuHvmX86_64 { cr4: 0, ..long }),
+        ("NW without CD", VcpuHvmX86_64 { cr0: long.cr0 | 1 << 29, ..long }),
+        ("paging without protection", VcpuHvmX86_64 { cr0: 1 << 31, ..long }),
+        ("bit 60 of CR3", VcpuHvmX86_64 { cr3: long.cr3 | 1 << 60, ..long }),
+        ("SVME", VcpuHvmX86_64 { efer: long.efer | 1 << 12, ..long }),
+        ("bit 20 of EFER", VcpuHvmX86_64 { efer: long.efer | 1 << 20, ..long }),
+        ("a RIP that is not canonical", VcpuHvmX86_64 { rip: 1 << 47, ..long }),
+    ] {
+        let mut context = good;
+        let _ = regs.write_to_prefix(&mut context.cpu_regs);
+        check_eq!(initialise(1, context), Err(Errno::EINVAL), "initialise with {what}");
+    }
+    let flat = VcpuHvmX86_32 {
+        cr0: 1,
+        cs_limit: 0xf_ffff,
+        ss_limit: 0xf_ffff,
+        tr_limit: 0x67,
+        cs_ar: 0xc9b,
+        ss_ar: 0xc93,
+        tr_ar: 0x8b,
+        ..VcpuHvmX86_32::new_zeroed()
+    };
+    for (what, regs) in [
+        ("no CS", VcpuHvmX86_32 { cs_ar: 0, ..flat }),
+        ("data in CS", VcpuHvmX86_32 { cs_ar: 0xc93, ..flat }),
+        ("an EIP beyond CS", VcpuHvmX86_32 { eip: 0x1000, cs_limit: 0xfff, cs_ar: 0x49b, ..flat }),
+        ("64-bit code in 32 bits", VcpuHvmX86_32 { cs_ar: 0xa9b, ..flat }),
+        ("code in SS", VcpuHvmX86_32 { ss_ar: 0xc9b, ..flat }),
+        ("SS of ring 3", VcpuHvmX86_32 { ss_ar: 0xcf3, ..flat }),
+        ("DS of ring 3", VcpuHvmX86_32 { ds_ar: 0xcf3, ..flat }),
+        ("an ES that is not present", VcpuHvmX86_32 { es_ar: 0xc13, ..flat }),
+        ("no TR", VcpuHvmX86_32 { tr_ar: 0, ..flat }),
+        ("a TSS of 16 bits", VcpuHvmX86_32 { tr_ar: 0x81, ..flat }),
+        ("a busy TSS of 16 bits", VcpuHvmX86_32 { tr_ar: 0x83, ..flat }),
+        ("PCIDE in 32 bits", VcpuHvmX86_32 { cr4: 1 << 17, ..flat }),
+        ("LMA without LME", VcpuHvmX86_32 { efer: 1 << 10, ..flat }),
+        ("padding", VcpuHvmX86_32 { pad2: [0, 1, 0], ..flat }),
+    ] {
+        let mut context = VcpuHvmContext { mode: VCPU_HVM_MODE_32B, pad: 0, cpu_regs: [0; 120] };
+        let _ = regs.write_to_prefix(&mut context.cpu_regs);
+        check_eq!(initialise(1, context), Err(Errno::EINVAL), "initialise with {what}");
+    }
+    check_eq!(is_up(1), Ok(0), "is_up of a vCPU that was refused");
+    check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Err(Errno::EINVAL), "up of a vCPU that was refused");
+    println!("24 states refused");
     Ok(())
 }
 

@@ -83,14 +83,14 @@ impl Cx<'_> {
         }
     }
 
-    /// The guest-physical address of `size` bytes at `gva`, at most a page. `None` if they are not contiguous.
-    pub(crate) fn contiguous(&self, gva: u64, size: usize) -> Result<Option<Gpa>, Errno> {
-        let start = self.gva.translate(gva)?;
+    /// The guest-physical address of `size` bytes at `gva`, at most a page. `None` if they are not there, or not contiguous.
+    pub(crate) fn contiguous(&self, gva: u64, size: usize) -> Option<Gpa> {
+        let start = self.gva.translate(gva).ok()?;
         let in_page = to_page_end(gva);
         if in_page >= size {
-            return Ok(Some(start));
+            return Some(start);
         }
-        let next = self.gva.translate(gva.wrapping_add(in_page as u64))?;
-        Ok((next == start.offset(in_page as u64)).then_some(start))
+        let next = self.gva.translate(gva.wrapping_add(in_page as u64)).ok()?;
+        (next == start.offset(in_page as u64)).then_some(start)
     }
 }

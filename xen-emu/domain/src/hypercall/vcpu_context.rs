@@ -4,21 +4,22 @@ use xen_abi::errno::Errno;
 use xen_abi::vcpu::{VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B, VcpuHvmContext, VcpuHvmX86_32, VcpuHvmX86_64};
 use zerocopy::FromBytes;
 
-use crate::effect::{Segment, StartState};
+use crate::effect::{Processor, Segment, StartState};
 
 const CR0_PE: u64 = 1;
 const CR0_PG: u64 = 1 << 31;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
 const CR4_PAE: u64 = 1 << 5;
+const CR4_PCIDE: u64 = 1 << 17;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// SCE, LME, LMA and NXE.
-const EFER_BITS: u64 = 1 | EFER_LME | EFER_LMA | 1 << 11;
-/// Bits of CR4 that have a meaning on any processor.
-const CR4_BITS: u64 = (1 << 25) - 1;
 const RFLAGS_ALWAYS: u64 = 2;
 
 /// A busy TSS, the only system segment there may be.
 const BUSY_TSS: u16 = 0xb;
+const BUSY: u16 = 2;
+const ACCESSED: u16 = 1;
 const CODE: u16 = 8;
 const READ_OR_WRITE: u16 = 2;
 
@@ -27,12 +28,28 @@ impl Segment {
         Segment { base, limit, ar }
     }
 
+    /// The same in use, as the processor marks what it has loaded: code and data as accessed, a task as busy.
+    const fn used(mut self, mark: u16) -> Segment {
+        if self.is_present() {
+            self.ar |= mark;
+        }
+        self
+    }
+
     const fn kind(self) -> u16 {
         self.ar & 0xf
     }
 
     const fn is_present(self) -> bool {
         self.ar >> 7 & 1 == 1
+    }
+
+    const fn is_long(self) -> bool {
+        self.ar >> 9 & 1 == 1
+    }
+
+    const fn is_big(self) -> bool {
+        self.ar >> 10 & 1 == 1
     }
 
     const fn dpl(self) -> u16 {
@@ -65,7 +82,7 @@ impl Segment {
 ///
 /// # Errors
 /// -EINVAL for one that no processor could be in, as Xen has it.
-pub(super) fn start_state(context: &VcpuHvmContext) -> Result<StartState, Errno> {
+pub(super) fn start_state(context: &VcpuHvmContext, processor: &Processor) -> Result<StartState, Errno> {
     if context.pad != 0 {
         return Err(Errno::EINVAL);
     }
@@ -78,13 +95,19 @@ pub(super) fn start_state(context: &VcpuHvmContext) -> Result<StartState, Errno>
         }
         _ => Err(Errno::EINVAL),
     }?;
-    let paged_unprotected = state.cr0 & (CR0_PG | CR0_PE) == CR0_PG;
-    if state.efer & !EFER_BITS != 0 || state.cr4 & !CR4_BITS != 0 || state.cr0 >> 32 != 0 || paged_unprotected
-    {
+    let StartState { cr0, cr3, cr4, efer, cs, .. } = state;
+    let long = efer & EFER_LME != 0 && cr0 & CR0_PG != 0;
+    let unknown = cr0 >> 32 != 0 || cr4 & !processor.cr4 != 0 || efer & !processor.efer != 0;
+    let impossible = cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW;
+    let wrong = match long {
+        true => cr4 & CR4_PAE == 0 || cr3 & !processor.cr3 != 0 || cs.is_long() && cs.is_big(),
+        false => cr4 & CR4_PCIDE != 0 || cs.is_long(),
+    };
+    if unknown || impossible || wrong {
         return Err(Errno::EINVAL);
     }
-    let paging = if state.efer & EFER_LME != 0 && state.cr0 & CR0_PG != 0 { EFER_LMA } else { 0 };
-    Ok(StartState { rflags: state.rflags | RFLAGS_ALWAYS, efer: state.efer & !EFER_LMA | paging, ..state })
+    let active = if long { EFER_LMA } else { 0 };
+    Ok(StartState { rflags: state.rflags | RFLAGS_ALWAYS, efer: efer & !EFER_LMA | active, ..state })
 }
 
 fn from_32(regs: &VcpuHvmX86_32) -> Result<StartState, Errno> {
@@ -96,11 +119,11 @@ fn from_32(regs: &VcpuHvmX86_32) -> Result<StartState, Errno> {
         cr3: regs.cr3.into(),
         cr4: regs.cr4.into(),
         efer: regs.efer,
-        cs: Segment::new(regs.cs_base, regs.cs_limit, regs.cs_ar),
-        ds: Segment::new(regs.ds_base, regs.ds_limit, regs.ds_ar),
-        es: Segment::new(regs.es_base, regs.es_limit, regs.es_ar),
-        ss: Segment::new(regs.ss_base, regs.ss_limit, regs.ss_ar),
-        tr: Segment::new(regs.tr_base, regs.tr_limit, regs.tr_ar),
+        cs: Segment::new(regs.cs_base, regs.cs_limit, regs.cs_ar).used(ACCESSED),
+        ds: Segment::new(regs.ds_base, regs.ds_limit, regs.ds_ar).used(ACCESSED),
+        es: Segment::new(regs.es_base, regs.es_limit, regs.es_ar).used(ACCESSED),
+        ss: Segment::new(regs.ss_base, regs.ss_limit, regs.ss_ar).used(ACCESSED),
+        tr: Segment::new(regs.tr_base, regs.tr_limit, regs.tr_ar).used(BUSY),
     };
     let zero = regs.pad1 == 0 && regs.pad2 == [0; 3];
     state.cs.check(false, |kind| kind & CODE != 0)?;
@@ -143,6 +166,9 @@ mod tests {
     use super::*;
     use zerocopy::{FromZeros, IntoBytes};
 
+    /// Up to PCIDE in CR4, without VMXE and LA57.
+    const PROCESSOR: Processor = Processor { cr3: (1 << 40) - 1, cr4: 0x2_07ff, efer: 0xd01 };
+
     fn context(mode: u32, regs: &[u8]) -> VcpuHvmContext {
         let mut context = VcpuHvmContext { mode, pad: 0, cpu_regs: [0; 120] };
         context.cpu_regs[..regs.len()].copy_from_slice(regs);
@@ -168,12 +194,25 @@ mod tests {
         let tried = |change: fn(&mut VcpuHvmX86_32)| {
             let mut regs = flat();
             change(&mut regs);
-            start_state(&context(VCPU_HVM_MODE_32B, regs.as_bytes()))
+            start_state(&context(VCPU_HVM_MODE_32B, regs.as_bytes()), &PROCESSOR)
         };
         let good = tried(|regs| regs.ebx = 7).unwrap();
         assert_eq!((good.gprs[3], good.rip, good.rflags, good.efer), (7, 0x10_0000, 2, 0));
-        assert!(tried(|regs| regs.ds_ar = 0xc93).is_ok());
-        let wrong: [fn(&mut VcpuHvmX86_32); 16] = [
+        // What is present is accessed, and a task busy, whatever the guest says.
+        let used =
+            tried(|regs| (regs.cs_ar, regs.ds_ar, regs.ss_ar, regs.tr_ar) = (0xc9a, 0xc92, 0xc92, 0x89));
+        let StartState { cs, ds, es, ss, tr, .. } = used.unwrap();
+        assert_eq!([cs, ds, es, ss, tr].map(|segment| segment.ar), [0xc9b, 0xc93, 0, 0xc93, 0x8b]);
+        assert!(tried(|regs| regs.cr4 = 0x7ff & !(1 << 5)).is_ok());
+        assert!(tried(|regs| regs.cr0 = 0x6000_0001).is_ok(), "caches off");
+        let long = |regs: &mut VcpuHvmX86_32| {
+            (regs.cr0, regs.cr4, regs.efer, regs.cs_ar) = (0x8000_0001, 0x2_0020, EFER_LME, 0xa9b);
+        };
+        let mut regs = flat();
+        long(&mut regs);
+        let state = start_state(&context(VCPU_HVM_MODE_32B, regs.as_bytes()), &PROCESSOR).unwrap();
+        assert_eq!((state.efer, state.cs.ar), (EFER_LME | EFER_LMA, 0xa9b));
+        let wrong: [fn(&mut VcpuHvmX86_32); 27] = [
             |regs| regs.cs_ar = 0,
             |regs| regs.cs_ar = 0xc93,
             |regs| regs.cs_ar = 0xc1b,
@@ -182,8 +221,19 @@ mod tests {
             |regs| regs.ss_ar = 0xcf3,
             |regs| regs.ds_ar = 0xc99,
             |regs| regs.es_ar = 0xcf3,
-            |regs| regs.tr_ar = 0x89,
+            |regs| regs.tr_ar = 0x81,
+            |regs| regs.tr_ar = 0x83,
+            |regs| regs.tr_ar = 0x9b,
+            |regs| regs.tr_ar = 0x0b,
             |regs| regs.tr_ar = 0,
+            |regs| regs.cr4 = 1 << 13,
+            |regs| regs.cr4 = 1 << 12,
+            |regs| regs.cr4 = 1 << 15,
+            |regs| regs.cr4 = 1 << 17,
+            |regs| regs.cr0 = 0x2000_0001,
+            |regs| regs.cs_ar = 0xa9b,
+            |regs| (regs.cr0, regs.efer) = (0x8000_0001, EFER_LME),
+            |regs| regs.efer = 1 << 12,
             |regs| regs.pad1 = 1,
             |regs| regs.pad2 = [0, 0, 1],
             |regs| regs.efer = EFER_LMA,
@@ -205,7 +255,8 @@ mod tests {
             efer: EFER_LME,
             ..VcpuHvmX86_64::new_zeroed()
         };
-        let tried = |regs: VcpuHvmX86_64| start_state(&context(VCPU_HVM_MODE_64B, regs.as_bytes()));
+        let tried =
+            |regs: VcpuHvmX86_64| start_state(&context(VCPU_HVM_MODE_64B, regs.as_bytes()), &PROCESSOR);
         let state = tried(good).unwrap();
         assert_eq!((state.efer, state.cs.ar, state.ss.ar), (EFER_LME | EFER_LMA, 0xa9b, 0xc93));
         for wrong in [
@@ -214,12 +265,14 @@ mod tests {
             VcpuHvmX86_64 { cr0: CR0_PG, ..good },
             VcpuHvmX86_64 { cr4: 0, ..good },
             VcpuHvmX86_64 { cr4: CR4_PAE | 1 << 40, ..good },
+            VcpuHvmX86_64 { cr4: CR4_PAE | 1 << 13, ..good },
+            VcpuHvmX86_64 { cr3: 1 << 40, ..good },
             VcpuHvmX86_64 { efer: 0, ..good },
         ] {
             assert_eq!(tried(wrong).err(), Some(Errno::EINVAL), "{wrong:x?}");
         }
         let padded = VcpuHvmContext { pad: 1, ..context(VCPU_HVM_MODE_64B, good.as_bytes()) };
-        assert_eq!(start_state(&padded).err(), Some(Errno::EINVAL));
-        assert_eq!(start_state(&context(2, good.as_bytes())).err(), Some(Errno::EINVAL));
+        assert_eq!(start_state(&padded, &PROCESSOR).err(), Some(Errno::EINVAL));
+        assert_eq!(start_state(&context(2, good.as_bytes()), &PROCESSOR).err(), Some(Errno::EINVAL));
     }
 }

@@ -2,7 +2,6 @@
 
 use xen_abi::errno::Errno;
 use xen_abi::sched;
-use xen_abi::shared_info::LEGACY_MAX_VCPUS;
 use xen_abi::vcpu::{
     Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, SetSingleshotTimerCompat, VcpuHvmContext,
     VcpuOp,
@@ -49,15 +48,11 @@ fn initialise(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
         return Ok(again);
     }
-    let vcpu = domain.vcpu(id)?;
-    if vcpu.info.is_none() && id >= LEGACY_MAX_VCPUS {
-        return Err(Errno::EINVAL);
-    }
     let context: VcpuHvmContext = cx.get(call.arg(2))?;
-    if vcpu.initialised {
+    if domain.vcpu(id)?.initialised {
         return Err(Errno::EEXIST);
     }
-    let start = start_state(&context)?;
+    let start = start_state(&context, &domain.config.processor)?;
     let vcpu = domain.vcpu_mut(id)?;
     vcpu.initialised = true;
     vcpu.start = Some(Box::new(start));
@@ -89,8 +84,8 @@ pub(super) fn look_first(
     vcpus: impl Iterator<Item = VcpuId>,
 ) -> Result<Option<Outcome>, Errno> {
     let caller = domain.vcpu_mut(call.vcpu)?;
-    caller.looked = !caller.looked;
-    if !caller.looked {
+    caller.posted = !caller.posted;
+    if !caller.posted {
         return Ok(None);
     }
     vcpus.filter(|&id| id != call.vcpu).for_each(|id| cx.fx.look_at(id));
@@ -131,11 +126,9 @@ fn get_runstate_info(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answe
     if let Some(again) = look_first(domain, call, cx, std::iter::once(id))? {
         return Ok(again);
     }
-    let mut now = cx.fx.runstate(id);
+    let (told, now) = (cx.fx.runstate(id), (cx.now)().system_ns);
     let vcpu = domain.vcpu(id)?;
-    if !vcpu.online {
-        now = now.offline(vcpu.since, (cx.now)().system_ns);
-    }
+    let now = if vcpu.online { told.until(now) } else { told.offline(vcpu.since, now) };
     let info = RunstateInfo {
         state: Runstate(now.state.cast_unsigned()),
         pad: 0,
