@@ -65,6 +65,8 @@ fn run() -> Verdict {
         let theirs = events.register(number, &INFO, vcpu * VCPU_INFO_SIZE)?;
         theirs.set_vector(VECTOR + u8::try_from(vcpu).unwrap_or(0))?;
     }
+    // In a new place everything counts as pending, and no handler takes it yet.
+    deselect();
     println!("{cpus} vCPUs");
     for vcpu in 1..cpus {
         start_vcpu(u32::try_from(vcpu).unwrap_or(0))?;
@@ -115,11 +117,15 @@ fn switch(round: u32, cpus: usize) -> Verdict {
 fn reset() -> Verdict {
     evtchn_op(EvtchnOp::RESET, &mut Reset { dom: Domid::SELF })?;
     fifo::forget();
-    // What was selected while nobody took anything: such a word would interrupt nobody any more.
+    deselect();
+    Ok(())
+}
+
+/// Forgets what was selected while nobody took anything: such a word would interrupt nobody any more.
+fn deselect() {
     for vcpu in 0..VCPUS {
         INFO.u64(vcpu * VCPU_INFO_SIZE + LAYOUT.vcpu_pending_sel).store(0, SeqCst);
     }
-    Ok(())
 }
 
 /// Channels between the vCPUs of each pair; the last port.
