@@ -261,6 +261,7 @@ pub const TESTS: &[Test] = &[
     test("bad-input", "bad-input.sh", &[], 120),
     test("console-flood", "flood.sh", &[], 400),
     test("console-readers", "readers.sh", &[], 90),
+    test("console-channels", "channels.sh", &["debian-12"], 400),
     test("block-devices", "block.sh", &["debian-12", "4"], 600),
     test("long-device-cycles", "cycles.sh", &["debian-12", "210"], 7200),
     test("long-device-modules", "modules.sh", &["debian-12"], 900),
