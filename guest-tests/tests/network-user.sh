@@ -89,11 +89,6 @@ print(s.recv(100).decode())' >echoed 2>&1
     grep -q HELLO echoed
 }
 until_true 6 answered || { cat echoed; fail 'no answer by UDP'; }
-# L1's own 127.0.0.1 is not behind the guest's gateway.
-httpd -p 127.0.0.1:8088 -h /run/lan/www
-wget -q -O /dev/null http://127.0.0.1:8088/blob || fail 'L1 has no server of its own'
-by_ssh "if /usr/lib/apt/apt-helper -o Acquire::Retries=0 -o Acquire::http::Timeout=10 download-file http://$beyond.254:8088/blob /root/inner; then false; fi"
-kill "$(pgrep_f httpd 127.0.0.1:8088)"
 # passt dies: the guest's card is closed, and begins anew with another one.
 login
 kill -9 $(pidof passt passt.avx2)

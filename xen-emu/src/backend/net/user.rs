@@ -61,11 +61,13 @@ fn instead(own: &str, upstream: &str) -> Vec<IpAddr> {
 }
 
 impl Passt {
-    /// Starts passt. `map_gw`: the guest reaches the host's own 127.0.0.1 as its gateway.
+    /// Starts passt. `map_gw`: the guest reaches the host's own 127.0.0.1 as its gateway. So it does where a UDP port is forwarded: a datagram of
+    /// the host's to 127.0.0.1 comes to the guest from the gateway's address, and the answer finds its way back by this mapping alone.
     ///
     /// # Errors
     /// It is not installed, or refuses: its own words.
     pub fn start(forwards: &[Forward], map_gw: bool, mtu: u16) -> Result<Passt, DeviceError> {
+        let map_gw = map_gw || forwards.iter().any(|forward| forward.udp);
         let mut passt = Passt { forwards: forwards.to_vec(), map_gw, mtu, link: None };
         passt.link = Some(passt.launch()?);
         Ok(passt)
