@@ -42,23 +42,19 @@ impl Server {
 }
 
 impl Link {
-    /// Keeps what the ring has no room for, before any of it is sent.
+    /// Keeps what the ring has no room for, before any of it is sent. A fault of the ring is for whoever sends.
     pub(super) fn keep_unsent(&mut self, disk: &Disk, store: &Store, log: &mut LogLimit) {
-        let Carrier::Ring(DomainRing { domid, .. }) = self.carrier else { return };
-        let Some(life) = store.domains.life(domid).filter(|_| self.outbox.len() > 0) else { return };
-        if let Err(error) = self.keep(&disk.unsent(domid), life) {
+        let Carrier::Ring(DomainRing { domid, ring, .. }) = &self.carrier else { return };
+        let (domid, Ok((at, room))) = (*domid, ring.room()) else { return };
+        let Some(life) = store.domains.life(domid).filter(|_| self.outbox.len() > room) else { return };
+        if let Err(error) = self.keep(&disk.unsent(domid), life, at) {
             self.kept = None;
             log.warn(format_args!("domain {domid}: what it has not read is not kept: {error}"));
         }
     }
 
-    fn keep(&mut self, file: &Path, life: Life) -> io::Result<()> {
-        let Carrier::Ring(domain) = &self.carrier else { return Ok(()) };
+    fn keep(&mut self, file: &Path, life: Life, at: u32) -> io::Result<()> {
         let bytes = self.outbox.bytes();
-        let (at, room) = domain.ring.room().map_err(io::Error::other)?;
-        if bytes.len() <= room {
-            return Ok(());
-        }
         let there = self.kept.filter(|kept| kept.len < LONG + 4 * bytes.len() as u64);
         let new = there.and_then(|kept| bytes.get(kept.end.wrapping_sub(at) as usize..));
         let mut len = there.map_or(0, |kept| kept.len);
