@@ -34,6 +34,8 @@ const fn two(name: &'static str, script: &'static str, args: &'static [&'static 
 
 /// The line of a configuration that does without KVM_XEN.
 pub const PORTABLE: &str = "accel = 'portable'";
+/// The line of a configuration whose kernel is a PV one.
+pub const SHIM: &str = "pvshim = 1; pvshim_path = '/guest/xen-shim'";
 /// The line of a configuration that asks for FIFO event channels.
 pub const FIFO: &str = "event_channels = 'fifo'";
 /// The line of a configuration that does not.
@@ -312,9 +314,12 @@ pub const TESTS: &[Test] = &[
     test("debian-13-qcow2-poweroff", "debian.sh", &["debian-13", "pygrub", "qcow2", "poweroff"], 900),
     test("long-debian-13-shutdown", "debian.sh", &["debian-13", "pygrub", "raw", "shutdown"], 900),
     test("long-debian-13-force", "debian.sh", &["debian-13", "kernel", "raw", "force"], 900),
+    test("pvshim-6.12-cloud", "pvshim.sh", &["6.12-cloud", SHIM], 240),
+    test("pvshim-fifo-6.1-cloud", "pvshim.sh", &["6.1-cloud", SHIM, FIFO], 240),
+    test("long-pvshim-debian-12", "debian.sh", &["debian-12", "pygrub", "raw", "poweroff", SHIM], 1800),
     test("examples", "examples.sh", &[], 60),
     // A host whose KVM has no KVM_XEN.
-    plain("plain-no-kvm-xen", "no-kvm-xen.sh", &[], 120),
+    plain("plain-no-kvm-xen", "no-kvm-xen.sh", &[SHIM], 120),
     plain(
         "plain-boot-global-6.12-cloud-2cpu",
         "boot.sh",

@@ -24,7 +24,7 @@ use crate::image::{IMAGES, drives};
 use crate::kernel::Kernel;
 use crate::l1::Contents;
 use crate::matrix::{LONG, PORTABLE, TESTS, Test};
-use crate::packages::{GRUB, KERNELS};
+use crate::packages::{GRUB, KERNELS, XENSTORED};
 use crate::qemu::{default_memory_mib, free_memory_mib};
 use crate::run::{End, Event, Job, once};
 use crate::script::{Host, print, quote};
@@ -307,6 +307,10 @@ fn job(cache: &Cache, built: &Built, host: Host, cases: &VecDeque<Case>, out: Pa
     if used("grub-pvh") {
         let grub = GRUB.get(cache)?.join("usr/lib/grub-xen/grub-i386-xen_pvh.bin");
         files.push(("guest/grub-pvh".to_owned(), grub));
+    }
+    if words().any(|word| word.contains("pvshim")) {
+        let shim = XENSTORED.get(cache)?.join("usr/lib/xen-4.20/boot/xen-shim");
+        files.push(("guest/xen-shim".to_owned(), shim));
     }
     Ok(Job {
         kernel: Kernel::get(cache, host.kernel())?,

@@ -1,4 +1,4 @@
-# On a host whose KVM has no KVM_XEN: xlr info says so, accel = "kernel" is refused in one line, and the portable backend boots the guest,
+# no-kvm-xen.sh SHIM: on a host whose KVM has no KVM_XEN, xlr info says so, accel = "kernel" is refused in one line, and the portable backend boots the guest,
 # whose hypercalls are written over as one line says, unless that is forbidden.
 . /lab/tests/lib.sh
 xlr info >info
@@ -24,3 +24,6 @@ gone g 60
 guest h 6.12-cloud poweroff 'kernel = "/guest/micro/hello"' 'hypercall_rewrite = 1'
 xlr create h.cfg >out 2>err && fail 'a kernel without stubs was rewritten'
 want err 'cannot be rewritten.*VMMCALL'
+guest h 6.12-cloud poweroff "$@"
+xlr create h.cfg >out 2>err && fail 'a shim was started that calls by instructions'
+want err 'xen-shim: its hypercalls cannot be rewritten.*VMMCALL'

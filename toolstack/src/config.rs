@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::xlcfg::schema::Settings;
 use crate::xlcfg::{Diag, Kind, Pos, Value};
-use crate::{bootloader, cpus, device};
+use crate::{bootloader, cpus, device, pvshim};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -36,6 +36,7 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
     let (vcpus, max_vcpus) = vcpus(settings)?;
     let (memory_mib, maxmem_mib) = memory(settings)?;
     let devices = device::all(settings)?;
+    let pvshim = pvshim::configured(settings)?;
     let domain = DomainConfig {
         name: name(settings, source)?,
         uuid: uuid(settings)?,
@@ -49,7 +50,9 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         max_vcpus,
         cpus: affinity(settings, max_vcpus)?,
         actions: actions(settings)?,
-        acpi: settings.flag("acpi")?.unwrap_or(true),
+        // The shim wants a PVH guest as Xen makes them, and a PV guest has no ACPI.
+        acpi: settings.flag("acpi")?.unwrap_or(true) && pvshim.is_none(),
+        pvshim,
         max_grant_frames: settings.count("max_grant_frames", (1, 1 << 16), "64")?.unwrap_or(GRANT_FRAMES),
         max_grant_version: settings.count("max_grant_version", (1, 2), "1")?.unwrap_or(2),
         event_channels: settings.choice("event_channels", "ABI", &EventChannels::ALL)?.unwrap_or_default(),
@@ -81,22 +84,25 @@ fn kernel_key(settings: &Settings) -> Result<&'static str> {
     Ok(if instead { "firmware_override" } else { "kernel" })
 }
 
-/// PVH is what there is; PV configurations run as PVH, and so do HVM ones that bring their own 32-bit entry.
+/// PVH is what there is; PV configurations run as PVH, or in a shim that does, and so do HVM ones that bring their own 32-bit entry.
 fn check_type(settings: &mut Settings, source: &Path) -> Result<()> {
     let (key, firmware) = (type_key(settings), kernel_key(settings)? == "firmware_override");
     if !firmware && let Some(value) = settings.value("firmware_override").filter(|value| !value.is_empty()) {
         let warning = format!("{}: warning: `firmware_override` has no effect on a PVH guest", value.pos);
         settings.warnings.push(warning);
     }
+    let shim = settings.flag("pvshim")? == Some(true);
     match (key, settings.text(key)?) {
         ("type", Some("pvh")) => {}
+        (_, None | Some("pv" | "generic" | "linux")) if shim => {}
         (_, Some("hvm")) if firmware => settings.warnings.push(format!(
             "{}: note: there is no HVM yet; firmware_override is started as PVH if it can",
             source.display()
         )),
         (_, None) | ("type", Some("pv")) | ("builder", Some("generic" | "linux")) => {
             settings.warnings.push(format!(
-                "{}: note: a PV guest cannot run on KVM; it is started as PVH if its kernel can: type = \"pvh\" says so",
+                "{}: note: a PV guest cannot run on KVM; it is started as PVH if its kernel can: type = \"pvh\" says so, pvshim = 1 \
+                 runs it in Xen's shim",
                 source.display()
             ));
         }
@@ -192,7 +198,10 @@ fn beside(source: &Path, path: &str) -> Result<PathBuf> {
 pub fn check_files(settings: &Settings, parsed: &Parsed) -> Result<Vec<String>> {
     let domain = &parsed.domain;
     let kernel = domain.bootloader.is_none().then_some(&domain.kernel);
-    for (key, path) in [(kernel_key(settings)?, kernel), ("ramdisk", domain.ramdisk.as_ref())] {
+    let shim = domain.pvshim.as_ref().map(|shim| &shim.path);
+    let files =
+        [(kernel_key(settings)?, kernel), ("ramdisk", domain.ramdisk.as_ref()), ("pvshim_path", shim)];
+    for (key, path) in files {
         let Some(path) = path else { continue };
         let opened = std::fs::File::open(path).and_then(|file| match file.metadata()?.is_dir() {
             true => Err(std::io::ErrorKind::IsADirectory.into()),
@@ -283,7 +292,7 @@ fn actions(settings: &Settings) -> Result<Actions> {
 }
 
 /// Relative paths are meant from the current directory, as in xl.
-fn absolute(path: &str) -> Result<PathBuf> {
+pub fn absolute(path: &str) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{path}: no absolute path"))
 }
 

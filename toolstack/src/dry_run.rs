@@ -6,7 +6,7 @@ use crate::json;
 use anyhow::Result;
 use devices::{Channel, Disk, Nic};
 use serde::Serialize;
-use xen_emu_api::config::{Action, DomainConfig};
+use xen_emu_api::config::{Action, DomainConfig, PvShim};
 use xen_emu_api::device::Device;
 
 /// `libxl_domain_config`; fields with libxl's default value are left out, as libxl does.
@@ -61,13 +61,31 @@ struct BuildInfo<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     bootloader: Option<&'static str>,
     #[serde(rename = "type.pvh")]
-    pvh: Empty,
+    pvh: Pvh<'a>,
     arch_arm: Empty,
     arch_x86: Empty,
 }
 
 #[derive(Serialize)]
 struct Empty {}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Pvh<'a> {
+    Plain {},
+    Shim { pvshim: &'static str, pvshim_path: String, pvshim_cmdline: &'a str },
+}
+
+impl<'a> Pvh<'a> {
+    fn new(shim: Option<&'a PvShim>) -> Pvh<'a> {
+        let shown = |shim: &'a PvShim| Pvh::Shim {
+            pvshim: "True",
+            pvshim_path: shim.path.to_string_lossy().into_owned(),
+            pvshim_cmdline: &shim.cmdline,
+        };
+        shim.map_or(Pvh::Plain {}, shown)
+    }
+}
 
 fn is_destroy(action: &str) -> bool {
     action == "destroy"
@@ -113,7 +131,7 @@ impl<'a> Config<'a> {
                 cmdline: &domain.cmdline,
                 ramdisk: domain.ramdisk.as_ref().map(|path| path.to_string_lossy().into_owned()),
                 bootloader: domain.bootloader.as_ref().map(|_| "pygrub"),
-                pvh: Empty {},
+                pvh: Pvh::new(domain.pvshim.as_ref()),
                 arch_arm: Empty {},
                 arch_x86: Empty {},
             },

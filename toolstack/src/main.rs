@@ -31,6 +31,7 @@ mod help;
 mod host;
 mod json;
 mod proc;
+mod pvshim;
 mod render;
 mod spawn;
 mod store;

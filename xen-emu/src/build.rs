@@ -4,7 +4,8 @@ use crate::boot::{
     acpi,
     bootloader::{self, Source},
     kernel::Kernel,
-    map, pvh,
+    map,
+    pvh::{self, Module},
     rewrite::{self, Stubs},
 };
 use crate::clock::Clock;
@@ -87,23 +88,34 @@ pub fn build(launch: &Launch, events: Sender<VmEvent>, log: Dmesg) -> anyhow::Re
     let mut regions = vec![(0, low), (tables.base, tables.image.len() as u64)];
     regions.extend((high > 0).then_some((1 << 32, high)));
     let mut memory = Memory::new(&regions)?;
-    let kernel = match boot.kernel {
-        Source::Host(path) => Kernel::open(&path, |range| memory.boot_slice(range))?,
-        Source::Guest(image) => Kernel::of_elf(image, &boot.name)?,
+    // With a shim that is what is started, and the guest's kernel its first module.
+    let (source, name, cmdline, shimmed) = match &config.pvshim {
+        None => (boot.kernel, &boot.name, &boot.cmdline, None),
+        Some(shim) => {
+            let kernel = boot.kernel.bytes(&boot.name)?;
+            (Source::Host(shim.path.clone()), &shim.path, &shim.cmdline, Some(kernel))
+        }
     };
+    let kernel = match source {
+        Source::Host(path) => Kernel::open(&path, |range| memory.boot_slice(range))?,
+        Source::Guest(image) => Kernel::of_elf(image, name)?,
+    };
+    let mut modules = Vec::new();
+    modules.extend(shimmed.as_deref().map(|bytes| Module { what: "kernel", bytes, cmdline: &boot.cmdline }));
+    modules.extend(ramdisk.as_deref().map(|bytes| Module { what: "ramdisk", bytes, cmdline: "" }));
     tracing::info!(
         "kernel {}: entry {:#x}, {}, hypercalls by {}",
-        boot.name.display(),
+        name.display(),
         kernel.entry,
         if kernel.long_mode { "64-bit" } else { "32-bit" },
         if kernel.hypercall_page { "page" } else { "instruction" },
     );
-    let layout = pvh::layout(&kernel, ramdisk.as_deref(), &boot.cmdline, ram, &tables)?;
+    let layout = pvh::layout(&kernel, &modules, cmdline, ram, &tables)?;
     layout.write(&memory).map_err(|_| anyhow!("the kernel does not fit into the guest's memory"))?;
     let notice = match way {
         Way::Kernel(_) => None,
         Way::Portable(_) => rewrite_calls(config, &kernel, &mut memory)
-            .with_context(|| format!("kernel {}", boot.name.display()))?,
+            .with_context(|| format!("kernel {}", name.display()))?,
     };
     let memory = Arc::new(memory);
     tracing::debug!("guest memory written");
@@ -181,7 +193,7 @@ fn accel(
 }
 
 /// Without KVM_XEN no hypercall instruction comes to us: those of a kernel that uses no hypercall page become OUTs, in its
-/// memory, and the user is told. Linux could do nothing without them; other kernels may know better.
+/// memory, and the user is told. Linux and Xen's shim could do nothing without them; other kernels may know better.
 fn rewrite_calls(
     config: &DomainConfig,
     kernel: &Kernel,
@@ -195,6 +207,7 @@ fn rewrite_calls(
         let bytes = memory.boot_slice(segment.paddr..segment.end());
         stubs.look(segment.paddr, bytes.context("its code is not in one piece of memory")?);
     }
+    let must = kernel.linux || config.pvshim.is_some();
     match stubs.both() {
         Ok([amd, intel]) => {
             for site in [amd, intel] {
@@ -208,7 +221,7 @@ fn rewrite_calls(
             tracing::info!("{notice}");
             Ok(Some(notice))
         }
-        Err(refusal) if kernel.linux || config.hypercall_rewrite == Some(true) => {
+        Err(refusal) if must || config.hypercall_rewrite == Some(true) => {
             Err(refusal).context("its hypercalls cannot be rewritten for the portable backend")
         }
         Err(refusal) => {

@@ -27,6 +27,7 @@ pub fn launch(domid: u16) -> Launch {
             uuid: "00000000-0000-4000-8000-000000000001".into(),
             kernel: PathBuf::from("/boot/vmlinuz"),
             ramdisk: None,
+            pvshim: None,
             cmdline: String::new(),
             bootloader: None,
             memory_mib: 128,

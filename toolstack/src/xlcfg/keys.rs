@@ -48,6 +48,10 @@ const READ: &[&str] = &[
     "bootloader",
     "bootloader_args",
     "firmware_override",
+    "pvshim",
+    "pvshim_path",
+    "pvshim_cmdline",
+    "pvshim_extra",
     "upcall",
     "tsc_mode",
     "accel",
@@ -161,10 +165,6 @@ const LATER: &[&str] = &[
 ];
 
 const NEVER: &[&str] = &[
-    "pvshim",
-    "pvshim_path",
-    "pvshim_cmdline",
-    "pvshim_extra",
     "e820_host",
     "shadow_memory",
     "oos",

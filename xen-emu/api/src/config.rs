@@ -171,6 +171,15 @@ impl Actions {
     }
 }
 
+/// Xen's own hypervisor, built to run one PV guest in a PVH one: `pvshim` and its siblings in xl.cfg(5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PvShim {
+    /// The shim, which is started by PVH. Absolute.
+    pub path: PathBuf,
+    /// Its command line; the guest's goes to the guest.
+    pub cmdline: String,
+}
+
 /// One domain as it shall be built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainConfig {
@@ -187,6 +196,9 @@ pub struct DomainConfig {
     /// Kernel and ramdisk are on the first disk that can be booted, read anew at every start.
     #[serde(default)]
     pub bootloader: Option<Bootloader>,
+    /// The kernel is a PV one, which this runs.
+    #[serde(default)]
+    pub pvshim: Option<PvShim>,
     /// RAM at start, MiB.
     pub memory_mib: u64,
     /// RAM the balloon may grow to, MiB; at least `memory_mib`.

@@ -11,6 +11,7 @@ use memmap2::MmapMut;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,6 +44,21 @@ pub enum Source {
     Host(PathBuf),
     /// The guest's own, unpacked by who has read its disk. In anonymous memory, as that has large pages.
     Guest(MmapMut),
+}
+
+impl Source {
+    /// The file's bytes, for who unpacks it itself.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no kernel. `name`: for messages.
+    pub fn bytes(self, name: &Path) -> anyhow::Result<Box<dyn Deref<Target = [u8]>>> {
+        let bytes: Box<dyn Deref<Target = [u8]>> = match self {
+            Source::Host(path) => Box::new(map::map_file(&path).with_context(|| path.display().to_string())?),
+            Source::Guest(image) => Box::new(image),
+        };
+        bzimage::kernel(&bytes).with_context(|| format!("kernel {}", name.display()))?;
+        Ok(bytes)
+    }
 }
 
 /// What the configuration says, or what is on the first of its disks that can be booted.

@@ -81,6 +81,17 @@ const fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
+/// What is handed to the kernel beside its command line.
+#[derive(Debug)]
+pub struct Module<'a> {
+    /// What messages call it.
+    pub what: &'static str,
+    /// All of it.
+    pub bytes: &'a [u8],
+    /// Its own command line; empty for none.
+    pub cmdline: &'a str,
+}
+
 /// A boot laid out.
 #[derive(Debug)]
 pub struct Layout<'a> {
@@ -122,7 +133,7 @@ fn rsdp_copy<'a>(acpi: &'a AcpiTables, kernel: &Kernel) -> Option<(Gpa, Cow<'a, 
 /// [`LayoutError`]: too little memory, with the numbers.
 pub fn layout<'a>(
     kernel: &'a Kernel,
-    ramdisk: Option<&'a [u8]>,
+    modules: &[Module<'a>],
     cmdline: &str,
     ram: u64,
     acpi: &'a AcpiTables,
@@ -138,16 +149,16 @@ pub fn layout<'a>(
     writes.extend(kernel.segments.iter().map(|s| (Gpa(s.paddr), Cow::Borrowed(kernel.segment_bytes(s)))));
     let beside = |what, size| LayoutError::Beside { what, size, needs: kernel.end() + size + (1 << 20), ram };
 
-    let mut module = None;
-    if let Some(ramdisk) = ramdisk {
-        let size = ramdisk.len() as u64;
-        let paddr = busy.take_below(low, size).ok_or_else(|| beside("ramdisk", size))?;
-        writes.push((Gpa(paddr), Cow::Borrowed(ramdisk)));
-        module = Some(HvmModlistEntry { paddr, size, cmdline_paddr: 0, reserved: 0 });
+    let mut placed = Vec::new();
+    for module in modules {
+        let size = module.bytes.len() as u64;
+        let paddr = busy.take_below(low, size).ok_or_else(|| beside(module.what, size))?;
+        writes.push((Gpa(paddr), Cow::Borrowed(module.bytes)));
+        placed.push((paddr, module));
     }
 
     let memory_map = memory_map(ram, acpi);
-    let block = |base| start_block(base, module, &memory_map, cmdline, acpi.rsdp);
+    let block = |base| start_block(base, &placed, &memory_map, cmdline, acpi.rsdp);
     let size = block(0).len() as u64;
     let paddr = busy.take_below(low.min(ISA_HOLE.start), size).or_else(|| busy.take_below(low, size));
     let paddr = paddr.ok_or_else(|| beside("start info", size))?;
@@ -172,16 +183,15 @@ impl Busy {
     }
 }
 
-/// `hvm_start_info` and what it points to, in one block for address `base`: start info, module, memory map, command
-/// line. Its size does not depend on the address.
+/// `hvm_start_info` and what it points to, in one block for address `base`: start info, modules, memory map, command
+/// lines. Its size does not depend on the address.
 fn start_block(
     base: u64,
-    module: Option<HvmModlistEntry>,
+    modules: &[(u64, &Module<'_>)],
     memory_map: &[MemmapEntry],
     cmdline: &str,
     rsdp: u64,
 ) -> Vec<u8> {
-    let modules: Vec<u8> = module.iter().flat_map(|m| m.as_bytes().to_vec()).collect();
     let entry = |e: &MemmapEntry| HvmMemmapTableEntry {
         addr: e.addr,
         size: e.size,
@@ -190,21 +200,34 @@ fn start_block(
     };
     let memmap: Vec<u8> = memory_map.iter().flat_map(|e| entry(e).as_bytes().to_vec()).collect();
     let modlist_paddr = base + size_of::<HvmStartInfo>() as u64;
-    let memmap_paddr = modlist_paddr + modules.len() as u64;
+    let memmap_paddr = modlist_paddr + (modules.len() * size_of::<HvmModlistEntry>()) as u64;
     let cmdline_paddr = memmap_paddr + memmap.len() as u64;
+    let mut cmdlines = [cmdline.as_bytes(), &[0]].concat();
+    let mut modlist = Vec::new();
+    for (paddr, module) in modules {
+        let own = if module.cmdline.is_empty() { 0 } else { cmdline_paddr + cmdlines.len() as u64 };
+        let size = module.bytes.len() as u64;
+        modlist.extend_from_slice(
+            HvmModlistEntry { paddr: *paddr, size, cmdline_paddr: own, reserved: 0 }.as_bytes(),
+        );
+        if own != 0 {
+            cmdlines.extend_from_slice(module.cmdline.as_bytes());
+            cmdlines.push(0);
+        }
+    }
     let start_info = HvmStartInfo {
         magic: XEN_HVM_START_MAGIC_VALUE,
         version: 1,
         flags: 0,
-        nr_modules: u32::from(module.is_some()),
-        modlist_paddr: if module.is_some() { modlist_paddr } else { 0 },
+        nr_modules: u32::try_from(modules.len()).unwrap_or(0),
+        modlist_paddr: if modules.is_empty() { 0 } else { modlist_paddr },
         cmdline_paddr,
         rsdp_paddr: rsdp,
         memmap_paddr,
         memmap_entries: u32::try_from(memory_map.len()).unwrap_or(0),
         reserved: 0,
     };
-    [start_info.as_bytes(), &modules, &memmap, cmdline.as_bytes(), &[0]].concat()
+    [start_info.as_bytes(), &modlist, &memmap, &cmdlines].concat()
 }
 
 #[cfg(test)]
@@ -226,6 +249,10 @@ mod tests {
         Kernel::open(file.path(), |_| None).unwrap()
     }
 
+    fn ramdisks(bytes: Option<&[u8]>) -> Vec<Module<'_>> {
+        bytes.into_iter().map(|bytes| Module { what: "ramdisk", bytes, cmdline: "" }).collect()
+    }
+
     #[test]
     fn memory_map_below_and_above_the_hole() {
         let acpi = acpi::build(true, 1, 1);
@@ -245,7 +272,9 @@ mod tests {
         let kernel = kernel(&[(0x110_0000, 0x20_0000)]);
         let acpi = acpi::build(true, 1, 1);
         let ramdisk: Vec<u8> = (0..70_001u32).map(|i| i.to_le_bytes()[1]).collect();
-        let layout = layout(&kernel, Some(&ramdisk), "console=hvc0 quiet", 32 * MIB, &acpi).unwrap();
+        let modules = [("ramdisk", &ramdisk[..], ""), ("kernel", &[0x7f; 100], "root=/dev/xvda")]
+            .map(|(what, bytes, cmdline)| Module { what, bytes, cmdline });
+        let layout = layout(&kernel, &modules, "console=hvc0 quiet", 32 * MIB, &acpi).unwrap();
         let mut ram = vec![0u8; 32 << 20];
         for (gpa, bytes) in layout.pieces().filter(|(gpa, _)| gpa.0 < 32 * MIB) {
             ram[usize::try_from(gpa.0).unwrap()..][..bytes.len()].copy_from_slice(bytes);
@@ -253,7 +282,7 @@ mod tests {
         let word = |at: u64| u64::from_le_bytes(ram[usize::try_from(at).unwrap()..][..8].try_into().unwrap());
         let info = u64::from(layout.start_info);
         assert_eq!((info, word(info)), (0x9_f000, 1 << 32 | 0x336e_c578));
-        assert_eq!(word(info + 8), 1 << 32, "one module");
+        assert_eq!(word(info + 8), 2 << 32, "two modules");
         assert_eq!(word(info + 32), acpi.rsdp);
         assert_eq!(&ram[0xf_0000..][..8], b"RSD PTR ");
         let checksum = |of: &[u8]| of.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -262,6 +291,9 @@ mod tests {
         let (paddr, size) = (word(module), word(module + 8));
         assert_eq!((paddr, size), (32 * MIB - 0x1_2000, 70_001), "as high as it goes");
         assert!(ram[usize::try_from(paddr).unwrap()..][..ramdisk.len()] == ramdisk);
+        assert_eq!((word(module + 16), word(module + 24)), (0, 0), "no command line of its own");
+        assert_eq!((word(module + 32), word(module + 40)), (32 * MIB - 0x1_3000, 100));
+        assert!(ram[usize::try_from(word(module + 48)).unwrap()..].starts_with(b"root=/dev/xvda\0"));
         let cmdline = usize::try_from(word(info + 24)).unwrap();
         assert!(ram[cmdline..].starts_with(b"console=hvc0 quiet\0"));
         let (memmap, entries) = (word(info + 40), word(info + 48));
@@ -276,7 +308,7 @@ mod tests {
         let big = kernel(&[(0x110_0000, 60 * MIB)]);
         let acpi = acpi::build(true, 1, 1);
         let said = |ramdisk: Option<&[u8]>, mib: u64| {
-            layout(&big, ramdisk, "", mib * MIB, &acpi).map(|_| ()).unwrap_err().to_string()
+            layout(&big, &ramdisks(ramdisk), "", mib * MIB, &acpi).map(|_| ()).unwrap_err().to_string()
         };
         assert_eq!(said(None, 64), "the kernel needs 77 MiB (it loads up to 0x4d00000), memory = 64");
         let ramdisk = vec![0; 80 << 20];
@@ -284,15 +316,15 @@ mod tests {
             said(Some(&ramdisk), 96),
             "kernel and ramdisk need about 158 MiB (the ramdisk takes 83886080 bytes), memory = 96"
         );
-        assert!(layout(&big, None, "", 77 * MIB, &acpi).is_ok());
-        assert!(layout(&big, Some(&ramdisk), "", 158 * MIB, &acpi).is_ok());
+        assert!(layout(&big, &[], "", 77 * MIB, &acpi).is_ok());
+        assert!(layout(&big, &ramdisks(Some(&ramdisk)), "", 158 * MIB, &acpi).is_ok());
     }
 
     #[test]
     fn start_info_evades_a_kernel_in_low_memory() {
         let low = kernel(&[(0, 17 * MIB)]);
         let acpi = acpi::build(false, 1, 1);
-        let layout = layout(&low, Some(&[1; 5000]), "x", 32 * MIB, &acpi).unwrap();
+        let layout = layout(&low, &ramdisks(Some(&[1; 5000])), "x", 32 * MIB, &acpi).unwrap();
         assert_eq!(u64::from(layout.start_info), 32 * MIB - 0x3000, "below the ramdisk");
     }
 
@@ -308,7 +340,7 @@ mod tests {
             let kernel = kernel(&segments);
             let (ramdisk, cmdline) = (vec![7; ramdisk], "c".repeat(cmdline));
             let acpi = acpi::build(true, 1, 1);
-            if let Ok(layout) = layout(&kernel, Some(&ramdisk), &cmdline, mib * MIB, &acpi) {
+            if let Ok(layout) = layout(&kernel, &ramdisks(Some(&ramdisk)), &cmdline, mib * MIB, &acpi) {
                 let taken: Vec<_> = kernel.segments.iter().map(|s| s.paddr..s.end()).collect();
                 let copy = layout.pieces().any(|(gpa, _)| gpa.0 == RSDP_COPY);
                 prop_assert_eq!(copy, taken.iter().all(|t| t.end <= RSDP_COPY || RSDP_COPY + 36 <= t.start));
