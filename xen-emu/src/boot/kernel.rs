@@ -131,7 +131,9 @@ pub enum KernelFault {
     #[error("not an x86 kernel: {0}")]
     NotX86(&'static str),
     /// Not bootable by PVH.
-    #[error("no PVH entry (XEN_ELFNOTE_PHYS32_ENTRY): Linux before 4.11 or built without CONFIG_PVH; pvshim = 1 runs PV kernels")]
+    #[error(
+        "no PVH entry (XEN_ELFNOTE_PHYS32_ENTRY): Linux before 4.11 or built without CONFIG_PVH; pvshim = 1 runs PV kernels"
+    )]
     NoPvhEntry,
     /// The image is shorter than it says.
     #[error("truncated: {what} reaches to byte {end}, but there are only {have}")]
