@@ -102,7 +102,7 @@ asked=0
 in_guest() {
     asked=$((asked + 1))
     say "echo BEGIN''-$asked; { $2; } 2>&1; echo END''-$asked-\$?"
-    until_true "$1" grep -q "^END-$asked-[0-9]" "$log" || { witness; fail "no end of \"$2\" in the guest in $1 s"; }
+    until_true "$1" grep -q "^.\?END-$asked-[0-9]" "$log" || { witness; fail "no end of \"$2\" in the guest in $1 s"; }
     tr -d '\r' <"$log" | sed -n "/^BEGIN-$asked\$/,/^END-$asked-/p" | sed '1d;$d' >said
     status=$(tr -d '\r' <"$log" | sed -n "s/^END-$asked-//p")
     return "$status"

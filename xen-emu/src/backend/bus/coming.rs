@@ -11,8 +11,7 @@ use crate::backend::script::{self, Hotplug};
 use crate::guest::lock;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
-use xen_abi::io::xenbus::XenbusState;
+use std::time::Instant;
 use xen_domain::xenbus::Event;
 use xen_emu_api::control::Reply;
 use xen_emu_api::device::{Device, DiskConfig};
@@ -132,12 +131,8 @@ impl Server {
         tracing::info!("{place}: detached");
         if let Some(entry) = self.going.get_mut(place) {
             entry.answer(&Reply::Ok);
-            let patience = match entry.state {
-                _ if !entry.ports.is_empty() => PATIENCE,
-                // It has done nothing with the device.
-                XenbusState::INITIALISING => Duration::ZERO,
-                _ => self.wiring.grace,
-            };
+            // One that has said nothing yet may be about to write into the nodes.
+            let patience = if entry.ports.is_empty() { self.wiring.grace } else { PATIENCE };
             entry.gone = Some(Instant::now() + patience);
         }
     }

@@ -609,6 +609,18 @@ fn a_guest_that_had_closed_a_device_is_given_time_before_it_comes_again() {
     stage.becomes("state", "2");
 }
 
+/// Linux looks for a driver, and it writes, while the state is still Initialising.
+#[test]
+fn a_guest_that_may_just_have_begun_with_a_device_is_given_time_before_it_comes_again() {
+    let grace = Duration::from_millis(300);
+    let stage = patient(grace);
+    stage.bus.attach(&disk()).unwrap();
+    assert_eq!(stage.ask(stage.detach(false)), Reply::Ok);
+    let begun = std::time::Instant::now();
+    stage.bus.attach(&disk()).unwrap();
+    assert!(begun.elapsed() >= grace / 2, "it came at once");
+}
+
 /// Its kernel is another one after a soft reset.
 #[test]
 fn a_guest_that_begins_anew_is_offered_its_devices() {
