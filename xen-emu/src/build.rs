@@ -207,7 +207,7 @@ fn rewrite_calls(
         let bytes = memory.boot_slice(segment.paddr..segment.end());
         stubs.look(segment.paddr, bytes.context("its code is not in one piece of memory")?);
     }
-    let must = kernel.linux || config.pvshim.is_some();
+    let must = kernel.linux || config.pvshim.is_some() || config.hypercall_rewrite == Some(true);
     match stubs.both() {
         Ok([amd, intel]) => {
             for site in [amd, intel] {
@@ -221,7 +221,7 @@ fn rewrite_calls(
             tracing::info!("{notice}");
             Ok(Some(notice))
         }
-        Err(refusal) if must || config.hypercall_rewrite == Some(true) => {
+        Err(refusal) if must => {
             Err(refusal).context("its hypercalls cannot be rewritten for the portable backend")
         }
         Err(refusal) => {

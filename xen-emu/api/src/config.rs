@@ -189,7 +189,7 @@ pub struct DomainConfig {
     pub uuid: String,
     /// Kernel image: ELF with a PVH note, or a bzImage that holds one. Absolute; empty with a boot loader.
     pub kernel: PathBuf,
-    /// Ramdisk, handed over as the first module. Absolute.
+    /// Ramdisk, handed over as the last module. Absolute.
     pub ramdisk: Option<PathBuf>,
     /// Kernel command line; with a boot loader it comes behind the one in the guest's menu.
     pub cmdline: String,
