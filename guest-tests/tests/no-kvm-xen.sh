@@ -20,6 +20,11 @@ xlr info >info
 want info '^domain_backends +: g=portable$'
 until_true 60 xlr shutdown g || fail "the guest does not hear a shutdown"
 gone g 60
+# What the guest cannot do without is said where it is forbidden.
+guest i 6.12-cloud poweroff 'hypercall_rewrite = 0'
+xlr create -p i.cfg >out 2>err || { cat err; fail "hypercall_rewrite = 0: status $?"; }
+want err 'hypercall_rewrite = 0 leaves the kernel its hypercall instructions'
+xlr destroy i || fail "hypercall_rewrite = 0: destroy ended with status $?"
 # What cannot be rewritten is refused with the reason.
 guest h 6.12-cloud poweroff 'kernel = "/guest/micro/hello"' 'hypercall_rewrite = 1'
 xlr create h.cfg >out 2>err && fail 'a kernel without stubs was rewritten'

@@ -18,6 +18,8 @@ const DEFAULT_MEMORY_MIB: u64 = 128;
 /// libxl's defaults.
 const GRANT_FRAMES: u32 = 64;
 const EVENT_CHANNELS: u32 = 1023;
+/// The highest port of 64-bit guests without FIFO.
+const LAST_PORT_2L: u32 = 4095;
 
 /// A domain and what there is to say about its configuration.
 #[derive(Debug)]
@@ -67,6 +69,15 @@ pub fn domain(settings: &mut Settings, source: &Path) -> Result<Parsed> {
         source: Some(absolute(&source.to_string_lossy())?),
     };
     let mut warnings = std::mem::take(&mut settings.warnings);
+    if let Some(value) = settings.value("max_event_channels")
+        && domain.event_channels == EventChannels::TwoLevel
+        && domain.max_event_channels > LAST_PORT_2L
+    {
+        warnings.push(format!(
+            "{}: warning: a guest has no ports above {LAST_PORT_2L} by the 2-level ABI: event_channels = \"fifo\" has them",
+            value.pos
+        ));
+    }
     let line = |diag: &Diag| format!("{}: warning: {}", diag.pos, diag.message);
     warnings.extend(devices.iter().flat_map(|placed| &placed.warnings).map(line));
     Ok(Parsed { domain, places: devices.into_iter().map(|placed| placed.at).collect(), warnings })
@@ -422,6 +433,13 @@ mod tests {
     fn notes_do_not_stop_it() {
         let warnings = |text: &str| parsed(text).unwrap().warnings;
         assert!(warnings("name='a'; kernel='/k'")[0].contains("type = \"pvh\" says so"));
+        let ports = |abi: &str, last: u32| {
+            warnings(&format!("{BASE} event_channels='{abi}'\nmax_event_channels={last}"))
+        };
+        assert!(ports("2level", 4095).is_empty() && ports("fifo", 4096).is_empty());
+        assert!(
+            ports("2level", 4096)[0].starts_with("guest.cfg:2:20: warning: a guest has no ports above 4095")
+        );
         assert_eq!(
             warnings(&format!("{BASE} cmdline='x'; root='y'")),
             ["Warning: ignoring root= and extra= in favour of cmdline="]

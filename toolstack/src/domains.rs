@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use xen_emu_api::config::{DomainConfig, Launch, reason};
 use xen_emu_api::control::{Connection, Reply, Request, Status, send};
+use xen_emu_api::device::{ChannelConfig, ChannelConnection, Device};
 use xen_emu_api::run_dir::RunDir;
 
 /// From its directory to its process at the longest: a crash loop waits a minute before the next life.
@@ -83,6 +84,7 @@ impl Host {
             return Ok(());
         }
         let Status { name, domid, uuid, .. } = &domain.status;
+        remove_sockets(&domain.dir);
         let cleaned = store::forget(self, *domid, uuid);
         domain.dir.remove().with_context(|| format!("cannot remove {}", domain.dir.path().display()))?;
         match cleaned {
@@ -234,6 +236,19 @@ fn unborn(dir: &RunDir) -> bool {
 fn launch(dir: &RunDir) -> Result<Launch> {
     let text = fs::read(dir.launch())?;
     Ok(serde_json::from_slice(&text)?)
+}
+
+/// Take away the sockets of its channels, which nobody listens at any more.
+fn remove_sockets(dir: &RunDir) {
+    let Ok(Launch { config, .. }) = launch(dir) else { return };
+    for device in config.devices {
+        if let Device::Channel(ChannelConfig { connection: ChannelConnection::Socket { path }, .. }) = device
+            && UnixStream::connect(&path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tell!("cannot remove {}: {error}", path.display());
+        }
+    }
 }
 
 /// What can be said of a domain whose process does not speak.

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use xen_abi::Width;
-use xen_abi::event_channel::nr_channels_2l;
+use xen_abi::event_channel::{self, nr_channels_2l};
 use xen_domain::effect::{Backend, Effects, Port};
 use xen_domain::mem::{Gpa, GuestMem, SpecialPage};
 use xen_domain::version::XEN_VERSION;
@@ -192,6 +192,10 @@ fn accel(
     })
 }
 
+/// The user has forbidden it.
+const NOT_REWRITTEN: &str = "the portable backend of KVM: hypercall_rewrite = 0 leaves the kernel its hypercall instructions, \
+     which do not reach xlr on this backend: the guest will not get far";
+
 /// Without KVM_XEN no hypercall instruction comes to us: those of a kernel that uses no hypercall page become OUTs, in its
 /// memory, and the user is told. Linux and Xen's shim could do nothing without them; other kernels may know better.
 fn rewrite_calls(
@@ -200,7 +204,8 @@ fn rewrite_calls(
     memory: &mut Memory,
 ) -> anyhow::Result<Option<String>> {
     if !config.hypercall_rewrite.unwrap_or(!kernel.hypercall_page) {
-        return Ok(None);
+        let deaf = kernel.linux && !kernel.hypercall_page;
+        return Ok(deaf.then(|| NOT_REWRITTEN.into()));
     }
     let mut stubs = Stubs::default();
     for segment in kernel.segments.iter().filter(|segment| segment.text) {
@@ -247,6 +252,7 @@ fn params(
     cpuid: &CpuId,
 ) -> anyhow::Result<Params> {
     let config = &launch.config;
+    let most = if fifo { event_channel::fifo::NR_CHANNELS } else { nr_channels_2l(Width::W64) };
     Ok(Params {
         domid: launch.domid,
         uuid: uuid_bytes(&config.uuid)?,
@@ -256,7 +262,7 @@ fn params(
         memory_map: layout.memory_map.clone(),
         max_grant_frames: config.max_grant_frames,
         max_grant_version: config.max_grant_version,
-        max_ports: config.max_event_channels.saturating_add(1),
+        max_ports: config.max_event_channels.saturating_add(1).min(most),
         fifo,
         commandline: String::new(),
         long_mode: kernel.long_mode,

@@ -60,6 +60,8 @@ pub fn attach(args: &Args, domain: &Domain, placed: Placed, present: &[DeviceSta
     if let Some(clash) = present.iter().find_map(|old| device::clash(&old.device, &device)) {
         anyhow::bail!("{domain}: {clash}");
     }
+    let doubts = present.iter().filter_map(|old| device::doubtful(&old.device, &device));
+    doubts.for_each(|doubt| tell!("warning: {doubt}"));
     if args.globals.dry_run {
         say!("{}", dry_run::device(&device)?);
         return Ok(());

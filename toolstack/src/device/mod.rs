@@ -20,7 +20,7 @@ use crate::xlcfg::{Diag, Kind, Pos, Value, XlConf};
 use params::Params;
 use std::collections::HashSet;
 use std::sync::Arc;
-use xen_emu_api::device::{Device, VifConfig};
+use xen_emu_api::device::{ChannelConnection, Device, VifConfig};
 
 /// What messages call the words of a command.
 pub const COMMAND_LINE: &str = "command line";
@@ -78,7 +78,7 @@ fn vifs_of(list: &[Params], host: &XlConf) -> Result<Vec<Placed>, Diag> {
     (0..).zip(list).map(one).collect()
 }
 
-/// No two devices of one kind have a number in common, no two disks a name, no two channels a name.
+/// No two devices of one kind have a number in common, no two disks a name, no two channels a name or a socket.
 fn check_unique(placed: &mut [Placed]) -> Result<(), Diag> {
     let mut seen: Vec<Device> = Vec::new();
     for Placed { device, at, warnings } in placed {
@@ -86,12 +86,7 @@ fn check_unique(placed: &mut [Placed]) -> Result<(), Diag> {
             if let Some(what) = clash(other, device) {
                 return Err(at.error(what));
             }
-            if let (Device::Vif(a), Device::Vif(b)) = (other, &*device)
-                && a.mac == b.mac
-            {
-                let mac = show_mac(&b.mac);
-                warnings.push(at.error(format!("vif: two network cards have the address {mac}")));
-            }
+            warnings.extend(doubtful(other, device).map(|what| at.error(what)));
         }
         seen.push(device.clone());
     }
@@ -110,6 +105,22 @@ pub fn clash(old: &Device, new: &Device) -> Option<String> {
         }
         (Device::Channel(a), Device::Channel(b)) if a.name == b.name || a.devid == b.devid => {
             Some(format!("channel: the name {} is taken by another channel", b.name))
+        }
+        (Device::Channel(a), Device::Channel(b)) => match &b.connection {
+            ChannelConnection::Socket { path } if a.connection == b.connection => {
+                Some(format!("channel: the socket {} is taken by channel {}", path.display(), a.name))
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// What is strange about `new` beside `old`, and yet may be meant.
+pub fn doubtful(old: &Device, new: &Device) -> Option<String> {
+    match (old, new) {
+        (Device::Vif(a), Device::Vif(b)) if a.mac == b.mac => {
+            Some(format!("vif: two network cards have the address {}", show_mac(&b.mac)))
         }
         _ => None,
     }

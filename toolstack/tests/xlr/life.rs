@@ -2,6 +2,8 @@
 
 use crate::bed::{Bed, FakeDomain, ran, wait_until};
 use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Stdio;
 use xen_emu_api::control::Request;
 
@@ -92,15 +94,21 @@ fn a_guest_without_pv_control_needs_the_button() {
 #[test]
 fn a_killed_domain_is_shown_once_and_cleaned_up() {
     let bed = Bed::new();
-    let domain = created(&bed, &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let [left, served] = ["left", "served"].map(|name| dir.path().join(name));
+    let channel = |path: &Path| format!("'connection=socket,name={0},path={0}'", path.display());
+    let domain = created(&bed, &[&format!("channel=[{}, {}]", channel(&left), channel(&served))]);
     bed.store.set("/local/domain/0/backend/vbd/1/51712/state", "4");
     bed.store.set("/local/domain/0/name", "Domain-0");
+    drop(UnixListener::bind(&left).unwrap());
+    let _server = UnixListener::bind(&served).unwrap();
     domain.end();
     let ran = bed.xlr(&["list"]);
     assert_eq!(ran.err, "domain 'web' (id 1): its process died; cleaned up\n");
     let row = format!("{:<40}     1     0     0     ---sc-       0.0", "web");
     assert_eq!(ran.out.lines().last(), Some(row.as_str()));
     assert_eq!(bed.store.paths(), ["/local/domain/0/name"]);
+    assert_eq!((left.exists(), served.exists()), (false, true), "sockets of channels");
     let again = bed.xlr(&["list"]);
     assert_eq!((again.err.as_str(), again.out.lines().count()), ("", 2));
 }

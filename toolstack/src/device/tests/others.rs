@@ -28,6 +28,9 @@ fn channels() {
     );
     let twice = "channel=['connection=pty,name=a','connection=pty,name=a']";
     assert_eq!(error(twice), "g.cfg:1:35: channel: the name a is taken by another channel");
+    let socket = "connection=socket,path=/run/s";
+    let shared = error(&format!("channel=['{socket},name=a','{socket},name=b']"));
+    assert!(shared.ends_with("channel: the socket /run/s is taken by channel a"), "{shared}");
 }
 
 #[test]
