@@ -168,6 +168,8 @@ fn run(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let first = domain.count(call.nr, op);
     match family.and_then(|family| family.handler(op)) {
         Some(handler) => handler(domain, call, cx),
+        // Xen looks for the vCPU before the operation.
+        None if call.nr == Hypercall::VCPU_OP.0 && domain.vcpu(call.arg32(1)).is_err() => Err(Errno::ENOENT),
         None => {
             if first {
                 cx.fx.log_once(&format!("unknown hypercall {}", table::name(call.nr, op)));

@@ -33,6 +33,9 @@ fn unknown() -> Verdict {
     for (nr, cmd) in calls {
         check_eq!(hypercall::op_null(nr, cmd), Err(Errno::ENOSYS), "{nr} command {cmd}");
     }
+    for (vcpu, want) in [(0, Errno::ENOSYS), (9999, Errno::ENOENT)] {
+        check_eq!(hypercall::call(Hypercall::VCPU_OP, &[99, vcpu, 0]), Err(want), "VCPUOP 99 of vCPU {vcpu}");
+    }
     Ok(())
 }
 

@@ -280,6 +280,13 @@ fn timers_follow_xens_rules() {
 }
 
 #[test]
+fn the_vcpu_is_looked_for_before_the_operation() {
+    let mut b = Bench::new(Width::Bits64);
+    assert_eq!(b.vcpu_op(VcpuOp(99), 1, &0u64), Err(Errno::ENOSYS));
+    assert_eq!(b.vcpu_op(VcpuOp(99), 9, &0u64), Err(Errno::ENOENT));
+}
+
+#[test]
 fn vcpus_come_up_and_the_last_one_down_ends_the_domain() {
     use VcpuOp as Op;
     let mut b = Bench::new(Width::Bits64);
