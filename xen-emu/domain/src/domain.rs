@@ -244,6 +244,14 @@ impl Domain {
         }
     }
 
+    /// The machine tells that a vCPU has had an INIT and no start since: it is down and wants a state, unless the guest has chosen
+    /// one meanwhile.
+    pub fn note_vcpu_init(&mut self, vcpu: VcpuId, now: u64) {
+        if self.vcpus.get(vcpu as usize).is_some_and(|vcpu| !vcpu.halting && vcpu.start.is_none()) {
+            self.note_vcpu_refused(vcpu, now);
+        }
+    }
+
     /// The machine has halted a vCPU ([`Effects::vcpu_down`](crate::effect::Effects::vcpu_down)): if it runs after this, it was started.
     pub fn note_vcpu_halted(&mut self, vcpu: VcpuId) {
         if let Some(vcpu) = self.vcpus.get_mut(vcpu as usize) {

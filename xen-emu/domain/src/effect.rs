@@ -198,7 +198,7 @@ pub trait Effects {
 
     /// A vCPU waiting in `Outcome::Block` has what it waits for (also when the port is masked).
     fn wake(&mut self, _vcpu: VcpuId) {}
-    /// Tell through `Domain::note_vcpu_online` whether this vCPU runs, before the caller's hypercall goes on.
+    /// Tell through `Domain::note_vcpu_online` or `note_vcpu_init` whether this vCPU runs, before the caller's hypercall goes on.
     fn look_at(&mut self, _vcpu: VcpuId) {}
     /// Let a vCPU run (VCPUOP_up): with these registers, or where it has stopped.
     fn vcpu_up(&mut self, vcpu: VcpuId, start: Option<&StartState>);

@@ -550,13 +550,15 @@ pub fn deliver(guest: &Guest, fd: &VcpuFd, id: u32, mail: Mail) {
         }
         Mail::Look => {
             let (Ok(mp), Ok(regs)) = (fd.get_mp_state(), fd.get_regs()) else { return };
+            let mut domain = lock(&guest.domain);
+            let now = guest.now().system_ns;
             let online = match mp.mp_state {
-                KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => false,
+                KVM_MP_STATE_INIT_RECEIVED => return domain.note_vcpu_init(id, now),
+                KVM_MP_STATE_UNINITIALIZED => false,
                 KVM_MP_STATE_HALTED => regs.rflags & RFLAGS_IF != 0,
                 _ => true,
             };
-            let mut domain = lock(&guest.domain);
-            domain.note_vcpu_online(id, online, guest.now().system_ns);
+            domain.note_vcpu_online(id, online, now);
         }
     }
 }

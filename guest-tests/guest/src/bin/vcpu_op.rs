@@ -1,11 +1,11 @@
-//! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again.
+//! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again, and started anew after an INIT.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use guest::hypercall::vcpu_op;
 use guest::smp::{self, spin_until, start_context, start_vcpu};
-use guest::{Verdict, acpi, check, check_eq, cpu, fail, println, skip};
+use guest::{Verdict, acpi, apic, check, check_eq, cpu, fail, println, skip};
 use xen_abi::Errno;
 use xen_abi::vcpu::{VCPU_HVM_MODE_32B, VcpuHvmContext, VcpuHvmX86_32, VcpuHvmX86_64, VcpuOp};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -96,6 +96,23 @@ fn run() -> Verdict {
         check_eq!(STEP.load(Ordering::SeqCst), steps, "steps of a vCPU that is down");
         cpu_pauses(1000);
     }
+    by_init()
+}
+
+/// An INIT takes a vCPU down, and its state: it wants another one.
+fn by_init() -> Verdict {
+    let Some(other) = acpi::cpus().nth(1) else { fail!("no second CPU") };
+    apic::enable();
+    check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Ok(0), "up");
+    for round in 1..=10 {
+        let before = STEP.load(Ordering::SeqCst);
+        check!(spin_until(|| STEP.load(Ordering::SeqCst) > before + 2), "round {round}: vCPU 1 stands still");
+        apic::command(other.apic_id, apic::INIT);
+        check!(spin_until(|| is_up(1) == Ok(0)), "round {round}: vCPU 1 is up after an INIT");
+        check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Err(Errno::EINVAL), "up after an INIT");
+        check_eq!(start_vcpu(1), Ok(()), "initialise and up after an INIT");
+    }
+    println!("10 times down by INIT");
     Ok(())
 }
 

@@ -213,6 +213,23 @@ fn a_vcpu_that_is_refused_wants_another_state() {
 }
 
 #[test]
+fn a_vcpu_that_has_had_an_init_wants_another_state() {
+    use VcpuOp as Op;
+    let mut b = Bench::new(Width::Bits64);
+    let context = good_context();
+    b.domain.note_vcpu_online(1, true, 0);
+    b.domain.note_vcpu_init(1, 0);
+    assert_eq!((b.vcpu_op(Op::IS_UP, 1, &0u64), b.vcpu_op(Op::UP, 1, &0u64)), (Ok(0), Err(Errno::EINVAL)));
+    assert_eq!(b.vcpu_op(Op::INITIALISE, 1, &context), Ok(0));
+    b.domain.note_vcpu_init(1, 0);
+    assert_eq!(b.vcpu_op(Op::UP, 1, &0u64), Ok(0), "the INIT was before that");
+    assert_eq!(b.effects(), [Effect::VcpuUp(1, Some(0x1234))]);
+    assert_eq!(b.vcpu_op(Op::DOWN, 1, &0u64), Ok(0));
+    b.domain.note_vcpu_init(1, 0);
+    assert_eq!(b.vcpu_op(Op::UP, 1, &0u64), Ok(0), "it is about to be halted, whatever it looks like");
+}
+
+#[test]
 fn a_vcpu_beyond_the_legacy_ones_needs_no_vcpu_info_to_begin() {
     let mut b = Bench::new(Width::Bits64);
     b.domain.vcpus.resize(34, crate::vcpu::Vcpu::new(false));
