@@ -42,6 +42,8 @@ pub const FIFO: &str = "event_channels = 'fifo'";
 pub const TWO_LEVEL: &str = "event_channels = '2level'";
 /// The line of a configuration whose guest has the one vector for all vCPUs.
 const GLOBAL: &str = "upcall = 'global'";
+/// The line of a configuration whose guest has a vector for each vCPU.
+const VECTOR: &str = "upcall = 'vector'";
 /// The line of a configuration for the microkernel `flood`.
 const TEN_MILLION: &str = "extra = 'events=10000000'";
 /// Lines of a configuration for the microkernel `hostile`: more calls, and all the ports that there can be.
@@ -138,6 +140,14 @@ pub const TESTS: &[Test] = &[
         &["stress", "64", PORTABLE, FIFO, "vcpus = 4", "max_event_channels = 4095"],
         300,
     ),
+    test(
+        "micro-portable-evtchn_self-off",
+        "micro.sh",
+        &["evtchn_self", "64", PORTABLE, VECTOR, "extra = 'off'"],
+        120,
+    ),
+    test("vcpu-down-idle", "down.sh", &[], 90),
+    test("vcpu-down-idle-portable", "down.sh", &[PORTABLE], 90),
     test("micro-portable-poll-open", "micro.sh", &["poll", "64", PORTABLE, TWO_LEVEL, "extra = 'open'"], 120),
     test("micro-portable-fifo-asked", "micro.sh", &["fifo", "64", PORTABLE, FIFO], 180),
     test("cpus-6.12-cloud", "cpus.sh", &["6.12-cloud", "2level"], 120),

@@ -2,7 +2,6 @@
 //! ports. Idle where KVM has routes for them.
 
 use crate::guest::Guest;
-use crate::kvm::ioctl::take;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -88,10 +87,7 @@ pub fn run(guest: &Arc<Guest>) {
         };
         for event in ready.iter().take(count) {
             let Some(from) = backend(event.data()) else { return };
-            // Another listener, the kernel again, may have been faster.
-            if guest.accel.backend(from).is_some_and(|fds| take(&fds.notify)) {
-                guest.with_domain(|domain, cx| domain.raise_backend(from, cx));
-            }
+            guest.with_domain(|domain, cx| guest.take_signal(from, domain, cx));
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::forward::Forward;
 use crate::fx::Fx;
 use crate::kvm::backends::BackendFds;
 use crate::kvm::hypercall_page;
+use crate::kvm::ioctl::take;
 use crate::kvm::mailbox::{Mailboxes, Ticket};
 use crate::kvm::pvclock;
 use crate::kvm::vcpu::{self, Mail, Thread};
@@ -247,6 +248,14 @@ impl Guest {
         };
         fx.finish();
         result
+    }
+
+    /// Raises a backend's port where it has signalled and no other listener was faster. Who looks has the domain's lock: what was
+    /// signalled is nowhere but in the eventfd or in the port.
+    pub fn take_signal(&self, from: Backend, domain: &mut Domain, cx: &mut Cx<'_>) {
+        if self.accel.backend(from).is_some_and(|fds| take(&fds.notify)) {
+            domain.raise_backend(from, cx);
+        }
     }
 
     /// Run a vCPU's singleshot VIRQ_TIMER here: raised at this system time, or never. `own` on the vCPU's own thread.

@@ -1,5 +1,5 @@
 //! Timers that the kernel does not run: periodic VIRQ_TIMERs, watchdogs, and the look whether a guest without
-//! `\_S5` has ended by halting all its vCPUs with interrupts off, which KVM never reports.
+//! `\_S5` has ended by halting all its vCPUs with interrupts off, which KVM never reports, and whether the host's clock was set.
 
 use crate::guest::{Guest, lock};
 use crate::kvm::vcpu::Mail;
@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use xen_abi::xen::Virq;
 use xen_emu_api::config::reason;
 
-/// How often an idle guest is looked at.
-const HALT_CHECK: Duration = Duration::from_secs(1);
+/// How often an idle guest and the host's clock are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// By how much the host's wall clock has been set, or has been slewed since, when the guest's is set too.
+const WALL_SLACK: Duration = Duration::from_millis(50);
 
 /// What runs out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,8 +33,8 @@ pub enum Timer {
     Signalling(u32),
     /// SCHEDOP_watchdog.
     Watchdog(u32),
-    /// Look for a guest that has ended by halting.
-    HaltCheck,
+    /// Look for a guest that has ended by halting, and at the host's clock.
+    Look,
 }
 
 impl Timer {
@@ -143,7 +145,7 @@ impl Timers {
             if let Some((timer, at, every)) = first
                 && at <= now
             {
-                if matches!(timer, Timer::Periodic(_) | Timer::Signalling(_) | Timer::HaltCheck) {
+                if matches!(timer, Timer::Periodic(_) | Timer::Signalling(_) | Timer::Look) {
                     // A late timer does not catch up tick by tick: Xen's periodic timer coalesces too.
                     state.armed.insert(timer, ((at + every).max(now), every));
                 } else {
@@ -163,8 +165,9 @@ impl Timers {
 
 /// The timer thread of a domain; returns when [`Timers::stop`] was called.
 pub fn run(guest: &Arc<Guest>) {
-    guest.timers.set(Timer::HaltCheck, Some(HALT_CHECK));
+    guest.timers.set(Timer::Look, Some(LOOK));
     let mut last_time = None;
+    let mut booted = guest.now().boot_ns();
     while let Some(timer) = guest.timers.next() {
         match timer {
             Timer::Periodic(vcpu) | Timer::Singleshot(vcpu) => {
@@ -178,13 +181,18 @@ pub fn run(guest: &Arc<Guest>) {
             Timer::Upcall(vcpu) => guest.try_again(vcpu),
             Timer::Signalling(vcpu) => guest.kick(usize::try_from(vcpu).unwrap_or(usize::MAX)),
             Timer::Watchdog(_) => guest.shut_down(VmEvent::Shutdown(reason::WATCHDOG)),
-            Timer::HaltCheck => {
+            Timer::Look => {
                 let time: u64 = lock(&guest.threads).iter().map(|thread| thread.time_ns()).sum();
                 // Only a guest that used no CPU at all since the last look is disturbed.
                 if last_time == Some(time) && guest.mailboxes.running() {
                     guest.online();
                 }
                 last_time = Some(time);
+                let now = guest.now().boot_ns();
+                if Duration::from_nanos(now.abs_diff(booted)) > WALL_SLACK {
+                    guest.with_domain(|domain, cx| domain.update_wallclock(cx));
+                    booted = now;
+                }
             }
         }
     }

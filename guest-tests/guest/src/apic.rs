@@ -32,14 +32,19 @@ pub fn enable() {
         cpu::wrmsr(APIC_BASE_MSR, base | 0x400);
         MODE.store(2, Ordering::Relaxed);
     }
-    write(SPURIOUS, 0x1ff);
+    accept(true);
 }
 
 /// Switches this CPU's APIC on in xAPIC mode, which [`enable`] leaves where there is another.
 pub fn enable_xapic() {
     cpu::wrmsr(APIC_BASE_MSR, cpu::rdmsr(APIC_BASE_MSR) | 0x800);
     MODE.store(1, Ordering::Relaxed);
-    write(SPURIOUS, 0x1ff);
+    accept(true);
+}
+
+/// Has this CPU's APIC, which is enabled, accept interrupts or not, by the spurious-interrupt register.
+pub fn accept(on: bool) {
+    write(SPURIOUS, if on { 0x1ff } else { 0xff });
 }
 
 /// This CPU's APIC id.

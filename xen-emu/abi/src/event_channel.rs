@@ -35,6 +35,8 @@ open_enum! {
         EXPAND_ARRAY = 12,
         /// Priority of a port; arg `SetPriority`.
         SET_PRIORITY = 13,
+        /// Xen's own, by which a long reset goes on; arg `Reset`.
+        RESET_CONT = 14,
     }
 }
 

@@ -16,9 +16,15 @@ pub struct Now {
 }
 
 impl Now {
-    /// Wall clock of system time 0, as shared_info tells it: seconds and nanoseconds.
+    /// Wall clock of system time 0: nanoseconds since 1970.
+    #[must_use]
+    pub const fn boot_ns(self) -> u64 {
+        self.wall_ns.saturating_sub(self.system_ns)
+    }
+
+    /// The same as shared_info tells it: seconds and nanoseconds.
     const fn wallclock(self) -> (u64, u32) {
-        let boot = self.wall_ns.saturating_sub(self.system_ns);
+        let boot = self.boot_ns();
         (boot / 1_000_000_000, (boot % 1_000_000_000) as u32)
     }
 }

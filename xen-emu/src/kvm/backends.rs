@@ -85,8 +85,14 @@ pub struct Backends {
 }
 
 struct State {
-    fds: BTreeMap<Backend, Arc<BackendFds>>,
+    wired: BTreeMap<Backend, Wired>,
     carrier: Carrier,
+}
+
+struct Wired {
+    fds: Arc<BackendFds>,
+    /// The carrier listens.
+    heard: bool,
 }
 
 impl Backends {
@@ -95,7 +101,7 @@ impl Backends {
     /// # Errors
     /// The host has no descriptors left.
     pub fn new(vm: Arc<VmFd>, forward: Arc<Forward>, carrier: Carrier) -> io::Result<Backends> {
-        let state = State { fds: BTreeMap::new(), carrier };
+        let state = State { wired: BTreeMap::new(), carrier };
         let backends = Backends { vm, forward, state: Mutex::new(state) };
         for backend in [Backend::Store, Backend::Console] {
             backends.insert(&mut backends.state(), backend, Arc::new(BackendFds::new()?))?;
@@ -109,13 +115,13 @@ impl Backends {
 
     fn insert(&self, state: &mut State, backend: Backend, fds: Arc<BackendFds>) -> io::Result<()> {
         self.listen(state.carrier, backend, &fds.notify)?;
-        state.fds.insert(backend, fds);
+        state.wired.insert(backend, Wired { fds, heard: true });
         Ok(())
     }
 
     /// The eventfds of a backend.
     pub fn get(&self, backend: Backend) -> Option<Arc<BackendFds>> {
-        self.state().fds.get(&backend).cloned()
+        self.state().wired.get(&backend).map(|wired| wired.fds.clone())
     }
 
     /// Make room for one more event channel with these eventfds.
@@ -124,7 +130,7 @@ impl Backends {
     /// The host has no interrupt routes left, or an eventfd is in use already.
     pub fn add(&self, fds: Arc<BackendFds>) -> io::Result<Backend> {
         let mut state = self.state();
-        let free = |n: &u32| !state.fds.contains_key(&Backend::Device(*n));
+        let free = |n: &u32| !state.wired.contains_key(&Backend::Device(*n));
         let backend = (0..DEVICES).find(free).map(Backend::Device);
         let backend = backend.ok_or_else(|| io::Error::other(format!("more than {DEVICES} in use")))?;
         self.insert(&mut state, backend, fds)?;
@@ -133,9 +139,17 @@ impl Backends {
 
     /// Forget a device's event channel.
     pub fn remove(&self, backend: Backend) {
+        self.hush(backend);
+        self.state().wired.remove(&backend);
+    }
+
+    /// Listen to a backend no longer: what it has signalled has come to the guest by then, or counts in its eventfd.
+    pub fn hush(&self, backend: Backend) {
         let mut state = self.state();
-        if let Some(fds) = state.fds.remove(&backend)
-            && let Err(e) = self.leave(state.carrier, backend, &fds.notify)
+        let carrier = state.carrier;
+        if let Some(wired) = state.wired.get_mut(&backend)
+            && std::mem::take(&mut wired.heard)
+            && let Err(e) = self.leave(carrier, backend, &wired.fds.notify)
         {
             limited!(warn, "{backend:?} is still listened to: {e}");
         }
@@ -151,9 +165,10 @@ impl Backends {
         if before == carrier {
             return Ok(());
         }
-        let moved = state.fds.iter().map(|(&backend, fds)| {
-            let left = self.leave(before, backend, &fds.notify);
-            left.and(self.listen(carrier, backend, &fds.notify))
+        let heard = state.wired.iter().filter(|(_, wired)| wired.heard);
+        let moved = heard.map(|(&backend, wired)| {
+            let left = self.leave(before, backend, &wired.fds.notify);
+            left.and(self.listen(carrier, backend, &wired.fds.notify))
         });
         moved.fold(Ok(()), io::Result::and)
     }

@@ -42,6 +42,8 @@ const RFLAGS_IF: u64 = 1 << 9;
 /// RUNSTATE_running, RUNSTATE_blocked.
 const RUNNING: i32 = 0;
 const BLOCKED: i32 = 2;
+/// How long a vCPU that is down sleeps between looks for an INIT while something else wants it.
+const REST: Duration = Duration::from_millis(10);
 /// How long a vCPU that polls with interrupts off sleeps at most.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -352,10 +354,21 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
                 count(&guest.exits.signal);
                 self.fd.set_kvm_immediate_exit(0);
+                if e.errno() == libc::EAGAIN {
+                    self.rest();
+                }
             }
             Err(e) => self.fail(&format!("KVM_RUN: {e}")),
         }
         Flow::Run
+    }
+
+    /// KVM_RUN of a vCPU that is down comes back for an interrupt, an NMI or a timer that such a vCPU cannot take, and would again
+    /// at once. An INIT, for which it comes back too, is no reason to wait.
+    fn rest(&self) {
+        if self.fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED) {
+            self.guest.mailboxes.sleep(self.index(), REST);
+        }
     }
 
     /// The guest can go no further: end the domain as crashed, with the reason and the registers in the log.

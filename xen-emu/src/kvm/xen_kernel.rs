@@ -351,7 +351,8 @@ impl XenAccel for XenKernel {
             VcpuAttr::TimerExpiry(at) => {
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_TIMER);
                 ioctl::vcpu_get_attr(fd, &mut a)?;
-                a.u.timer.expires_ns = at.unwrap_or(0);
+                // 0 would be none: a time long past is due at once.
+                a.u.timer.expires_ns = at.map_or(0, |at| at.max(1));
             }
             VcpuAttr::UpcallVector(vector) => {
                 a = vcpu_attr(KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR);

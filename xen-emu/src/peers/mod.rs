@@ -228,10 +228,16 @@ impl Server {
         self.late.extend(link.pins.into_values());
     }
 
-    /// The other end of a channel has gone: our port waits again. Where the guest has just closed it the channel stays
-    /// until we are told.
+    /// The other end of a channel has gone: our port waits again, with what was sent before it went. Where the guest has just
+    /// closed it the channel stays until we are told.
     fn left(&mut self, backend: Backend) {
-        if self.guest.with_domain(|domain, cx| domain.peer_left(backend, cx)) {
+        let guest = &self.guest;
+        guest.accel.backends().hush(backend);
+        let gone = guest.with_domain(|domain, cx| {
+            guest.take_signal(backend, domain, cx);
+            domain.peer_left(backend, cx)
+        });
+        if gone {
             self.channels.remove(&backend);
             self.guest.accel.remove_device(backend);
         } else if let Some(channel) = self.channels.get_mut(&backend) {

@@ -145,13 +145,14 @@ fn table(ports: &Ports, abi: &str, layout: fn(&Ports) -> Verdict) -> Verdict {
     binds(ports)?;
     uses(ports)?;
     layout(ports)?;
-    for op in (0..14).map(Op) {
+    for op in (0..15).map(Op) {
         let answer = hypercall::call(Hypercall::EVENT_CHANNEL_OP, &[op.0.into(), NOWHERE]);
         // Where there is no FIFO at all the two are not known.
         let unknown = [Op::INIT_CONTROL, Op::EXPAND_ARRAY].contains(&op) && answer == Err(E::ENOSYS);
         check_eq!(unknown || answer == Err(E::EFAULT), true, "{op} without an argument ({abi}): {answer:?}");
     }
-    for op in [14, 99, u32::MAX] {
+    check_eq!(ask(Op::RESET_CONT, &[u32::from(Domid::SELF.0)]), Err(E::EBUSY), "no reset goes on ({abi})");
+    for op in [15, 99, u32::MAX] {
         check_eq!(ask(Op(op), &[]), Err(E::ENOSYS), "operation {op} ({abi})");
     }
     let after = ports.states()?;
@@ -199,7 +200,6 @@ fn binds(ports: &Ports) -> Verdict {
         (Op::BIND_IPI, &[NO_VCPU], Err(E::ENOENT)),
         (Op::BIND_IPI, &[u32::MAX], Err(E::ENOENT)),
         (Op::BIND_PIRQ, &[PIRQ, 0], Err(E::EEXIST)),
-        (Op::BIND_PIRQ, &[PIRQ + 1, 2], Err(E::EINVAL)),
         (Op::BIND_PIRQ, &[u32::MAX, 0], Err(E::EINVAL)),
     ])
 }

@@ -1,9 +1,11 @@
-//! Events a guest sends to itself: bits, upcalls, masks, and the state of ports.
+//! Events a guest sends to itself: bits, upcalls, masks, and the state of ports. With `off` on the command line also those that come while
+//! the local APIC accepts nothing.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
+use guest::boot::Words;
 use guest::events::{self, Events, bind_ipi, evtchn_op, selector_bit, send, status, unmask, wait_count};
-use guest::{Verdict, check, check_eq, println, traps};
+use guest::{Verdict, apic, check, check_eq, cpu, println, traps};
 use xen_abi::Errno;
 use xen_abi::event_channel::{AllocUnbound, BindInterdomain, Close, EvtchnOp, EvtchnStat};
 use xen_abi::xen::{Domid, Port, Virq};
@@ -19,6 +21,9 @@ fn run() -> Verdict {
     check_eq!(status(ipi)?.status, EvtchnStat::IPI, "status of port {ipi}");
     unmasked(&events, ipi)?;
     masked(&events, ipi)?;
+    if Words::read().has("off") {
+        refused(&events, ipi)?;
+    }
     loopback(&events)?;
     debug_virq()?;
     closed(&events, ipi)
@@ -65,6 +70,33 @@ fn masked(events: &Events, port: Port) -> Verdict {
     check_eq!((events.upcall_pending(), events.selector()), (0, 0), "after unmasking an idle port");
     println!("masked events wait");
     Ok(())
+}
+
+/// An upcall that the local APIC has refused comes when it accepts interrupts again, and once.
+fn refused(events: &Events, port: Port) -> Verdict {
+    for round in 1..=20 {
+        let before = traps::count(VECTOR);
+        apic::accept(false);
+        send(port)?;
+        // For the host to try again, sometimes.
+        open_for(round);
+        check_eq!(traps::count(VECTOR), before, "round {round}: upcalls by a local APIC that is off");
+        check_eq!(events.upcall_pending(), 1, "round {round}: upcall_pending");
+        apic::accept(true);
+        check!(wait_count(VECTOR, before + 1), "round {round}: no upcall when the local APIC is on");
+        drain(events, port);
+        open_for(round);
+        check_eq!(traps::count(VECTOR), before + 1, "round {round}: upcalls");
+    }
+    println!("refused upcalls come later");
+    Ok(())
+}
+
+/// With interrupts on, for so long.
+fn open_for(time: u32) {
+    cpu::sti();
+    (0..time * 100_000).for_each(|_| cpu::pause());
+    cpu::cli();
 }
 
 fn loopback(events: &Events) -> Verdict {

@@ -37,6 +37,8 @@ const OWN: u32 = 12;
 const NOBODY: Domid = Domid(0x6fff);
 /// Events each way.
 const ROUNDS: u64 = 300;
+/// Channels that are closed in the moment after an event.
+const LAST_WORDS: u64 = 100;
 /// What the pages begin with.
 const HELLO: u64 = 0x1122_3344_5566_7788;
 /// Offsets in the page that both write to.
@@ -217,10 +219,13 @@ fn server(events: &Events, peer: Domid, table: &Page, first: bool) -> Verdict {
     println!("{ROUNDS} events each way");
     copies(peer)?;
     send(port)?;
-    wait(events, port)?;
-    check_eq!(flags(table, ONE_READS), 0, "use of a page that is unmapped");
-    left(port, peer)?;
-    PAGE.u64(SEEN).store(1, Ordering::SeqCst);
+    for round in 1..=LAST_WORDS {
+        wait(events, port)?;
+        check_eq!(flags(table, ONE_READS), 0, "use of a page that is unmapped");
+        left(port, peer)?;
+        PAGE.u64(SEEN).store(round, Ordering::SeqCst);
+    }
+    println!("{LAST_WORDS} events before the end of their channel");
     wait(events, port)?;
     check_eq!(status(port)?.status, EvtchnStat::INTERDOMAIN, "port {port}, bound again");
     if first {
@@ -318,13 +323,16 @@ fn client(events: &Events, peer: Domid, first: bool) -> Verdict {
     wait(events, port)?;
     check_eq!(PAGE.read::<u64>(80), HELLO, "what the server has copied");
     check_eq!(unmap(&read_only)?, GntStatus::OKAY, "unmapping");
-    send(port)?;
-    evtchn_op(EvtchnOp::CLOSE, &mut Close { port })?;
-    check!(
-        smp::spin_until(|| page.u64(SEEN).load(Ordering::SeqCst) == 1),
-        "the server does not see it close"
-    );
-    let port = bind(peer, far)?;
+    let mut port = port;
+    for round in 1..=LAST_WORDS {
+        send(port)?;
+        evtchn_op(EvtchnOp::CLOSE, &mut Close { port })?;
+        check!(
+            smp::spin_until(|| page.u64(SEEN).load(Ordering::SeqCst) == round),
+            "round {round}: the server does not see the last event, or that it closes"
+        );
+        port = bind(peer, far)?;
+    }
     println!("closed and bound again");
     send(port)?;
     if first {

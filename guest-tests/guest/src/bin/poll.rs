@@ -6,12 +6,12 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use guest::boot::Words;
-use guest::events::{Events, bind_ipi, send};
+use guest::events::{Events, bind_ipi, evtchn_op, send};
 use guest::page::Page;
 use guest::smp::{spin_until, start_vcpu};
 use guest::{Verdict, acpi, check, check_eq, clock, cpu, fifo, hypercall, println, skip, traps};
 use xen_abi::Errno;
-use xen_abi::event_channel::fifo as abi;
+use xen_abi::event_channel::{Close, EvtchnOp, fifo as abi};
 use xen_abi::hypercall::Hypercall;
 use xen_abi::sched::{SchedOp, SchedPoll};
 use xen_abi::shared_info::VCPU_TIME;
@@ -186,6 +186,18 @@ impl Polled {
             Err(Errno::EINVAL),
             "a poll of a port beyond the last"
         );
+        // KVM looks at the number only.
+        if self.open {
+            let closed = bind_ipi(0)?;
+            evtchn_op(EvtchnOp::CLOSE, &mut Close { port: closed })?;
+            for port in [Port(0), closed] {
+                check_eq!(
+                    poll(&[port], self.now()),
+                    Err(Errno::EINVAL),
+                    "a poll of port {port}, which is closed"
+                );
+            }
+        }
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The clock: valid as soon as the shared info page is mapped, monotonic, and the wall clock sane. With `paused` on the command line
-//! it runs until the host has paused the domain for two seconds, in which the clock must stand still.
+//! it runs until the host has paused the domain for two seconds, in which the clock must stand still, and has then had its own set an hour
+//! ahead, which the wall clock has to follow.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -72,6 +73,16 @@ fn paused(events: &Events) -> Verdict {
             check!((1..60).contains(&later), "the wall clock of system time 0 has moved by {later} s");
             check!(smp::spin_until(expired), "the timer set to {deadline} does not run out");
             check!(read().1 >= deadline, "the timer set to {deadline} runs out early");
+            let booted = boot_time();
+            println!("an hour is to pass");
+            let an_hour = || (3500..3700).contains(&boot_time().wrapping_sub(booted));
+            check!(
+                smp::spin_until(an_hour),
+                "the wall clock of system time 0 was {booted} and is {}",
+                boot_time()
+            );
+            let after = read().1;
+            check!(after - last < 1_000_000_000_000, "system time went on from {last} to {after}");
             return Ok(());
         }
         // Always half a second ahead, and less than the pause.

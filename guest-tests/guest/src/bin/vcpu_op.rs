@@ -1,12 +1,16 @@
-//! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again, and started anew after an INIT.
+//! vCPUs started by `VCPUOP_initialise` and `VCPUOP_up`, taken down and up again, and started anew after an INIT. With `down` on the command
+//! line one that is down has an NMI pending, in a domain that sleeps for ever.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use guest::hypercall::vcpu_op;
+use guest::boot::Words;
+use guest::hypercall::{self, vcpu_op};
 use guest::smp::{self, spin_until, start_context, start_vcpu};
 use guest::{Verdict, acpi, apic, check, check_eq, cpu, fail, println, skip};
 use xen_abi::Errno;
+use xen_abi::hypercall::Hypercall;
+use xen_abi::sched::SchedOp;
 use xen_abi::vcpu::{VCPU_HVM_MODE_32B, VcpuHvmContext, VcpuHvmX86_32, VcpuHvmX86_64, VcpuOp};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -43,6 +47,9 @@ fn initialise(vcpu: u32, mut context: VcpuHvmContext) -> Result<i64, Errno> {
 fn run() -> Verdict {
     if acpi::cpus().count() < 2 {
         skip!("needs 2 vCPUs");
+    }
+    if Words::read().has("down") {
+        return asleep();
     }
     check_eq!(is_up(0), Ok(1), "is_up of vCPU 0");
     check_eq!(is_up(1), Ok(0), "is_up of vCPU 1");
@@ -170,6 +177,19 @@ fn impossible() -> Verdict {
     check_eq!(smp::vcpu_op(VcpuOp::UP, 1), Err(Errno::EINVAL), "up of a vCPU that was refused");
     println!("24 states refused");
     Ok(())
+}
+
+/// Never ends.
+fn asleep() -> Verdict {
+    start_vcpu(1)?;
+    check!(spin_until(|| STEP.load(Ordering::SeqCst) == 1), "vCPU 1 does not start");
+    check_eq!(smp::vcpu_op(VcpuOp::DOWN, 1), Ok(0), "down");
+    check_eq!(is_up(1), Ok(0), "is_up of a vCPU that was taken down");
+    check_eq!(smp::vcpu_op(VcpuOp::SEND_NMI, 1), Ok(0), "an NMI for a vCPU that is down");
+    println!("sleeps for ever");
+    loop {
+        hypercall::op_null(Hypercall::SCHED_OP, SchedOp::BLOCK.0)?;
+    }
 }
 
 fn cpu_pauses(count: u32) {

@@ -41,6 +41,13 @@ pub(crate) enum Kind {
     Ipi,
 }
 
+impl Kind {
+    /// The guest may use such a port: it has been given it, and has not closed it.
+    pub(crate) fn is_open(self) -> bool {
+        !matches!(self, Kind::Free | Kind::Reserved | Kind::Held(_))
+    }
+}
+
 /// One port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Channel {
@@ -85,9 +92,6 @@ pub(crate) struct Ports {
 /// Ports are made by so many, as Xen's fit into a page (`EVTCHNS_PER_BUCKET`).
 const BUCKET: u32 = 64;
 
-/// Closed ports that still stand in a queue, which a search for a free one passes over at most.
-const BUSY_MAX: usize = 1024;
-
 impl Ports {
     pub(crate) fn new(limit: u32) -> Ports {
         let reserved = Channel { kind: Kind::Reserved, ..Channel::FREE };
@@ -131,14 +135,13 @@ impl Ports {
     /// The lowest free port that is not busy, which the next one that is allocated will be.
     ///
     /// # Errors
-    /// -ENOSPC when all are in use, or [`BUSY_MAX`] of them busy: a guest could have all of its event words read by every
-    /// binding otherwise.
+    /// -ENOSPC when all are in use or busy.
     pub(crate) fn vacant(&mut self, width: Width, mem: &dyn GuestMem) -> Result<Port, Errno> {
         let max = self.max_ports(width);
         let free =
             |port: &Port| self.channels.get(*port as usize).is_none_or(|channel| channel.kind == Kind::Free);
         let lowest = (self.first_free..max).find(free).unwrap_or(max);
-        let idle = (lowest..max).filter(free).take(BUSY_MAX).find(|&port| !self.abi.is_busy(mem, port));
+        let idle = (lowest..max).filter(free).find(|&port| !self.abi.is_busy(mem, port));
         // One that is busy is free all the same.
         self.first_free = lowest;
         idle.ok_or(Errno::ENOSPC)
@@ -196,9 +199,7 @@ impl Ports {
 
     /// The ports in use, port 0 not among them.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = (Port, Channel)> + '_ {
-        (0..)
-            .zip(self.channels.iter().copied())
-            .filter(|(_, c)| !matches!(c.kind, Kind::Free | Kind::Reserved | Kind::Held(_)))
+        (0..).zip(self.channels.iter().copied()).filter(|(_, channel)| channel.kind.is_open())
     }
 
     /// dom0's port number of a backend.

@@ -3,8 +3,8 @@
 use xen_abi::Domid;
 use xen_abi::errno::Errno;
 use xen_abi::event_channel::{
-    AllocUnbound, BIND_PIRQ_WILL_SHARE, BindInterdomain, BindIpi, BindPirq, BindVcpu, BindVirq, Close,
-    EvtchnOp, EvtchnStat, ExpandArray, InitControl, Reset, Send, SetPriority, Status, Unmask, fifo,
+    AllocUnbound, BindInterdomain, BindIpi, BindPirq, BindVcpu, BindVirq, Close, EvtchnOp, EvtchnStat,
+    ExpandArray, InitControl, Reset, Send, SetPriority, Status, Unmask, fifo,
 };
 use xen_abi::xen::{Port as AbiPort, Virq};
 
@@ -32,6 +32,7 @@ pub(super) const OPS: &[(u32, Handler)] = &[
     (EvtchnOp::INIT_CONTROL.0, init_control),
     (EvtchnOp::EXPAND_ARRAY.0, expand_array),
     (EvtchnOp::SET_PRIORITY.0, set_priority),
+    (EvtchnOp::RESET_CONT.0, reset_cont),
 ];
 
 /// A guest works on its own ports only: -EPERM for those of another domain that lives, of which that one's process is asked.
@@ -151,10 +152,10 @@ fn bind_virq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     DONE
 }
 
-/// As Xen for an HVM guest: the port is there, but no physical interrupt is routed to this domain.
+/// As Xen for an HVM guest: the port is there, but no physical interrupt is routed to this domain, and nobody looks at the flags.
 fn bind_pirq(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut bind: BindPirq = cx.get(call.arg(1))?;
-    if bind.pirq >= NR_PIRQS || bind.flags & !BIND_PIRQ_WILL_SHARE != 0 {
+    if bind.pirq >= NR_PIRQS {
         return Err(Errno::EINVAL);
     }
     if domain.ports.in_use().any(|(_, channel)| channel.kind == Kind::Pirq(bind.pirq)) {
@@ -178,13 +179,11 @@ fn bind_ipi(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn close(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Close { port } = cx.get(call.arg(1))?;
-    match domain.ports.get(port.0, domain.width)?.kind {
-        Kind::Free | Kind::Reserved | Kind::Held(_) => Err(Errno::EINVAL),
-        _ => {
-            domain.close_port(port.0, cx);
-            DONE
-        }
+    if !domain.ports.get(port.0, domain.width)?.kind.is_open() {
+        return Err(Errno::EINVAL);
     }
+    domain.close_port(port.0, cx);
+    DONE
 }
 
 fn send(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
@@ -247,7 +246,7 @@ fn bind_vcpu(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 fn unmask(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let Unmask { port } = cx.get(call.arg(1))?;
     let channel = domain.ports.get(port.0, domain.width)?;
-    if matches!(channel.kind, Kind::Free | Kind::Reserved | Kind::Held(_)) {
+    if !channel.kind.is_open() {
         return DONE;
     }
     let at = domain.place(channel.vcpu);
@@ -265,10 +264,16 @@ fn reset(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     if domain.reset_ports(cx) { DONE } else { Ok(Outcome::Again(*call)) }
 }
 
+/// Xen's own continuation of a reset, which no guest is in the middle of.
+fn reset_cont(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
+    let Reset { dom } = cx.get(call.arg(1))?;
+    only_own(domain, call, dom, cx)?.ok_or(Errno::EBUSY)
+}
+
 fn set_priority(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let SetPriority { port, priority } = cx.get(call.arg(1))?;
     let kind = domain.ports.get(port.0, domain.width)?.kind;
-    if domain.ports.abi.fifo().is_some() && matches!(kind, Kind::Free | Kind::Reserved | Kind::Held(_)) {
+    if domain.ports.abi.fifo().is_some() && !kind.is_open() {
         return Err(Errno::EACCES);
     }
     domain.ports.abi.set_priority(port.0, priority)?;

@@ -49,7 +49,9 @@ fn poll(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let mut waiting = Waiting::AnyPort;
     for index in 0..poll.nr_ports {
         let port: u32 = cx.get(poll.ports.wrapping_add(u64::from(index) * 4))?;
-        domain.ports.get(port, domain.width)?;
+        if !domain.ports.get(port, domain.width)?.kind.is_open() {
+            return Err(Errno::EINVAL);
+        }
         if domain.ports.abi.is_pending(cx.mem, &at, port)? {
             return DONE;
         }
@@ -81,7 +83,7 @@ fn shutdown(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
 
 fn shutdown_code(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
     let shutdown: SchedShutdown = cx.get(call.arg(1))?;
-    domain.shutdown_code = Some(shutdown.reason.0 & 0xff);
+    domain.shutdown_code.get_or_insert(shutdown.reason.0 & 0xff);
     DONE
 }
 

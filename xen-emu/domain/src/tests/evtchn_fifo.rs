@@ -230,7 +230,7 @@ fn a_closed_port_comes_back_when_it_has_left_its_queue() {
 }
 
 #[test]
-fn a_search_passes_over_so_many_busy_ports() {
+fn a_search_passes_over_busy_ports() {
     let mut b = Bench::with_fifo();
     b.start_fifo();
     b.expand_array(ARRAY + 1).unwrap();
@@ -238,11 +238,7 @@ fn a_search_passes_over_so_many_busy_ports() {
         assert_eq!(b.bind_ipi(0), Ok(port));
         b.close(port).unwrap();
         b.set_event_word(port, LINKED);
-        let next = if port < 1024 { Ok(port + 1) } else { Err(Errno::ENOSPC) };
-        assert_eq!(b.bind_ipi(0), next, "{port} busy ports");
-        if next.is_err() {
-            break;
-        }
+        assert_eq!(b.bind_ipi(0), Ok(port + 1), "{port} busy ports");
         b.close(port + 1).unwrap();
     }
     b.set_event_word(7, 0);

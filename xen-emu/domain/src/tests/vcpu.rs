@@ -389,10 +389,12 @@ fn shutdown_watchdogs_and_block() {
     assert_eq!(b.effects(), asked);
     assert_eq!(b.op(SCHED, SchedOp::REMOTE_SHUTDOWN.0, &[0u32, 0]).0, Err(Errno::EPERM));
     assert_eq!(b.op(SCHED, SchedOp::PIN_OVERRIDE.0, &0u32).0, Err(Errno::EPERM));
-    b.op(SCHED, SchedOp::SHUTDOWN_CODE.0, &4u32).0.unwrap();
+    for code in [4_u32, 2] {
+        b.op(SCHED, SchedOp::SHUTDOWN_CODE.0, &code).0.unwrap();
+    }
     b.put(Bench::ARG, &3u32);
     let end = b.call(SCHED, [SchedOp::SHUTDOWN.0.into(), Bench::ARG]);
-    assert_eq!(end, Outcome::Exit(ShutdownReason(4)), "the code set before wins");
+    assert_eq!(end, Outcome::Exit(ShutdownReason(4)), "the code set first wins");
 }
 
 #[test]
