@@ -261,6 +261,18 @@ pub const TESTS: &[Test] = &[
         &["flood", "64", GLOBAL, "extra = 'global events=10000000'"],
         7200,
     ),
+    test(
+        "long-ten-million-fifo-global",
+        "micro.sh",
+        &["flood", "64", FIFO, GLOBAL, "extra = 'global events=10000000'"],
+        7200,
+    ),
+    test(
+        "long-ten-million-portable-global",
+        "micro.sh",
+        &["flood", "64", PORTABLE, TWO_LEVEL, GLOBAL, "extra = 'global strict events=10000000'"],
+        7200,
+    ),
     test("memory-32M", "micro.sh", &["hello", "32"], 60),
     test("trigger-nmi", "nmi.sh", &[], 90),
     test("crash-preserved", "preserve.sh", &[], 90),
@@ -347,6 +359,12 @@ pub const TESTS: &[Test] = &[
     ),
     plain("long-plain-hostile-fifo", "hostile.sh", &[FIFO, HOSTILE, MOST_PORTS], 3600),
     plain("long-plain-ten-million-fifo", "micro.sh", &["flood", "64", FIFO, TEN_MILLION], 7200),
+    plain(
+        "long-plain-ten-million-2level",
+        "micro.sh",
+        &["flood", "64", TWO_LEVEL, "extra = 'strict events=10000000'"],
+        7200,
+    ),
     plain("long-plain-debian-12-grub", "debian.sh", &["debian-12", "grub-pvh", "raw", "poweroff"], 900),
     plain("plain-debian-12-poweroff", "debian.sh", &["debian-12", "kernel", "raw", "poweroff"], 900),
 ];

@@ -16,7 +16,7 @@ use xen_abi::Errno;
 use xen_abi::event_channel::fifo::{BUSY, LINK_MASK, LINKED, MASKED, PENDING, WORDS_PER_PAGE};
 use xen_abi::event_channel::{EvtchnOp, ExpandArray, InitControl, Reset};
 use xen_abi::hypercall::Hypercall;
-use xen_abi::memory::{MemoryOp, MemoryReservation};
+use xen_abi::memory::{MapSpace, MemoryOp, MemoryReservation};
 use xen_abi::sched::SchedOp;
 use xen_abi::shared_info::VCPU_INFO_SIZE;
 use xen_abi::vcpu::VcpuOp;
@@ -148,15 +148,20 @@ fn evtchn(op: EvtchnOp, words: [u32; 4]) -> Result<i64, Errno> {
 /// FIFO, with a control block inside the event array, pages of the array that are the same one, and one that is a control block too.
 fn queues(random: &mut Random, calls: u32, ports: u32) -> Verdict {
     let [first, second, last] = [&ARRAY[0], &ARRAY[1], &ARRAY[2]];
-    if acpi::cpus().count() > 1 {
+    // A special page or a hole is none.
+    let (Some(hole), Some(grants)) = (boot::hole_gfn(5), boot::hole_gfn(6)) else { return Ok(()) };
+    events::add_to_physmap(MapSpace::GRANT_TABLE, 0, grants)?;
+    let smp = acpi::cpus().count() > 1;
+    for gfn in [hole, grants, u64::MAX, 1 << 52, u64::MAX >> 12] {
+        check_eq!(expand(gfn), Err(Errno::EINVAL), "an event array at frame {gfn:#x}");
+        if smp {
+            check_eq!(init_control(1, gfn, 0), Err(Errno::EINVAL), "a control block at frame {gfn:#x}");
+        }
+    }
+    if smp {
         init_control(1, first.gfn(), 2048)?;
     }
     check_eq!(init_control(0, first.gfn(), 0), Err(Errno::EINVAL), "a second control block");
-    // A special page or a hole is none.
-    let Some(hole) = boot::hole_gfn(5) else { return Ok(()) };
-    for gfn in [hole, u64::MAX, 1 << 52, u64::MAX >> 12] {
-        check_eq!(expand(gfn), Err(Errno::EINVAL), "an event array at frame {gfn:#x}");
-    }
     let pages = ports.div_ceil(WORDS_PER_PAGE).max(5);
     for page in [first, second, second, &CONTROL] {
         expand(page.gfn())?;
@@ -242,6 +247,13 @@ fn given_back(random: &mut Random, ports: u32) -> Verdict {
         let _ = evtchn(EvtchnOp::CLOSE, [random.below(ports), 0, 0, 0]);
         let _ = evtchn(EvtchnOp::BIND_IPI, [0; 4]);
     }
+    // A frame of the grant table where the control block was.
+    let Some(grants) = boot::hole_gfn(6) else { return Ok(()) };
+    events::add_to_physmap(MapSpace::GRANT_TABLE, 0, CONTROL.gfn())?;
+    for _ in 0..50 {
+        let _ = send(Port(random.below(ports)));
+    }
+    events::add_to_physmap(MapSpace::GRANT_TABLE, 0, grants)?;
     // Where the array has no room that is said first.
     let gone = expand(ARRAY[0].gfn());
     check!(matches!(gone, Err(Errno::EINVAL | Errno::ENOSPC)), "an event array that is not there: {gone:?}");
