@@ -1,4 +1,4 @@
-//! A guest of 32 bits: every call that has other layouts there, events and their upcalls, the clock, and a second vCPU.
+//! A guest of 32 bits: every call that has other layouts there, events and their upcalls in both layouts, the clock, and a second vCPU.
 //! It stays as PVH starts it, in protected mode without paging.
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
@@ -9,9 +9,9 @@ use guest::events::{
 };
 use guest::hypercall::{self, Transport, call, grant_table_op, hvm_get_param, op, vcpu_op};
 use guest::page::Page;
-use guest::{Verdict, acpi, boot, check, check_eq, clock, cpu, fail, println, smp, traps};
+use guest::{Verdict, acpi, boot, check, check_eq, clock, cpu, fail, fifo, println, smp, traps};
 use xen_abi::Errno;
-use xen_abi::event_channel::{Close, EvtchnOp};
+use xen_abi::event_channel::{Close, EvtchnOp, fifo as abi};
 use xen_abi::grant_table::{CopyCompat, CopyPtrCompat, GntStatus, GnttabOp, SetupTableCompat};
 use xen_abi::hvm::params::HvmParam;
 use xen_abi::hypercall::Hypercall;
@@ -67,7 +67,7 @@ fn run() -> Verdict {
         hypercall::set(first);
         upcalls(&events)?;
     }
-    Ok(())
+    by_fifo(&events)
 }
 
 /// A physical address as a 32-bit argument has it.
@@ -369,6 +369,43 @@ fn second_vcpu(events: &Events) -> Verdict {
         check!(events.clear_pending(to_us), "round {round}: the answer is not pending");
     }
     println!("50 events both ways");
+    Ok(())
+}
+
+/// FIFO, where the domain has it: the same words as with 64 bits.
+fn by_fifo(events: &Events) -> Verdict {
+    match fifo::init_control(0) {
+        Err(Errno::ENOSYS) => {
+            println!("no FIFO here");
+            return Ok(());
+        }
+        bits => check_eq!(bits?, abi::LINK_BITS, "link bits"),
+    }
+    fifo::expand_array(1024)?;
+    let ports = [bind_ipi(0)?, bind_ipi(0)?, bind_ipi(0)?];
+    let [low, middle, high] = ports;
+    fifo::set_priority(low, abi::PRIORITY_MIN)?;
+    fifo::set_priority(high, abi::PRIORITY_MAX)?;
+    for port in ports {
+        fifo::unmask(port)?;
+    }
+    for round in 1..=50 {
+        let before = traps::count(VECTOR);
+        for port in ports {
+            send(port)?;
+        }
+        check!(wait_count(VECTOR, before + 1), "round {round}: no upcall with FIFO");
+        events.take_selector();
+        let (mut taken, mut count) = ([Port(0); 3], 0);
+        fifo::take(0, |port| {
+            if let Some(place) = taken.get_mut(count) {
+                *place = port;
+            }
+            count += 1;
+        });
+        check_eq!((taken, count), ([high, middle, low], 3), "round {round}: events with FIFO");
+    }
+    println!("50 rounds with FIFO");
     Ok(())
 }
 
