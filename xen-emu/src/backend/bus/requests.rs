@@ -46,6 +46,9 @@ impl Server {
 
     /// What there is to say of the devices whose names, such as `vbd/51712`, begin with `path`.
     fn describe(&self, path: &str) -> String {
+        if path.is_empty() && self.entries.is_empty() {
+            return "devices: none\n".into();
+        }
         let meant = |place: &Place| {
             let name = format!("{}/{}", place.kind, place.devid);
             path.is_empty() || path == place.kind || path == name
