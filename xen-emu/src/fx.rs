@@ -250,7 +250,7 @@ impl Effects for Fx<'_> {
     }
 
     fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool {
-        let kept = gpa.is_none() || self.guest.accel.has_time_info(vcpu, &self.guest.memory);
+        let kept = gpa.is_none_or(|gpa| self.guest.accel.has_time_info(vcpu, gpa, &self.guest.memory));
         if kept {
             self.attr(vcpu, VcpuAttr::TimeInfo(gpa));
         }

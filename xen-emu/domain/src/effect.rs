@@ -152,7 +152,7 @@ pub trait Effects {
     fn set_upcall_vector(&mut self, vcpu: VcpuId, vector: u8);
     /// Where this vCPU's vcpu_info lies. Called too when shared_info moves and the vCPU uses its slot there.
     fn set_vcpu_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);
-    /// Secondary vcpu_time_info; false when the machine cannot keep one (the guest gets -ENOSYS).
+    /// Secondary vcpu_time_info; false when the machine cannot keep one there (the guest gets -ENOSYS).
     fn set_vcpu_time_info(&mut self, vcpu: VcpuId, gpa: Option<Gpa>) -> bool;
     /// vcpu_runstate_info.
     fn set_runstate(&mut self, vcpu: VcpuId, gpa: Option<Gpa>);

@@ -257,10 +257,8 @@ pub trait XenAccel: Send + Sync {
     fn interrupt(&self, own: u8) -> Interrupt;
     /// VMASST_TYPE_runstate_update_flag; an error where there is none.
     fn runstate_update_flag(&self, on: bool) -> io::Result<()>;
-    /// Whether a secondary vcpu_time_info can be kept.
-    fn has_time_info(&self, _vcpu: VcpuId, _memory: &Memory) -> bool {
-        true
-    }
+    /// Whether a secondary vcpu_time_info can be kept there.
+    fn has_time_info(&self, vcpu: VcpuId, gpa: Gpa, memory: &Memory) -> bool;
     /// The guest's clock has been set, which KVM tells a vCPU as it enters the guest. On the vCPU's own thread, before that.
     fn clock_set(&self, _fd: &VcpuFd, _vcpu: VcpuId, _memory: &Memory) {}
     /// Apply a setting on the vCPU's own thread.

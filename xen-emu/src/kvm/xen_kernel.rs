@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use xen_abi::shared_info::VcpuTimeInfo;
 use xen_domain::effect::{Backend, Offload, Port, Runstate, VcpuId};
 use xen_domain::hypercall::Call;
 use xen_domain::mem::Gpa;
@@ -319,6 +320,11 @@ impl XenAccel for XenKernel {
         let mut attr = vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG);
         attr.u.runstate_update_flag = on.into();
         ioctl::hvm_set_attr(&self.vm, &attr)
+    }
+
+    /// KVM keeps none that crosses a page.
+    fn has_time_info(&self, _vcpu: VcpuId, gpa: Gpa, _memory: &Memory) -> bool {
+        gpa.gfn() == gpa.offset(size_of::<VcpuTimeInfo>() as u64 - 1).gfn()
     }
 
     fn set_vcpu(&self, fd: &VcpuFd, _vcpu: VcpuId, attr: VcpuAttr, memory: &Memory) -> io::Result<()> {

@@ -3,6 +3,8 @@
 #![cfg_attr(bare, no_std, no_main)]
 #![forbid(unsafe_code)]
 
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::SeqCst;
 use guest::events::Events;
 use guest::hypercall::{self, vcpu_op};
 use guest::page::Page;
@@ -10,7 +12,7 @@ use guest::{Stop, Verdict, boot, check, check_eq, clock, cpu, fail, println};
 use xen_abi::Errno;
 use xen_abi::hypercall::Hypercall;
 use xen_abi::sched::SchedOp;
-use xen_abi::shared_info::{VCPU_TIME, XEN_PVCLOCK_TSC_STABLE_BIT};
+use xen_abi::shared_info::{VCPU_TIME, VcpuTimeInfo, XEN_PVCLOCK_TSC_STABLE_BIT};
 use xen_abi::vcpu::{RegisterArea, Runstate, RunstateInfo, VcpuOp, XEN_RUNSTATE_UPDATE};
 use xen_abi::xen::{VmAssistCmd, VmAssistType};
 
@@ -19,6 +21,7 @@ guest::test!(run);
 static AREA: Page = Page::zero();
 static CLOCK: Page = Page::zero();
 static ASKED: Page = Page::zero();
+static PAIR: [Page; 2] = [const { Page::zero() }; 2];
 const AT: usize = 0x108;
 const SIZE: usize = size_of::<RunstateInfo>();
 /// Bytes that nobody may touch.
@@ -56,7 +59,8 @@ fn run() -> Verdict {
         println!("runstate by {op}");
     }
     asked(now)?;
-    second_clock(&events)
+    second_clock(&events)?;
+    across_pages()
 }
 
 fn refused() -> Verdict {
@@ -179,5 +183,24 @@ fn second_clock(events: &Events) -> Verdict {
         check_eq!(register(op, none), Ok(0), "{op} of no area");
         println!("a second clock by {op}");
     }
+    Ok(())
+}
+
+/// A second clock may cross a page, but where KVM keeps it.
+fn across_pages() -> Verdict {
+    let [first, last] = &PAIR;
+    let op = VcpuOp::REGISTER_VCPU_TIME_MEMORY_AREA;
+    let answer = register(op, first.addr() + 0xff0);
+    if answer == Err(Errno::ENOSYS) {
+        println!("no second clock across a page");
+        return Ok(());
+    }
+    check_eq!(answer, Ok(0), "a second clock across a page");
+    let version = first.u32(0xff0 + offset_of!(VcpuTimeInfo, version)).load(SeqCst);
+    let scale = last.u32(offset_of!(VcpuTimeInfo, tsc_to_system_mul) - 16).load(SeqCst);
+    check!(version != 0 && version.is_multiple_of(2), "version {version} of a second clock across a page");
+    check!(scale != 0, "a second clock across a page does not run");
+    check_eq!(register(op, 0), Ok(0), "no second clock");
+    println!("a second clock across a page");
     Ok(())
 }

@@ -129,11 +129,9 @@ fn runstate(domain: &mut Domain, id: VcpuId, gpa: Option<Gpa>, cx: &mut Cx<'_>) 
     DONE
 }
 
-/// The machine writes it as one block, so it may not cross a page.
 pub(super) fn time_virt(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {
-    let size = size_of::<VcpuTimeInfo>();
-    let (id, gpa) = by_virt(domain, call, cx, size)?;
-    time(domain, id, gpa.filter(|gpa| gpa.gfn() == gpa.offset(size as u64 - 1).gfn()), cx)
+    let (id, gpa) = by_virt(domain, call, cx, size_of::<VcpuTimeInfo>())?;
+    time(domain, id, gpa, cx)
 }
 
 pub(super) fn time_phys(domain: &mut Domain, call: &Call, cx: &mut Cx<'_>) -> Answer {

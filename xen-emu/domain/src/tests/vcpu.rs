@@ -89,7 +89,7 @@ fn areas_are_registered_by_virtual_and_by_physical_address() {
     assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &area.0), Ok(0), "may straddle pages");
     // Xen finds out at each update, and nobody hears of it: nothing is kept.
     assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &0xfff0u64), Ok(0));
-    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_MEMORY_AREA, 3, &0x9fe8u64), Ok(0), "two pages");
+    assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_MEMORY_AREA, 3, &area.0), Ok(0), "two pages");
     assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_MEMORY_AREA, 0, &0u64), Ok(0));
     assert_eq!(b.vcpu_op(Op::REGISTER_VCPU_TIME_MEMORY_AREA, 3, &0x9fe0u64), Ok(0));
     assert_eq!(b.vcpu_op(Op::REGISTER_RUNSTATE_PHYS_AREA, 1, &0x2_0000u64), Ok(0), "no translation");
@@ -102,7 +102,7 @@ fn areas_are_registered_by_virtual_and_by_physical_address() {
         [
             Effect::Runstate(0, Some(area)),
             Effect::Runstate(0, None),
-            Effect::TimeInfo(3, None),
+            Effect::TimeInfo(3, Some(area)),
             Effect::Runstate(0, None),
             Effect::TimeInfo(3, Some(Gpa(0x9fe0))),
             Effect::Runstate(1, Some(Gpa(0x2_0000))),

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xen_abi::Width;
 use xen_domain::effect::{Offload, Port, VcpuId};
 use xen_domain::hypercall::Call;
+use xen_domain::mem::Gpa;
 
 /// Without these the backend cannot work. Of KVM_CAP_SYNC_REGS two bits are needed.
 const NEEDED: [(Cap, &str); 5] = [
@@ -247,7 +248,7 @@ impl XenAccel for XenPortable {
         Ok(())
     }
 
-    fn has_time_info(&self, vcpu: VcpuId, memory: &Memory) -> bool {
+    fn has_time_info(&self, vcpu: VcpuId, _gpa: Gpa, memory: &Memory) -> bool {
         self.areas(vcpu).is_some_and(|areas| areas.has_stable_time(memory))
     }
 
