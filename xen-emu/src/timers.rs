@@ -49,6 +49,8 @@ struct State {
     armed: BTreeMap<Timer, (Instant, Duration)>,
     /// The guest's clock stands still, and so do the timers that go by it.
     held: bool,
+    /// What the clock runs to, as far as is known: it may run to nothing any more.
+    wound: Option<Instant>,
     stop: bool,
 }
 
@@ -79,15 +81,11 @@ impl Timers {
     /// Arm or re-arm after so long, or disarm.
     pub fn set(&self, timer: Timer, after: Option<Duration>) {
         let mut state = lock(&self.state);
-        let before = state.first();
         match after.and_then(|after| Some((Instant::now().checked_add(after)?, after))) {
             Some(at) => state.armed.insert(timer, at),
             None => state.armed.remove(&timer),
         };
-        let first = state.first();
-        if first != before && !state.stop {
-            self.wind(first.map(|(_, at, _)| at));
-        }
+        self.wind(&mut state);
     }
 
     /// Whether it runs.
@@ -107,13 +105,16 @@ impl Timers {
         for (_, (at, _)) in state.armed.iter_mut().filter(|(timer, _)| timer.is_guests()) {
             *at = at.checked_add(after).unwrap_or(*at);
         }
-        if !state.stop {
-            self.wind(state.first().map(|(_, at, _)| at));
-        }
+        self.wind(&mut state);
     }
 
-    /// Has the clock run to this moment. Called with the state locked.
-    fn wind(&self, to: Option<Instant>) {
+    /// Has the clock run to the first timer, or to now at the end.
+    fn wind(&self, state: &mut State) {
+        let to = if state.stop { Some(Instant::now()) } else { state.first().map(|(_, at, _)| at) };
+        if to == state.wound {
+            return;
+        }
+        state.wound = to;
         let wound = match to {
             // No time at all would stop it.
             Some(to) => {
@@ -131,7 +132,7 @@ impl Timers {
     pub fn stop(&self) {
         let mut state = lock(&self.state);
         state.stop = true;
-        self.wind(Some(Instant::now()));
+        self.wind(&mut state);
     }
 
     /// The next timer that has run out, waiting for it; the periodic ones are re-armed. `None` when stopped.
@@ -141,8 +142,8 @@ impl Timers {
             if state.stop {
                 return None;
             }
-            let (now, first) = (Instant::now(), state.first());
-            if let Some((timer, at, every)) = first
+            let now = Instant::now();
+            if let Some((timer, at, every)) = state.first()
                 && at <= now
             {
                 if matches!(timer, Timer::Periodic(_) | Timer::Signalling(_) | Timer::Look) {
@@ -153,12 +154,14 @@ impl Timers {
                 }
                 return Some(timer);
             }
-            self.wind(first.map(|(_, at, _)| at));
+            self.wind(&mut state);
             drop(state);
             if let Err(e) = self.clock.wait() {
                 tracing::error!("timers no longer run out: {e}");
                 return None;
             }
+            // It has run down, unless it was wound meanwhile: then it is wound once more, or runs down for nothing.
+            lock(&self.state).wound = None;
         }
     }
 }

@@ -37,22 +37,23 @@ impl BackendFds {
 
     /// Signals the backend. One whose eventfd is full has been signalled. The process of another domain may fill its own, and
     /// have it waited for, in the very moment in between: `watch(true)` is called before such a write and `watch(false)` after it, and
-    /// a signal to the thread ends it; then it has been signalled enough.
+    /// a signal to the thread ends it; then it has been signalled enough. One of our own never fills up.
     pub fn signal(&self, watch: impl Fn(bool)) {
-        if !ioctl::has_room(&self.kick) {
-            return;
+        if !self.shared {
+            return self.add_one();
         }
-        let watch = |on| {
-            if self.shared {
-                watch(on)
-            }
-        };
-        watch(true);
+        if ioctl::has_room(&self.kick) {
+            watch(true);
+            self.add_one();
+            watch(false);
+        }
+    }
+
+    fn add_one(&self) {
         match ioctl::add_one(&self.kick) {
             Err(e) if e.kind() != io::ErrorKind::Interrupted => limited!(warn, "kick: {e}"),
             _ => {}
         }
-        watch(false);
     }
 }
 
