@@ -6,6 +6,7 @@ use crate::store;
 use anyhow::{Context, Result};
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -238,12 +239,16 @@ fn launch(dir: &RunDir) -> Result<Launch> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Take away the sockets of its channels, which nobody listens at any more.
+/// Take away the sockets of its channels, which nobody listens at any more. A connection to what is no socket is refused too.
 fn remove_sockets(dir: &RunDir) {
     let Ok(Launch { config, .. }) = launch(dir) else { return };
+    let left = |path: &Path| {
+        fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+            && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
     for device in config.devices {
         if let Device::Channel(ChannelConfig { connection: ChannelConnection::Socket { path }, .. }) = device
-            && UnixStream::connect(&path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            && left(&path)
             && let Err(error) = fs::remove_file(&path)
         {
             tell!("cannot remove {}: {error}", path.display());

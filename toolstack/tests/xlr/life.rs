@@ -95,20 +95,22 @@ fn a_guest_without_pv_control_needs_the_button() {
 fn a_killed_domain_is_shown_once_and_cleaned_up() {
     let bed = Bed::new();
     let dir = tempfile::tempdir().unwrap();
-    let [left, served] = ["left", "served"].map(|name| dir.path().join(name));
+    let [left, served, file] = ["left", "served", "file"].map(|name| dir.path().join(name));
     let channel = |path: &Path| format!("'connection=socket,name={0},path={0}'", path.display());
-    let domain = created(&bed, &[&format!("channel=[{}, {}]", channel(&left), channel(&served))]);
+    let domain =
+        created(&bed, &[&format!("channel=[{}, {}, {}]", channel(&left), channel(&served), channel(&file))]);
     bed.store.set("/local/domain/0/backend/vbd/1/51712/state", "4");
     bed.store.set("/local/domain/0/name", "Domain-0");
     drop(UnixListener::bind(&left).unwrap());
     let _server = UnixListener::bind(&served).unwrap();
+    std::fs::write(&file, "somebody's").unwrap();
     domain.end();
     let ran = bed.xlr(&["list"]);
     assert_eq!(ran.err, "domain 'web' (id 1): its process died; cleaned up\n");
     let row = format!("{:<40}     1     0     0     ---sc-       0.0", "web");
     assert_eq!(ran.out.lines().last(), Some(row.as_str()));
     assert_eq!(bed.store.paths(), ["/local/domain/0/name"]);
-    assert_eq!((left.exists(), served.exists()), (false, true), "sockets of channels");
+    assert_eq!([&left, &served, &file].map(|path| path.exists()), [false, true, true], "sockets of channels");
     let again = bed.xlr(&["list"]);
     assert_eq!((again.err.as_str(), again.out.lines().count()), ("", 2));
 }
